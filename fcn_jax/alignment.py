@@ -1,0 +1,175 @@
+"""Where a cell of a feature map lies over the image: stride, offset, receptive field.
+
+Every layer of a convolutional network reads its input through a sliding window, so each cell of
+each map sits over a definite point of the image. Composing the layers' windows gives that point
+for any map, and with it every crop of a fully convolutional network: the published offsets 19
+(FCN-32s), 5 and 27 (16s), 5, 9 and 31 (8s) are results of this module, not constants.
+
+All quantities are along one axis; windows are square. Fractions keep the arithmetic exact.
+
+Example:
+    >>> vgg_block = [Window(3, pad=1), Window(3, pad=1), Window(2, stride=2, ceil=True)]
+    >>> compose(vgg_block)
+    Geometry(stride=Fraction(2, 1), offset=Fraction(1, 2), receptive_field=Fraction(6, 1))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from fractions import Fraction
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """The window of a convolution or pooling along one axis.
+
+    Attributes:
+        kernel: Cells the window covers.
+        stride: Cells it moves between two outputs.
+        pad: Cells added on each side of the input.
+        ceil: Round the output size up instead of down, as Caffe's pooling does.
+    """
+
+    kernel: int
+    stride: int = 1
+    pad: int = 0
+    ceil: bool = False
+
+    def output_size(self, size: int) -> int:
+        """Cells of the output for an input of ``size`` cells.
+
+        Raises:
+            ValueError: If the padded input is smaller than the window.
+        """
+        reach = size + 2 * self.pad - self.kernel
+        if self.ceil:
+            cells = -(-reach // self.stride) + 1
+            # Caffe drops a last window that would start beyond the input and its left padding.
+            if (cells - 1) * self.stride >= size + self.pad:
+                cells -= 1
+        else:
+            cells = reach // self.stride + 1
+        if cells < 1:
+            raise ValueError(
+                f"an input of {size} cells is too small for a window of {self.kernel} with "
+                f"padding {self.pad}; it needs at least {self.kernel - 2 * self.pad}"
+            )
+        return cells
+
+    def excess(self, size: int) -> int:
+        """Cells by which the last window reaches beyond the right padding (0 unless ``ceil``)."""
+        last_end = (self.output_size(size) - 1) * self.stride + self.kernel
+        return max(0, last_end - (size + 2 * self.pad))
+
+
+@dataclasses.dataclass(frozen=True)
+class UpWindow:
+    """The window of an up-convolution (transposed convolution) along one axis.
+
+    Each input cell adds one kernel to the output, ``factor`` cells after its neighbour's.
+
+    Attributes:
+        kernel: Output cells that one input cell writes to.
+        factor: Output cells between the kernels of two neighbouring input cells.
+    """
+
+    kernel: int
+    factor: int
+
+    def output_size(self, size: int) -> int:
+        """Cells of the output for an input of ``size`` cells."""
+        return (size - 1) * self.factor + self.kernel
+
+    @classmethod
+    def bilinear(cls, factor: int) -> UpWindow:
+        """The smallest window that interpolates bilinearly: kernel ``2 factor - factor % 2``."""
+        return cls(2 * factor - factor % 2, factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """How the cells of a map lie over the image, in pixels.
+
+    Cell ``i`` is centred at pixel ``stride * i + offset`` and depends on the ``receptive_field``
+    pixels around it (fewer where the border cuts it off).
+    """
+
+    stride: Fraction = Fraction(1)
+    offset: Fraction = Fraction(0)
+    receptive_field: Fraction = Fraction(1)
+
+    def then(self, window: Window | UpWindow) -> Geometry:
+        """The geometry of the map that ``window`` computes from this one."""
+        centre = Fraction(window.kernel - 1, 2)
+        if isinstance(window, Window):
+            return Geometry(
+                stride=self.stride * window.stride,
+                offset=self.offset + self.stride * (centre - window.pad),
+                receptive_field=self.receptive_field + self.stride * (window.kernel - 1),
+            )
+        # An output cell is written by at most ceil(kernel / factor) neighbouring input cells.
+        writers = math.ceil(Fraction(window.kernel, window.factor))
+        return Geometry(
+            stride=self.stride / window.factor,
+            offset=self.offset - self.stride * centre / window.factor,
+            receptive_field=self.receptive_field + self.stride * (writers - 1),
+        )
+
+
+PIXELS = Geometry()
+"""The image itself: cell ``i`` is pixel ``i``."""
+
+
+def compose(windows: Iterable[Window | UpWindow], start: Geometry = PIXELS) -> Geometry:
+    """The geometry of the last map of a chain of layers applied to ``start``."""
+    geometry = start
+    for window in windows:
+        geometry = geometry.then(window)
+    return geometry
+
+
+def crop_offset(cropped: Geometry, reference: Geometry) -> int:
+    """The index in ``cropped`` of the cell that lies over cell 0 of ``reference``.
+
+    This is the offset of Caffe's Crop layer; it is negative where ``reference`` begins first.
+
+    Raises:
+        ValueError: If the maps' strides differ, or their cells do not coincide.
+    """
+    if cropped.stride != reference.stride:
+        raise ValueError(
+            f"maps of strides {cropped.stride} and {reference.stride} cannot be aligned by "
+            "cropping; bring them to one stride first"
+        )
+    offset = (reference.offset - cropped.offset) / cropped.stride
+    if offset.denominator != 1:
+        raise ValueError(
+            f"the cells of the two maps lie {offset} cells apart, which is no whole number; "
+            "change a kernel or a padding so that their centres coincide"
+        )
+    return int(offset)
+
+
+def overlap(offset: int, cropped_size: int, reference_size: int) -> tuple[slice, slice]:
+    """The slices of two aligned maps that lie over each other.
+
+    Args:
+        offset: ``crop_offset(cropped, reference)``.
+        cropped_size: Cells of the first map.
+        reference_size: Cells of the second.
+
+    Returns:
+        The slice of the first map and the slice of the second, of equal length.
+
+    Raises:
+        ValueError: If the maps have no cell in common.
+    """
+    start = max(0, -offset)
+    stop = min(reference_size, cropped_size - offset)
+    if stop <= start:
+        raise ValueError(
+            f"maps of {cropped_size} and {reference_size} cells at offset {offset} do not overlap"
+        )
+    return slice(start + offset, stop + offset), slice(start, stop)

@@ -1,0 +1,113 @@
+"""Pixelwise losses over label maps with a void label."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from fcn_jax.alignment import Geometry
+
+VOID = 255
+"""The label of pixels that count neither in a loss nor in a score."""
+
+
+class PixelLoss(NamedTuple):
+    """Cross-entropy of a batch.
+
+    Attributes:
+        total: Summed over the valid pixels, in nats. NaN if any label is invalid.
+        valid: Number of valid pixels (int32).
+        invalid: Number of pixels whose label is neither a class nor void (int32).
+    """
+
+    total: Float[Array, ""]
+    valid: Int[Array, ""]
+    invalid: Int[Array, ""]
+
+    @property
+    def mean(self) -> Float[Array, ""]:
+        """Per valid pixel; 0 where no pixel is valid."""
+        return self.total / jnp.maximum(self.valid, 1)
+
+
+def cross_entropy(
+    logits: Float[Array, "... c"], labels: Int[Array, "..."], void: int = VOID
+) -> PixelLoss:
+    """Softmax cross-entropy summed over the valid pixels (the paper's loss; Caffe's
+    SoftmaxWithLoss with ``normalize: false`` and ``ignore_label: 255``).
+
+    Args:
+        logits: Unnormalised scores.
+        labels: Classes 0 to c - 1, or ``void``; any integer type.
+        void: The label that does not count.
+
+    Returns:
+        The sum and the counts. A label outside the classes that is not void makes the sum NaN
+        and is counted in ``invalid``, since compiled code cannot raise.
+
+    Raises:
+        ValueError: If the shapes do not fit; outside `jax.jit` also if a label is invalid.
+    """
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(f"labels of shape {labels.shape} do not fit logits of {logits.shape}")
+    classes = logits.shape[-1]
+    if not isinstance(labels, jax.core.Tracer):
+        check_labels(np.asarray(labels), classes, void)
+    labels = labels.astype(jnp.int32)
+    counted = labels != void
+    known = (labels >= 0) & (labels < classes)
+    valid = counted & known
+    safe = jnp.where(valid, labels, 0)
+    log_normaliser = jax.nn.logsumexp(logits, axis=-1)
+    score = jnp.take_along_axis(logits, safe[..., None], axis=-1)[..., 0]
+    total = jnp.sum(jnp.where(valid, log_normaliser - score, 0.0))
+    invalid = jnp.sum(counted & ~known, dtype=jnp.int32)
+    total = jnp.where(invalid > 0, jnp.nan, total)
+    return PixelLoss(total, jnp.sum(valid, dtype=jnp.int32), invalid)
+
+
+def check_labels(labels: np.ndarray, num_classes: int, void: int = VOID) -> None:
+    """Raises ValueError if a label is neither in [0, num_classes) nor void, and names it."""
+    wrong = np.unique(labels[(labels != void) & ((labels < 0) | (labels >= num_classes))])
+    if wrong.size:
+        raise ValueError(
+            f"labels {wrong[:5].tolist()} are neither classes 0 to {num_classes - 1} nor void "
+            f"({void}); map them to classes, or to {void} if they should not count"
+        )
+
+
+def sample_cells(
+    key: Array, labels: Int[Array, "b h w"], fraction: float, cells: Geometry
+) -> Int[Array, "b h w"]:
+    """Patch sampling: keeps the labels of a random part of the final-layer cells.
+
+    Every cell of the coarsest score map is kept with probability ``fraction``, independently;
+    the pixels nearest to the other cells become void (paper, section 3.4 and figure 5, which
+    enlarges the minibatch by 1 / fraction to keep the number of cells).
+
+    Args:
+        key: Random key.
+        labels: Label maps with void 255.
+        fraction: In (0, 1]; 1 keeps all.
+        cells: Geometry of the coarsest score map, ``model.alignment.geometry["score_fr"]``.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"the fraction of cells must be in (0, 1], got {fraction}")
+    batch, height, width = labels.shape
+    rows, columns = _nearest_cells(height, cells), _nearest_cells(width, cells)
+    kept = jax.random.bernoulli(key, fraction, (batch, rows[-1] + 1, columns[-1] + 1))
+    return jnp.where(kept[:, rows][:, :, columns], labels, jnp.array(VOID, labels.dtype))
+
+
+def _nearest_cells(size: int, cells: Geometry) -> np.ndarray:
+    """For each pixel the index of the cell whose centre is nearest, counted from 0."""
+    pixels = np.arange(size)
+    # Exact in integers: strides and offsets are halves of pixels at the finest.
+    twice = [int(Fraction(2) * value) for value in (cells.stride, cells.offset)]
+    index = (2 * pixels - twice[1] + twice[0] // 2) // twice[0]
+    return index - index.min()

@@ -1,0 +1,134 @@
+"""The confusion matrix, exact and on the device, and the paper's four figures from it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int, UInt32
+
+from fcn_jax.losses import VOID
+
+
+@struct.dataclass
+class ConfusionMatrix:
+    """Pixel counts by true class (row) and predicted class (column), summed over any number.
+
+    JAX has no 64-bit integers by default and 32 bits overflow on a large set, so a count is kept
+    in two limbs. Works inside `jax.jit`; over a sharded batch the sum is that of all devices.
+
+    Attributes:
+        low: The lower 32 bits of the counts.
+        high: The upper 32 bits.
+        invalid: Pixels with a label that is neither a class nor void, saturating.
+    """
+
+    low: UInt32[Array, "c c"]
+    high: UInt32[Array, "c c"]
+    invalid: UInt32[Array, ""]
+
+    @classmethod
+    def zeros(cls, num_classes: int) -> ConfusionMatrix:
+        """An empty matrix of ``num_classes`` x ``num_classes``."""
+        # Three arrays of their own, so that the whole can be donated to a jitted update.
+        shape = (num_classes, num_classes)
+        return cls(
+            jnp.zeros(shape, jnp.uint32), jnp.zeros(shape, jnp.uint32), jnp.zeros((), jnp.uint32)
+        )
+
+    def update(self, labels: Int[Array, "..."], predictions: Int[Array, "..."]) -> ConfusionMatrix:
+        """Adds a batch of fewer than 2**32 pixels.
+
+        Args:
+            labels: True classes; void (255) does not count.
+            predictions: Predicted classes in [0, c), of the same shape.
+        """
+        if labels.shape != predictions.shape:
+            raise ValueError(f"labels {labels.shape} and predictions {predictions.shape} differ")
+        classes = self.low.shape[0]
+        labels = labels.astype(jnp.int32)
+        known = (labels >= 0) & (labels < classes)
+        # Pixels that do not count fall into one cell beyond the matrix.
+        cell = jnp.where(known, labels * classes + predictions.astype(jnp.int32), classes**2)
+        counts = jnp.zeros(classes**2 + 1, jnp.uint32).at[cell.reshape(-1)].add(1)
+        counts = counts[:-1].reshape(classes, classes)
+        low = self.low + counts
+        wrong = self.invalid + jnp.sum(~known & (labels != VOID), dtype=jnp.uint32)
+        return ConfusionMatrix(
+            low=low,
+            high=self.high + (low < counts).astype(jnp.uint32),
+            invalid=jnp.maximum(self.invalid, wrong),
+        )
+
+    def counts(self) -> Int[np.ndarray, "c c"]:
+        """The counts on the host, int64.
+
+        Raises:
+            ValueError: If a label was neither a class nor void.
+        """
+        host = jax.device_get(self)
+        if host.invalid:
+            classes = host.low.shape[0]
+            raise ValueError(
+                f"{int(host.invalid)} pixels have labels that are neither classes 0 to "
+                f"{classes - 1} nor void ({VOID}); check the label files"
+            )
+        return (host.high.astype(np.int64) << 32) | host.low.astype(np.int64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """The figures of a confusion matrix, all from 0 to 1 (paper, section 5).
+
+    With n_ij pixels of class i predicted as j, t_i = sum_j n_ij and
+    IU_i = n_ii / (t_i + sum_j n_ji - n_ii).
+
+    Attributes:
+        pixel_accuracy: sum_i n_ii / sum_i t_i.
+        mean_accuracy: Mean of n_ii / t_i over the classes with t_i > 0.
+        mean_iu: Mean of IU_i over the classes in the truth or the prediction.
+        frequency_weighted_iu: sum_i t_i IU_i / sum_i t_i.
+        per_class_accuracy: n_ii / t_i; NaN where the class is not in the truth.
+        per_class_iu: IU_i; NaN where the class is in neither.
+        absent: The classes in neither, left out of the means.
+    """
+
+    pixel_accuracy: float
+    mean_accuracy: float
+    mean_iu: float
+    frequency_weighted_iu: float
+    per_class_accuracy: Float[np.ndarray, " c"]
+    per_class_iu: Float[np.ndarray, " c"]
+    absent: tuple[int, ...]
+
+
+def scores(counts: Int[np.ndarray, "c c"]) -> Scores:
+    """The figures of a confusion matrix (rows: truth; columns: prediction).
+
+    Raises:
+        ValueError: If the matrix is not square, or holds no pixel.
+    """
+    counts = np.asarray(counts)
+    if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
+        raise ValueError(f"a confusion matrix is square, got the shape {counts.shape}")
+    total = counts.sum()
+    if total == 0:
+        raise ValueError("the confusion matrix is empty: no pixel had a label other than void")
+    hits = np.diag(counts).astype(np.float64)
+    truth = counts.sum(axis=1)
+    union = truth + counts.sum(axis=0) - np.diag(counts)
+    with np.errstate(invalid="ignore"):
+        accuracy = np.where(truth > 0, hits / truth, np.nan)
+        iu = np.where(union > 0, hits / union, np.nan)
+    return Scores(
+        pixel_accuracy=float(hits.sum() / total),
+        mean_accuracy=float(np.nanmean(accuracy)),
+        mean_iu=float(np.nanmean(iu)),
+        frequency_weighted_iu=float(np.nansum(truth * iu) / total),
+        per_class_accuracy=accuracy,
+        per_class_iu=iu,
+        absent=tuple(np.flatnonzero(union == 0).tolist()),
+    )
