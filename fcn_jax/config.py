@@ -1,0 +1,184 @@
+"""The configuration of a run: every field with its default and its meaning, and their checks.
+
+A config file holds ``get_config()`` that starts from `default_config` and sets what differs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from fcn_jax.backbones import BACKBONES
+from fcn_jax.networks import DECODERS
+from fcn_jax.training.optimizer import OPTIMIZERS, SCHEDULES
+
+
+def default_config() -> ConfigDict:
+    """All fields of a run. Tuples marked "per stage" hold one value, or one for each stage."""
+    config = ConfigDict()
+
+    # ---- Data
+    config.dataset = "shapes"  # A name in fcn_jax.data.DATASETS.
+    config.data_dir = "data"  # Where data sets are prepared once and found again.
+    config.manual_dir = ""  # The files as their owners publish them, where not downloaded.
+    config.dataset_options = ConfigDict()  # Further options of the data set (folder).
+    config.train_split = "train"
+    config.eval_split = "val"
+    config.scale = 1.0  # Images are resized by this before the network, scores back after it.
+    config.num_workers = 0  # Processes that load and transform; 0: threads of this one.
+
+    # ---- Augmentation, of training images only
+    config.flip = False  # Mirror half of the images left to right.
+    config.scale_range = (1.0, 1.0)  # Random resize, by a factor drawn log-uniformly.
+    config.crop = ()  # Random crop to (height, width), filled with void where too small.
+    config.jitter = 0.0  # Strength of random brightness, contrast and saturation.
+    config.canvas = ()  # (height, width) of batches; empty: as the largest image needs.
+
+    # ---- Networks
+    config.stages = ("fcn32s", "fcn16s", "fcn8s")  # Trained in turn, each from the last.
+    config.backbone = "vgg16"
+    config.padding = "same"  # Or "reference": 100 pixels of border, the published networks.
+    config.width = 1.0  # Multiplier of the trunk's channels.
+    config.fc_width = 4096  # Channels of fc6 and fc7.
+    config.dropout = 0.5
+    config.learned_upsampling = "intermediate"  # CVPR 2015; "none": PAMI; "all".
+    config.init = ""  # File of start weights; empty: random.
+    config.freeze = ()  # Patterns of layers that are not trained, such as "conv1_*".
+
+    # ---- Training
+    config.batch_size = 1  # Over all devices.
+    config.accumulate = 1  # Minibatches an update (Caffe's iter_size).
+    config.steps = ()  # Per stage: minibatches, or
+    config.epochs = ()  # per stage: passes over the training set.
+    config.optimizer = "sgd"
+    config.learning_rate = (1e-10,)  # Per stage.
+    config.schedule = "constant"
+    config.warmup = 0  # Updates over which the rate grows to its value.
+    config.schedule_step = 0  # Updates between drops of the "step" schedule,
+    config.schedule_gamma = 0.1  # and the factor of each.
+    config.momentum = 0.99
+    config.weight_decay = 5e-4  # On kernels.
+    config.bias_rate = 2.0  # Biases learn at this multiple of the rate.
+    config.clip_norm = 0.0  # Largest gradient norm; 0: off.
+    config.normalize_loss = False  # Divide the loss by its pixels; the paper sums.
+    config.cell_fraction = 1.0  # Part of the final-layer cells trained on (paper, figure 5).
+    config.seed = 0
+
+    # ---- Evaluation, checkpoints and logs
+    config.eval_batch_size = 1
+    config.eval_every = 0  # Steps; 0: at the end of each stage.
+    config.checkpoint_every = 1000  # Steps.
+    config.log_every = 20  # Steps.
+    config.samples = 4  # Validation images drawn at each evaluation.
+    return config
+
+
+# What may change when a run goes on: where files lie, and how often it looks up.
+FREE_FIELDS = frozenset(
+    "data_dir manual_dir num_workers eval_batch_size log_every samples checkpoint_every".split()
+)
+
+_PER_STAGE = ("steps", "epochs", "learning_rate")
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks every value that can be checked without the data.
+
+    Raises:
+        ValueError: With all problems, each naming the field, the value and the remedy.
+    """
+    problems: list[str] = []
+
+    def check(good: bool, field: str, remedy: str) -> None:
+        if not good:
+            problems.append(f"config.{field} = {config[field]!r}: {remedy}")
+
+    stages = len(config.stages)
+    check(stages > 0, "stages", f"name at least one of {', '.join(DECODERS)}")
+    check(
+        set(config.stages) <= set(DECODERS) and len(set(config.stages)) == stages,
+        "stages",
+        f"each must be one of {', '.join(DECODERS)}, and none twice",
+    )
+    for field, choices in (
+        ("backbone", BACKBONES),
+        ("padding", ("same", "reference")),
+        ("optimizer", OPTIMIZERS),
+        ("schedule", SCHEDULES),
+    ):
+        check(config[field] in choices, field, f"choose one of {', '.join(choices)}")
+    for field in _PER_STAGE:
+        check(
+            len(config[field]) in (0, 1, stages),
+            field,
+            f"give one value, or one for each of the {stages} stages",
+        )
+        check(all(v > 0 for v in config[field]), field, "values must be positive")
+    check(
+        bool(config.steps) != bool(config.epochs),
+        "steps",
+        f"give the length of the stages either here or as config.epochs = {config.epochs}",
+    )
+    check(bool(config.learning_rate), "learning_rate", "give at least one value")
+    check(
+        config.schedule != "step" or config.schedule_step > 0,
+        "schedule_step",
+        "the schedule 'step' needs the updates between drops",
+    )
+    for field in ("width", "fc_width", "batch_size", "accumulate", "eval_batch_size", "scale"):
+        check(config[field] > 0, field, "must be positive")
+    for field in ("checkpoint_every", "log_every"):
+        check(config[field] > 0, field, "must be positive")
+    for field in ("eval_every", "samples", "num_workers", "warmup", "clip_norm", "weight_decay"):
+        check(config[field] >= 0, field, "must not be negative")
+    for field in ("crop", "canvas"):
+        value = config[field]
+        good = len(value) in (0, 2) and all(isinstance(v, int) and v > 0 for v in value)
+        check(good, field, "give (height, width) in pixels, or () for none")
+    low_high = config.scale_range
+    check(
+        len(low_high) == 2 and 0 < low_high[0] <= low_high[1],
+        "scale_range",
+        "give (lowest, highest), both positive",
+    )
+    check(0 < config.cell_fraction <= 1, "cell_fraction", "must be in (0, 1]")
+    check(0 <= config.dropout < 1, "dropout", "must be in [0, 1)")
+    check(0 <= config.momentum < 1, "momentum", "must be in [0, 1)")
+    check(0 <= config.jitter < 1, "jitter", "must be in [0, 1)")
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def per_stage(config: ConfigDict, field: str) -> tuple[Any, ...]:
+    """A per-stage field with one value for every stage."""
+    values = tuple(config[field])
+    return values * len(config.stages) if len(values) == 1 else values
+
+
+def to_plain(config: ConfigDict) -> dict[str, Any]:
+    """The fields as JSON stores them: tuples become lists."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def from_plain(fields: Mapping[str, Any]) -> ConfigDict:
+    """The inverse of `to_plain`."""
+    config = default_config()
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            config[name] = ConfigDict(value)
+        else:
+            config[name] = tuple(value) if isinstance(value, list) else value
+    return config
+
+
+def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Lines ``field: old -> new`` for the fields that must not change when a run goes on."""
+    names = (set(old) | set(new)) - FREE_FIELDS
+    return [
+        f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
+        for name in sorted(names)
+        if old.get(name) != new.get(name)
+    ]

@@ -1,0 +1,259 @@
+"""The checkpoints of a run: one orbax directory a stage, the last and the best step in it.
+
+Each checkpoint holds the train state, the position in the data, the config and the figures, so
+that it alone suffices to go on or to predict.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from fcn_jax.classes import ClassTable
+from fcn_jax.config import from_plain
+from fcn_jax.networks import DECODERS, FCN, create_model
+from fcn_jax.preprocessing import Preprocessing
+from fcn_jax.training.step import TrainState
+
+Which = Literal["best", "last"]
+
+
+class StageCheckpoints:
+    """The checkpoints of one stage; a context manager that waits for saves on leaving.
+
+    A save is atomic: it is written beside the others and renamed when complete, so that a kill
+    at any moment leaves the previous one in place.
+    """
+
+    def __init__(self, workdir: Path, stage: str, *, read_only: bool = False) -> None:
+        policies = preservation_policy
+        self._manager = ocp.CheckpointManager(
+            _stage_directory(workdir, stage),
+            item_handlers={
+                "state": ocp.PyTreeCheckpointHandler(),
+                "data": ocp.JsonCheckpointHandler(),
+                "run": ocp.JsonCheckpointHandler(),
+            },
+            options=ocp.CheckpointManagerOptions(
+                read_only=read_only,
+                best_fn=_mean_iu,
+                preservation_policy=policies.AnyPreservationPolicy(
+                    [
+                        policies.LatestN(1),
+                        policies.BestN(_mean_iu, n=1, keep_checkpoints_without_metrics=False),
+                    ]
+                ),
+                cleanup_tmp_directories=not read_only,
+            ),
+        )
+
+    def __enter__(self) -> StageCheckpoints:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def step(self, which: Which = "last") -> int | None:
+        """The step of the last or the best checkpoint; None where there is none yet.
+
+        Where no checkpoint was scored, the last counts as the best.
+        """
+        last = self._manager.latest_step()
+        if which == "last" or last is None:
+            return last
+        best = self._manager.best_step()
+        return last if best is None else best
+
+    def save(
+        self,
+        state: TrainState,
+        data: dict[str, Any],
+        run: dict[str, Any],
+        metrics: dict[str, float] | None,
+    ) -> None:
+        """Saves in the background; the state may be donated as soon as this returns.
+
+        Args:
+            state: The train state; its step numbers the checkpoint.
+            data: The data iterator's position.
+            run: Config, classes and preprocessing, plain values (see `load_run`).
+            metrics: ``{"mean_iu": …}`` and others where the state was scored.
+        """
+        self._manager.save(
+            int(state.step),
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeSave(state),
+                data=ocp.args.JsonSave(data),
+                run=ocp.args.JsonSave(run),
+            ),
+            metrics=metrics,
+        )
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The last checkpoint's state, with shapes and shardings as in ``like``, and its data."""
+        step = self._require("last")
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+        )
+        restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeRestore(abstract, restore_args=restore_args),
+                data=ocp.args.JsonRestore(),
+            ),
+        )
+        return restored["state"], restored["data"]
+
+    def restore_params(self, which: Which) -> dict[str, Any]:
+        """The parameters alone, as numpy arrays, without the optimiser's state."""
+        step = self._require(which)
+        tree = self._manager.item_metadata(step)["state"].tree["params"]
+        item = {
+            "params": jax.tree.map(lambda meta: jax.ShapeDtypeStruct(meta.shape, meta.dtype), tree)
+        }
+        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
+            ),
+        )
+        return restored["state"]["params"]
+
+    def run(self, which: Which) -> dict[str, Any]:
+        """What `save` was given as ``run``."""
+        step = self._require(which)
+        args = ocp.args.Composite(run=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=args)["run"]
+
+    def _require(self, which: Which) -> int:
+        step = self.step(which)
+        if step is None:
+            raise FileNotFoundError(f"{self._manager.directory} holds no checkpoint")
+        return step
+
+
+def _mean_iu(metrics: dict[str, float]) -> float:
+    return metrics["mean_iu"]
+
+
+def _stage_directory(workdir: Path, stage: str) -> Path:
+    # orbax takes absolute paths only, and says so in a background thread where nobody hears it.
+    return Path(workdir).absolute() / "checkpoints" / stage
+
+
+# ======================================================================== finished runs
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained network with all that predicting with it needs.
+
+    Attributes:
+        model: The network.
+        variables: ``{"params": …}``.
+        preprocessing: What its input must go through.
+        classes: Names and colours of its classes.
+        config: The run's config.
+        stage: The stage it comes from.
+        step: The step within the stage.
+    """
+
+    model: FCN
+    variables: dict[str, Any]
+    preprocessing: Preprocessing
+    classes: ClassTable
+    config: ConfigDict
+    stage: str
+    step: int
+
+
+def build_model(config: ConfigDict, stage: str, num_classes: int) -> FCN:
+    """The network of a stage of a config."""
+    learned = config.learned_upsampling
+    return create_model(
+        stage,
+        backbone=config.backbone,
+        num_classes=num_classes,
+        padding=config.padding,
+        width=config.width,
+        fc_width=config.fc_width,
+        dropout=config.dropout,
+        learned_upsampling=learned,
+    )
+
+
+def available_stages(workdir: str | Path) -> list[str]:
+    """The stages of a run that have a checkpoint, in the order they are trained.
+
+    Raises:
+        FileNotFoundError: If the folder is no run's.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{workdir} is no folder of a training run (it has no config.json); "
+            "give the --workdir of train.py"
+        )
+    stages = json.loads(path.read_text())["stages"]
+    found = []
+    for stage in stages:
+        if _stage_directory(Path(workdir), stage).is_dir():
+            with StageCheckpoints(Path(workdir), stage, read_only=True) as checkpoints:
+                if checkpoints.step() is not None:
+                    found.append(stage)
+    return found
+
+
+def load_run(workdir: str | Path, stage: str | None = None, which: Which = "best") -> Run:
+    """Loads a trained network.
+
+    Args:
+        workdir: The ``--workdir`` of train.py.
+        stage: Such as ``fcn16s``; None is the last that has a checkpoint.
+        which: The checkpoint of the highest mean IU on the validation split, or the last.
+
+    Raises:
+        FileNotFoundError: If the folder is no run's, or holds no checkpoint yet.
+        ValueError: If the stage has no checkpoint; the message lists those that have.
+    """
+    stages = available_stages(workdir)
+    if not stages:
+        raise FileNotFoundError(f"{workdir} holds no checkpoint yet; let train.py reach the first")
+    if stage is None:
+        stage = stages[-1]
+    if stage not in stages:
+        known = "" if stage in DECODERS else f"; networks are {', '.join(DECODERS)}"
+        raise ValueError(f"{workdir} has no checkpoint of {stage!r}, only {stages}{known}")
+    with StageCheckpoints(Path(workdir), stage, read_only=True) as checkpoints:
+        fields = checkpoints.run(which)
+        params = checkpoints.restore_params(which)
+        step = checkpoints.step(which)
+    assert step is not None
+    config = from_plain(fields["config"])
+    classes = ClassTable.from_dict(fields["classes"])
+    return Run(
+        model=build_model(config, stage, classes.num_classes),
+        variables={"params": params},
+        preprocessing=Preprocessing.from_dict(fields["preprocessing"]),
+        classes=classes,
+        config=config,
+        stage=stage,
+        step=step,
+    )

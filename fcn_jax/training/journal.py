@@ -1,0 +1,143 @@
+"""What a run tells while it goes on: metrics.jsonl, TensorBoard, pictures, a progress bar.
+
+Only the first process of a multi-process run writes or prints. No number is computed here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+
+class Journal:
+    """The records of a run in its workdir; a context manager.
+
+    Args:
+        workdir: Existing folder.
+        stages: The stages in order, for `rewind`.
+        silent: Write and print nothing (all processes but the first).
+    """
+
+    def __init__(self, workdir: Path, stages: tuple[str, ...], *, silent: bool = False) -> None:
+        self._workdir = workdir
+        self._stages = stages
+        self._silent = silent
+        self._console = Console(quiet=silent, soft_wrap=True)
+        self._writers: dict[str, Any] = {}
+        self._progress: Progress | None = None
+        self._task: Any = None
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for writer in self._writers.values():
+            writer.close()
+
+    def say(self, text: str) -> None:
+        """Prints a line above the progress bar."""
+        self._console.print(text, markup=False, highlight=False)
+
+    # ------------------------------------------------------------------ numbers and pictures
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Forgets what was recorded beyond a step, before a run goes on from a checkpoint there."""
+        path = self._workdir / "metrics.jsonl"
+        if self._silent or not path.exists():
+            return
+        rank = self._stages.index(stage)
+        kept = []
+        for line in path.read_text().splitlines():
+            # A kill can cut the last line short.
+            with contextlib.suppress(json.JSONDecodeError, KeyError, ValueError):
+                record = json.loads(line)
+                if (self._stages.index(record["stage"]), record["step"]) <= (rank, step):
+                    kept.append(line)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(f"{line}\n" for line in kept))
+        temporary.replace(path)
+        self._writers[stage] = self._open_tensorboard(stage, purge_step=step + 1)
+
+    def record(self, stage: str, step: int, values: Mapping[str, Any]) -> None:
+        """Appends to metrics.jsonl, and draws the numbers among the values in TensorBoard."""
+        if self._silent:
+            return
+        with (self._workdir / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
+        writer = self._tensorboard(stage)
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                writer.add_scalar(name, value, step)
+
+    def picture(self, stage: str, step: int, name: str, image: Image.Image) -> None:
+        """Saves a sample prediction in samples/ and shows it in TensorBoard."""
+        if self._silent:
+            return
+        folder = self._workdir / "samples"
+        folder.mkdir(exist_ok=True)
+        image.save(folder / f"{stage}_{name}.png")
+        self._tensorboard(stage).add_image(name, np.asarray(image), step, dataformats="HWC")
+
+    def _tensorboard(self, stage: str) -> Any:
+        if stage not in self._writers:
+            self._writers[stage] = self._open_tensorboard(stage, purge_step=None)
+        return self._writers[stage]
+
+    def _open_tensorboard(self, stage: str, purge_step: int | None) -> Any:
+        from tensorboardX import SummaryWriter
+
+        folder = self._workdir / "tensorboard" / stage
+        return SummaryWriter(str(folder), purge_step=purge_step, flush_secs=30)
+
+    # ------------------------------------------------------------------ progress
+
+    @contextlib.contextmanager
+    def progress(self, stage: str, step: int, steps: int) -> Iterator[None]:
+        """Shows a bar for a stage; without a terminal, `advance` prints lines instead."""
+        if self._silent or not sys.stdout.isatty():
+            yield
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._console) as self._progress:
+            self._task = self._progress.add_task(stage, total=steps, completed=step, figures="")
+            yield
+        self._progress = None
+
+    def advance(
+        self, stage: str, step: int, steps: int, loss: float, rate: float, batch_size: int
+    ) -> None:
+        """Moves the bar: loss per pixel, images per second, and the time that is left."""
+        figures = f"loss {loss:.4f}/px  {rate:.1f} images/s"
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, figures=figures)
+        else:
+            left = time.strftime("%H:%M:%S", time.gmtime((steps - step) * batch_size / rate))
+            self.say(f"{stage} {step}/{steps}  {figures}  ETA {left}")

@@ -1,0 +1,142 @@
+"""Optimisers and learning rate schedules, composed from optax by name."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import optax
+
+SCHEDULES = ("constant", "step", "poly", "cosine")
+OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
+
+
+def make_schedule(
+    name: str,
+    peak: float,
+    steps: int,
+    *,
+    warmup: int = 0,
+    step_size: int = 0,
+    gamma: float = 0.1,
+    power: float = 0.9,
+) -> optax.Schedule:
+    """The learning rate at each update.
+
+    Args:
+        name: ``constant``; ``step``: times ``gamma`` every ``step_size`` updates; ``poly``:
+            (1 - t / steps) ** power; ``cosine``: half a cosine down to 0.
+        peak: The rate at the start (after the warm-up).
+        steps: Updates in all, the warm-up included.
+        warmup: Updates over which the rate grows linearly to ``peak``, from peak / (warmup + 1).
+        step_size: See ``step``.
+        gamma: See ``step``.
+        power: See ``poly``.
+
+    Raises:
+        ValueError: If the name is unknown, or ``step`` has no ``step_size``.
+    """
+    rest = max(1, steps - warmup)
+    if name == "constant":
+        schedule = optax.constant_schedule(peak)
+    elif name == "step":
+        if step_size < 1:
+            raise ValueError("the schedule 'step' needs schedule_step, the updates between drops")
+        schedule = optax.exponential_decay(peak, step_size, gamma, staircase=True)
+    elif name == "poly":
+        schedule = optax.polynomial_schedule(peak, 0.0, power, rest)
+    elif name == "cosine":
+        schedule = optax.cosine_decay_schedule(peak, rest)
+    else:
+        raise ValueError(f"unknown schedule {name!r}; choose one of {', '.join(SCHEDULES)}")
+    if warmup:
+        ramp = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
+        schedule = optax.join_schedules([ramp, schedule], [warmup])
+    return schedule
+
+
+def make_optimizer(
+    name: str,
+    schedule: optax.Schedule,
+    *,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    bias_rate: float = 2.0,
+    frozen: Sequence[str] = (),
+    clip_norm: float = 0.0,
+    accumulate: int = 1,
+) -> optax.GradientTransformation:
+    """An optimiser with the reference's rules for biases and frozen layers.
+
+    Biases learn at ``bias_rate`` times the rate and are not decayed; frozen layers are neither
+    updated nor decayed and have no optimiser state. ``sgd`` is Caffe's: v <- momentum v +
+    rate (gradient + decay w); w <- w - v. It differs from PyTorch's, which multiplies by the
+    rate outside v, only where the rate changes.
+
+    Args:
+        name: ``sgd``, ``adam`` and ``rmsprop`` (decay added to the gradient), or ``adamw`` (decay
+            apart from it).
+        schedule: Rate at each update.
+        momentum: Of ``sgd`` and ``rmsprop``.
+        weight_decay: On kernels.
+        bias_rate: Factor on the rate of biases.
+        frozen: Patterns of layer names that stay as they are.
+        clip_norm: Largest global gradient norm; 0 is off.
+        accumulate: Minibatches whose mean gradient makes one update (Caffe's iter_size).
+
+    Raises:
+        ValueError: If the name is unknown; at ``init`` also if a pattern matches no layer.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"unknown optimizer {name!r}; choose one of {', '.join(OPTIMIZERS)}")
+
+    def rule(rate: float, decay: float) -> optax.GradientTransformation:
+        coupled = optax.add_decayed_weights(decay if name != "adamw" else 0.0)
+        decoupled = optax.add_decayed_weights(decay if name == "adamw" else 0.0)
+        scale = optax.scale_by_schedule(lambda count: rate * schedule(count))
+        if name == "sgd":
+            parts = [coupled, scale, optax.trace(momentum)]
+        elif name == "rmsprop":
+            # PyTorch's defaults: decay 0.99, epsilon outside the root.
+            normalise = optax.scale_by_rms(decay=0.99, eps=1e-8, eps_in_sqrt=False)
+            parts = [coupled, normalise, optax.trace(momentum), scale]
+        else:
+            parts = [coupled, optax.scale_by_adam(), decoupled, scale]
+        return optax.chain(*parts, optax.scale(-1.0))
+
+    def label(params: Any) -> Any:
+        return _label_parameters(params, frozen)
+
+    rules = {
+        "kernel": rule(1.0, weight_decay),
+        "bias": rule(bias_rate, 0.0),
+        "frozen": optax.set_to_zero(),
+    }
+    parts = [optax.partition(rules, label)]
+    if clip_norm:
+        still = optax.masked(optax.set_to_zero(), lambda p: _is_frozen(label(p)))
+        parts = [still, optax.clip_by_global_norm(clip_norm), *parts]
+    optimizer = optax.chain(*parts)
+    if accumulate > 1:
+        optimizer = optax.MultiSteps(optimizer, accumulate).gradient_transformation()
+    return optimizer
+
+
+def _is_frozen(labels: Any) -> Any:
+    return jax.tree.map(lambda label: label == "frozen", labels)
+
+
+def _label_parameters(params: dict[str, Any], frozen: Sequence[str]) -> Any:
+    """``kernel``, ``bias`` or ``frozen`` for every array of ``{layer: {array: …}}``."""
+    for pattern in frozen:
+        if not fnmatch.filter(params, pattern):
+            raise ValueError(f"no layer matches {pattern!r} to freeze; there are {list(params)}")
+    matches: Callable[[str], bool] = lambda layer: any(  # noqa: E731
+        fnmatch.fnmatch(layer, pattern) for pattern in frozen
+    )
+    return {
+        layer: {name: "frozen" if matches(layer) else name for name in arrays}
+        for layer, arrays in params.items()
+    }

@@ -1,0 +1,380 @@
+"""A whole run: every stage of a config in turn, safe against a crash at any moment.
+
+What is trained, on what, from where, is decided here; each part is done elsewhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from fcn_jax import config as configs
+from fcn_jax import data, drawing, weights
+from fcn_jax.classes import ClassTable
+from fcn_jax.data import loader
+from fcn_jax.evaluation import evaluate
+from fcn_jax.metrics import Scores, scores
+from fcn_jax.networks import FCN
+from fcn_jax.preprocessing import Preprocessing
+from fcn_jax.training.checkpoints import StageCheckpoints, build_model
+from fcn_jax.training.journal import Journal
+from fcn_jax.training.optimizer import make_optimizer, make_schedule
+from fcn_jax.training.step import (
+    TrainState,
+    all_finite,
+    batch_sharding,
+    create_state,
+    data_mesh,
+    make_train_step,
+)
+from fcn_jax.training.watch import Diverged, LossWatch, Stopped, StopSignal
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of a run.
+
+    Attributes:
+        index: Its place in the run.
+        name: The network.
+        steps: Minibatches.
+        learning_rate: At its start.
+    """
+
+    index: int
+    name: str
+    steps: int
+    learning_rate: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What all stages of a run share."""
+
+    config: ConfigDict
+    workdir: Path
+    stages: tuple[Stage, ...]
+    train_source: data.Source
+    eval_source: data.Source
+    classes: ClassTable
+    preprocessing: Preprocessing
+    mesh: Mesh
+    journal: Journal
+
+
+def train(config: ConfigDict, workdir: str | Path) -> None:
+    """Trains every stage of a config, or goes on where the folder's run was interrupted.
+
+    The final parameters are the same bits whether or not the run was interrupted (on the same
+    machine, where its arithmetic is deterministic, as the CPU's is).
+
+    Args:
+        config: See `fcn_jax.config.default_config`.
+        workdir: The run's folder; made if absent.
+
+    Raises:
+        ValueError: If the config has mistakes, or differs from the folder's run.
+        Diverged: If the loss is not finite.
+        Stopped: On SIGINT or SIGTERM, when all is saved.
+    """
+    configs.validate(config)
+    workdir = Path(workdir)
+    _check_same_run(config, workdir)
+    options = {
+        "data_dir": config.data_dir,
+        "manual_dir": config.manual_dir or None,
+        **config.dataset_options,
+    }
+    train_source = data.open_source(config.dataset, config.train_split, **options)
+    eval_source = data.open_source(config.dataset, config.eval_split, **options)
+    mesh = data_mesh()
+    _check_batch_size(config, len(train_source))
+
+    first = jax.process_index() == 0
+    if first:
+        workdir.mkdir(parents=True, exist_ok=True)
+        _write_json(workdir / "config.json", configs.to_plain(config))
+        _write_json(workdir / "classes.json", train_source.classes.to_dict())
+    names = tuple(config.stages)
+    with Journal(workdir, names, silent=not first) as journal, StopSignal() as stop:
+        task = Task(
+            config=config,
+            workdir=workdir,
+            stages=_stages(config, len(train_source)),
+            train_source=train_source,
+            eval_source=eval_source,
+            classes=train_source.classes,
+            preprocessing=Preprocessing(),
+            mesh=mesh,
+            journal=journal,
+        )
+        journal.say(
+            f"{config.dataset}: {len(train_source)} training and {len(eval_source)} evaluation "
+            f"images, {task.classes.num_classes} classes; {jax.device_count()} "
+            f"{jax.devices()[0].platform} device(s); in {workdir}"
+        )
+        for stage in task.stages:
+            _run_stage(task, stage, stop)
+
+
+# ======================================================================== one stage
+
+
+def _run_stage(task: Task, stage: Stage, stop: StopSignal) -> None:
+    """Trains a stage to its end, from its last checkpoint or from the stage before."""
+    config, journal = task.config, task.journal
+    model = build_model(config, stage.name, task.classes.num_classes)
+    optimizer = _optimizer(config, model, stage)
+    key = jax.random.fold_in(jax.random.key(config.seed), stage.index)
+
+    with StageCheckpoints(task.workdir, stage.name) as checkpoints:
+        done = checkpoints.step()
+        if done == stage.steps:
+            journal.say(f"{stage.name}: finished before, {done} steps")
+            return
+        params = _initial_params(model, jax.random.fold_in(key, 1))
+        if done is None:
+            params = _start_params(task, stage, model, params)
+        state = create_state(params, optimizer, task.mesh)
+        del params
+        batches = _training_batches(task, stage)
+        if done is not None:
+            state, position = checkpoints.restore(state)
+            batches.set_state(position)
+            journal.say(f"{stage.name}: going on from step {done}")
+        journal.rewind(stage.name, done or 0)
+
+        train_step = make_train_step(
+            model,
+            optimizer,
+            task.preprocessing,
+            task.mesh,
+            key=jax.random.fold_in(key, 2),
+            normalize_loss=config.normalize_loss,
+            cell_fraction=config.cell_fraction,
+        )
+        with batches, journal.progress(stage.name, done or 0, stage.steps):
+            _loop(task, stage, stop, model, train_step, state, batches, checkpoints)
+
+
+def _loop(
+    task: Task,
+    stage: Stage,
+    stop: StopSignal,
+    model: FCN,
+    train_step: Any,
+    state: TrainState,
+    batches: Any,
+    checkpoints: StageCheckpoints,
+) -> None:
+    """The training loop: step, log, evaluate, save."""
+    config, journal = task.config, task.journal
+    watch = LossWatch(stage.name, task.classes.num_classes)
+    run = {
+        "config": configs.to_plain(config),
+        "classes": task.classes.to_dict(),
+        "preprocessing": task.preprocessing.to_dict(),
+    }
+    step = int(state.step)
+    clock, clocked = time.perf_counter(), step
+    while step < stage.steps:
+        batch, ids = next(batches)
+        state, figures = train_step(state, batch)
+        step += 1
+        watch.add(step, ids, figures)
+
+        last = step == stage.steps
+        stopping = _any_process(stop.received)
+        scoring = last or (config.eval_every > 0 and step % config.eval_every == 0)
+        saving = scoring or stopping or step % config.checkpoint_every == 0
+        if not (saving or step % config.log_every == 0):
+            continue
+
+        values = watch.check()
+        rate = (step - clocked) * config.batch_size / (time.perf_counter() - clock)
+        journal.record(stage.name, step, {**values, "images_per_second": rate})
+        journal.advance(stage.name, step, stage.steps, values["loss"], rate, config.batch_size)
+        if saving:
+            # A finite loss can still have led to parameters that are not.
+            if not all_finite(state.params):
+                raise Diverged(
+                    f"{stage.name} step {step}: parameters are NaN or Inf after the update on the "
+                    f"images {', '.join(ids)}; the last checkpoint is untouched. Lower "
+                    "config.learning_rate, or set config.clip_norm"
+                )
+            metrics = _evaluate(task, stage, model, state, step) if scoring else None
+            checkpoints.save(state, batches.get_state(), run, metrics)
+        if stopping and not last:
+            raise Stopped(
+                f"stopped at {stage.name} step {step} of {stage.steps}, all saved; "
+                "the same command goes on from here",
+                stopping,
+            )
+        clock, clocked = time.perf_counter(), step
+
+
+def _evaluate(
+    task: Task, stage: Stage, model: FCN, state: TrainState, step: int
+) -> dict[str, float]:
+    """Scores the evaluation split, records the figures, and draws a few predictions."""
+    config, journal = task.config, task.journal
+    samples: list[tuple[Any, np.ndarray]] = []
+
+    def keep(example: Any, labels: np.ndarray) -> None:
+        if len(samples) < config.samples:
+            samples.append((example, labels))
+
+    # Each process scores its part of the images on its own devices: their sizes may differ.
+    local = Mesh(np.array(jax.local_devices()), ("data",))
+    part = range(jax.process_index(), len(task.eval_source), jax.process_count())
+    counts = evaluate(
+        model,
+        {"params": jax.tree.map(lambda x: x.addressable_data(0), state.params)},
+        loader.eval_examples(task.eval_source, part),
+        num_classes=task.classes.num_classes,
+        preprocessing=task.preprocessing,
+        scale=config.scale,
+        batch_size=config.eval_batch_size,
+        mesh=local,
+        visit=keep,
+    )
+    if jax.process_count() > 1:
+        counts = np.asarray(multihost_utils.process_allgather(counts)).sum(axis=0)
+    result = scores(counts)
+    metrics = _figures(result)
+    journal.record(stage.name, step, {f"eval/{name}": value for name, value in metrics.items()})
+    journal.say(
+        f"{stage.name} step {step}: "
+        + "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in metrics.items())
+    )
+    for number, (example, labels) in enumerate(samples):
+        panels = {
+            "image": example["image"],
+            "truth": example["label"],
+            stage.name: labels,
+        }
+        picture = drawing.side_by_side(panels, task.classes)
+        journal.picture(stage.name, step, f"sample{number}", picture)
+    return metrics
+
+
+# ======================================================================== the parts of a stage
+
+
+def _initial_params(model: FCN, key: jax.Array) -> dict[str, Any]:
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    init = jax.jit(lambda key: model.init(key, jnp.zeros(image.shape, image.dtype)))
+    return init(key)["params"]
+
+
+def _start_params(
+    task: Task, stage: Stage, model: FCN, params: dict[str, Any]
+) -> dict[str, Any]:
+    """Parameters before the first step: the previous stage's, the start weights', or random."""
+    if stage.index > 0:
+        previous = task.stages[stage.index - 1].name
+        with StageCheckpoints(task.workdir, previous, read_only=True) as checkpoints:
+            source = weights.flatten(checkpoints.restore_params("last"))
+        origin = f"{previous}, its last step"
+    elif task.config.init:
+        source = weights.load(task.config.init)
+        origin = task.config.init
+    else:
+        task.journal.say(f"{stage.name}: starts from random weights")
+        return params
+    params, report = weights.transplant(params, source, replaceable=model.score_layers)
+    task.journal.say(f"{stage.name}: starts from {origin}\n{report}")
+    return params
+
+
+def _optimizer(config: ConfigDict, model: FCN, stage: Stage) -> Any:
+    schedule = make_schedule(
+        config.schedule,
+        stage.learning_rate,
+        -(-stage.steps // config.accumulate),
+        warmup=config.warmup,
+        step_size=config.schedule_step,
+        gamma=config.schedule_gamma,
+    )
+    return make_optimizer(
+        config.optimizer,
+        schedule,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        bias_rate=config.bias_rate,
+        frozen=(*model.frozen_layers, *config.freeze),
+        clip_norm=config.clip_norm,
+        accumulate=config.accumulate,
+    )
+
+
+def _stages(config: ConfigDict, images: int) -> tuple[Stage, ...]:
+    """The stages with their lengths in steps; an epoch drops the last incomplete batch."""
+    if config.steps:
+        steps = configs.per_stage(config, "steps")
+    else:
+        per_epoch = images // config.batch_size
+        steps = tuple(round(e * per_epoch) for e in configs.per_stage(config, "epochs"))
+    rates = configs.per_stage(config, "learning_rate")
+    rows = zip(config.stages, steps, rates, strict=True)
+    return tuple(Stage(index, *row) for index, row in enumerate(rows))
+
+
+# ======================================================================== checks and records
+
+
+def _check_same_run(config: ConfigDict, workdir: Path) -> None:
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    try:
+        old = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); restore it or use another folder") from None
+    if changed := configs.changed_fields(old, configs.to_plain(config)):
+        raise ValueError(
+            f"{workdir} holds a run of another config; use another --workdir, or set back:\n  "
+            + "\n  ".join(changed)
+        )
+
+
+def _check_batch_size(config: ConfigDict, images: int) -> None:
+    devices = jax.device_count()
+    if config.batch_size % devices:
+        raise ValueError(
+            f"config.batch_size = {config.batch_size} cannot be split over {devices} devices; "
+            f"use a multiple of {devices}"
+        )
+    if config.batch_size > images:
+        raise ValueError(
+            f"config.batch_size = {config.batch_size} is more than the {images} training images"
+        )
+
+
+def _write_json(path: Path, content: Any) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2))
+    temporary.replace(path)
+
+
+def _figures(result: Scores) -> dict[str, float]:
+    names = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
+    return {name: getattr(result, name) for name in names}
+
+
+def _any_process(signum: int) -> int:
+    """The signal that any process received; all must stop at the same step."""
+    if jax.process_count() == 1:
+        return signum
+    return int(np.max(multihost_utils.process_allgather(np.int32(signum))))
