@@ -1,0 +1,140 @@
+"""The input pipeline: order, resumption, sharding, and errors."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from fcn_jax.data.loader import evaluation_examples, training_batches
+from fcn_jax.data.transforms import Augmentation
+
+AUGMENTATION = Augmentation(scale_range=(0.7, 1.4), crop=(24, 32), flip=True, jitter=0.1)
+
+
+class FakeSource:
+    """Random images of mixed odd sizes, made on demand."""
+
+    def __init__(self, length: int = 10, broken: int = -1) -> None:
+        self.length = length
+        self.broken = broken
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict:
+        index = int(index)
+        if index == self.broken:
+            raise ValueError("image7: cannot be read")
+        rng = np.random.default_rng(index)
+        height, width = rng.integers(9, 41, 2)
+        return {
+            "image": rng.integers(0, 256, (height, width, 3), np.uint8),
+            "label": rng.integers(0, 5, (height, width), np.uint8),
+            "id": f"image{index}",
+        }
+
+    def __repr__(self) -> str:
+        return f"FakeSource({self.length})"
+
+
+def make(source=None, seed=0, batch_size=4, **options):
+    return training_batches(
+        source or FakeSource(),
+        batch_size=batch_size,
+        seed=seed,
+        augmentation=AUGMENTATION,
+        **options,
+    )
+
+
+def take(batches, number):
+    taken = (next(batches) for _ in range(number))
+    return [
+        ({name: np.asarray(array) for name, array in arrays.items()}, ids) for arrays, ids in taken
+    ]
+
+
+def assert_same(first, second):
+    assert len(first) == len(second)
+    for (arrays, ids), (other_arrays, other_ids) in zip(first, second, strict=True):
+        assert ids == other_ids
+        assert arrays.keys() == other_arrays.keys()
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(array, other_arrays[name])
+
+
+def test_same_seed_gives_the_same_batches_and_another_seed_others():
+    with make() as a, make() as b, make(seed=1) as c:
+        first, second, other = take(a, 5), take(b, 5), take(c, 5)
+    assert_same(first, second)
+    assert [ids for _, ids in first] != [ids for _, ids in other]
+
+
+def test_every_epoch_holds_every_example_once_in_another_order():
+    with make(batch_size=5) as batches:
+        ids = [i for _, batch_ids in take(batches, 6) for i in batch_ids]
+    epochs = [ids[start : start + 10] for start in (0, 10, 20)]
+    for epoch in epochs:
+        assert sorted(epoch) == sorted(f"image{i}" for i in range(10))
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_an_example_is_augmented_anew_in_each_epoch():
+    with make(FakeSource(1), batch_size=1) as batches:
+        images = [arrays["image"].tobytes() for arrays, _ in take(batches, 4)]
+    assert len(set(images)) == 4
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "stop"), [(0, 0), (0, 1), (0, 4), (2, 3)], ids=lambda value: str(value)
+)
+def test_goes_on_exactly_where_it_stopped_on_any_number_of_workers(num_workers, stop):
+    with make() as whole:
+        expected = take(whole, 8)
+    with make(num_workers=num_workers) as batches:
+        assert_same(take(batches, stop), expected[:stop])
+        # Read-ahead must not count; and the state goes through a JSON file.
+        state = json.loads(json.dumps(batches.get_state()))
+        next(batches)
+        batches.set_state(state)
+        assert_same(take(batches, 8 - stop), expected[stop:])
+    with make(num_workers=0) as later:
+        if num_workers == 0:
+            later.set_state(state)
+            assert_same(take(later, 8 - stop), expected[stop:])
+
+
+def test_processes_share_each_global_batch():
+    with make() as whole:
+        expected = take(whole, 5)
+    parts = []
+    for index in range(2):
+        with make(process_index=index, process_count=2) as part:
+            parts.append(take(part, 5))
+    for (_, ids), (_, left), (_, right) in zip(expected, *parts, strict=True):
+        assert len(left) == len(right) == 2
+        assert sorted(left + right) == sorted(ids)
+
+
+def test_fixed_canvas():
+    with make(canvas=(40, 48)) as batches:
+        for arrays, _ in take(batches, 2):
+            assert arrays["image"].shape == (4, 40, 48, 3)
+
+
+def test_an_error_while_loading_surfaces():
+    with (
+        make(FakeSource(broken=7)) as batches,
+        pytest.raises(ValueError, match="image7: cannot be read"),
+    ):
+        take(batches, 3)
+
+
+def test_evaluation_examples_come_once_in_order_and_unchanged():
+    source = FakeSource()
+    examples = list(evaluation_examples(source, range(1, 10, 3)))
+    assert [example["id"] for example in examples] == ["image1", "image4", "image7"]
+    for example, index in zip(examples, (1, 4, 7), strict=True):
+        np.testing.assert_array_equal(example["image"], source[index]["image"])
