@@ -21,7 +21,7 @@ __all__ = [
     "Window",
     "compose",
     "create_model",
-    "cross_entropy",
     "crop_offset",
+    "cross_entropy",
     "scores",
 ]

@@ -51,8 +51,8 @@ def default_config() -> ConfigDict:
     # ---- Training
     config.batch_size = 1  # Over all devices.
     config.accumulate = 1  # Minibatches an update (Caffe's iter_size).
-    config.steps = ()  # Per stage: minibatches, or
-    config.epochs = ()  # per stage: passes over the training set.
+    config.epochs = ()  # Per stage: passes over the training set,
+    config.steps = ()  # or minibatches, which go first where both are given.
     config.optimizer = "sgd"
     config.learning_rate = (1e-10,)  # Per stage.
     config.schedule = "constant"
@@ -78,7 +78,15 @@ def default_config() -> ConfigDict:
 
 # What may change when a run goes on: where files lie, and how often it looks up.
 FREE_FIELDS = frozenset(
-    "data_dir manual_dir num_workers eval_batch_size log_every samples checkpoint_every".split()
+    {
+        "data_dir",
+        "manual_dir",
+        "num_workers",
+        "eval_batch_size",
+        "checkpoint_every",
+        "log_every",
+        "samples",
+    }
 )
 
 _PER_STAGE = ("steps", "epochs", "learning_rate")
@@ -118,9 +126,9 @@ def validate(config: ConfigDict) -> None:
         )
         check(all(v > 0 for v in config[field]), field, "values must be positive")
     check(
-        bool(config.steps) != bool(config.epochs),
-        "steps",
-        f"give the length of the stages either here or as config.epochs = {config.epochs}",
+        bool(config.steps) or bool(config.epochs),
+        "epochs",
+        "give the length of the stages here or as config.steps",
     )
     check(bool(config.learning_rate), "learning_rate", "give at least one value")
     check(

@@ -1,6 +1,6 @@
 """Label maps as pictures: palettes, overlays, and panels side by side with a legend.
 
-Needs numpy and Pillow only. Label maps are uint8 with 255 for void; images are uint8 RGB.
+Label maps are uint8 with 255 for void; images are uint8 RGB.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from fcn_jax.classes import ClassTable
-
-VOID = 255
+from fcn_jax.classes import VOID, ClassTable
 
 Color = tuple[int, int, int]
 
@@ -45,13 +43,6 @@ def palette_image(labels: UInt8[np.ndarray, "h w"], classes: ClassTable) -> Imag
     image = Image.fromarray(labels)
     image.putpalette(classes.palette.tobytes())  # turns mode L into P and keeps the values
     return image
-
-
-def save_labels(
-    path: str | os.PathLike[str], labels: UInt8[np.ndarray, "h w"], classes: ClassTable
-) -> None:
-    """Writes a label map as a palette PNG; see `palette_image`."""
-    palette_image(labels, classes).save(path, format="PNG")
 
 
 def overlay(
@@ -101,62 +92,36 @@ def _borders(labels: UInt8[np.ndarray, "h w"], thickness: int) -> Bool[np.ndarra
 # ======================================================================== panels
 
 
-def present_classes(classes: ClassTable, *label_maps: UInt8[np.ndarray, "h w"]) -> dict[str, Color]:
-    """Name and colour of each class that occurs in any of the maps, in the table's order."""
-    present = np.zeros(256, bool)
-    for labels in label_maps:
-        present[labels] = True
-    names = {label: name for label, name in enumerate(classes.names)} | {VOID: "void"}
-    return {
-        names[label]: tuple(classes.palette[label].tolist())
-        for label in np.flatnonzero(present).tolist()
-        if label in names
-    }
-
-
-def comparison(
-    image: UInt8[np.ndarray, "h w 3"],
-    label: UInt8[np.ndarray, "h w"] | None,
-    predictions: Mapping[str, UInt8[np.ndarray, "h w"]],
+def side_by_side(
+    panels: Mapping[str, UInt8[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w"]],
     classes: ClassTable,
 ) -> Image.Image:
-    """Image, truth and predictions next to each other: figure 4 of the paper for any data.
+    """Draws titled panels in one row on white: figure 4 of the paper for any data.
+
+    A legend under them names the classes that occur. Panels smaller than 256 pixels are enlarged
+    by a whole factor (each pixel stays a square), larger ones than 800 reduced, by one factor for
+    all.
 
     Args:
-        image: The photograph.
-        label: The true label map, if there is one.
-        predictions: Predicted label maps by title, e.g. ``{"FCN-32s": ...}``, drawn in order.
+        panels: By title, in order: RGB images, or label maps to paint; sizes may differ.
         classes: Gives colours and names.
-    """
-    maps = ({} if label is None else {"truth": label}) | dict(predictions)
-    panels = [("image", image)] + [(title, colorize(m, classes)) for title, m in maps.items()]
-    return side_by_side(panels, present_classes(classes, *maps.values()))
-
-
-def side_by_side(
-    panels: Sequence[tuple[str, UInt8[np.ndarray, "h w 3"]]],
-    legend: Mapping[str, Color] | None = None,
-) -> Image.Image:
-    """Draws titled panels in one row on white, with a legend of colours under them.
-
-    Panels smaller than 256 pixels are enlarged by a whole factor (each pixel stays a square),
-    larger ones than 800 reduced, by one factor for all.
-
-    Args:
-        panels: Title and RGB picture of each panel; sizes may differ.
-        legend: Colour by name, in the order to draw; see `present_classes`.
 
     Raises:
         ValueError: If there is no panel.
     """
     if not panels:
         raise ValueError("side_by_side needs at least one panel")
-    pictures = _display_size([picture for _, picture in panels])
+    maps = [panel for panel in panels.values() if panel.ndim == 2]
+    colored = [colorize(panel, classes) if panel.ndim == 2 else panel for panel in panels.values()]
+    pictures = _display_size(colored)
     font = _font(max(picture.width for picture in pictures))
     gap = round(font.size * 0.7)
     title_height = round(font.size * 1.5)
+    titles = [
+        _fit(title, font, picture.width) for title, picture in zip(panels, pictures, strict=True)
+    ]
     row_width = sum(picture.width + gap for picture in pictures) + gap
-    entries = _place_legend(legend or {}, font, row_width - 2 * gap)
+    entries = _place_legend(present_classes(classes, *maps), font, row_width - 2 * gap)
     width = max([row_width] + [2 * gap + right for *_, right in entries])
     legend_top = gap + title_height + max(picture.height for picture in pictures) + gap
     rows = 1 + max((row for _, _, row, _, _ in entries), default=-1)
@@ -164,8 +129,7 @@ def side_by_side(
     canvas = Image.new("RGB", (width, legend_top + rows * title_height), _PAPER)
     draw = ImageDraw.Draw(canvas)
     left = gap
-    for (title, _), picture in zip(panels, pictures, strict=True):
-        title = _fit(title, font, picture.width)
+    for title, picture in zip(titles, pictures, strict=True):
         middle = gap + title_height / 2 - gap / 4
         draw.text((left + picture.width / 2, middle), title, _INK, font, anchor="mm")
         canvas.paste(picture, (left, gap + title_height))
@@ -178,6 +142,22 @@ def side_by_side(
     return canvas
 
 
+def present_classes(classes: ClassTable, *label_maps: UInt8[np.ndarray, "h w"]) -> dict[str, Color]:
+    """Name and colour of each class that occurs in any of the maps, in the table's order."""
+    present = np.zeros(256, bool)
+    for labels in label_maps:
+        present[labels] = True
+    palette = classes.palette
+    found = {
+        name: tuple(palette[label].tolist())
+        for label, name in enumerate(classes.names)
+        if present[label]
+    }
+    if present[VOID]:
+        found.setdefault("void", tuple(palette[VOID].tolist()))
+    return found
+
+
 def _display_size(pictures: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[Image.Image]:
     """Enlarges or reduces pictures by one factor, so that details stay comparable."""
     longest = max(max(picture.shape[:2]) for picture in pictures)
@@ -186,7 +166,7 @@ def _display_size(pictures: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[Image.
     out = []
     for picture in map(Image.fromarray, pictures):
         factor = enlarge if reduce == 1 else reduce
-        size = tuple(max(1, round(side * factor)) for side in picture.size)
+        size = [max(1, round(side * factor)) for side in picture.size]
         method = Image.Resampling.NEAREST if reduce == 1 else Image.Resampling.LANCZOS
         out.append(picture.resize(size, method))
     return out
@@ -201,8 +181,9 @@ def _font(panel_width: int) -> ImageFont.FreeTypeFont:
 
 
 def _plain(text: str) -> str:
-    """Without accents: Pillow's own font has the ASCII letters only."""
-    return unicodedata.normalize("NFKD", text).encode("ascii", "replace").decode()
+    """Without accents: Pillow's own font has little more than the ASCII letters."""
+    letters = unicodedata.normalize("NFKD", text)
+    return "".join(c for c in letters if not unicodedata.combining(c))
 
 
 def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

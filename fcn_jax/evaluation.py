@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,13 +17,11 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int64, UInt8
 
+from fcn_jax.data.transforms import Example, check_example
 from fcn_jax.inference import full_size_logits, most_likely, resize_image
-from fcn_jax.losses import VOID
+from fcn_jax.losses import VOID, check_labels
 from fcn_jax.metrics import ConfusionMatrix
 from fcn_jax.preprocessing import Preprocessing
-
-Example: TypeAlias = Mapping[str, Any]
-"""``image``: uint8 (h, w, 3) RGB; ``label``: uint8 (h, w), 255 is void; ``id``: str."""
 
 # Batches the host may prepare ahead of the device: enough to keep it busy, few enough that
 # waiting inputs take little memory.
@@ -51,7 +49,7 @@ def evaluate(
     Args:
         model: The network.
         variables: Its parameters, ``{"params": ...}``.
-        examples: A random-access source or any iterable of examples; sizes may differ.
+        examples: Any iterable of examples, such as a source; sizes may differ.
         num_classes: Classes of the labels and of the network.
         preprocessing: How the network was trained to see pixels.
         scale: Factor on height and width before the network; the logits are interpolated back,
@@ -80,7 +78,7 @@ def evaluate(
             progress(len(group))
 
     running = collections.deque()
-    checked = (_checked(example, num_classes) for example in _each(examples))
+    checked = (_checked(example, num_classes) for example in examples)
     for group, rows in _group_by_size(checked, batch_size, shards):
         images, labels = jax.device_put(_stack(group, rows, scale), split)
         matrix, predictions = _score_batch(
@@ -96,9 +94,7 @@ def evaluate(
     return matrix.counts()
 
 
-@functools.partial(
-    jax.jit, static_argnames=("model", "preprocessing"), donate_argnames=("matrix",)
-)
+@functools.partial(jax.jit, static_argnames=("model", "preprocessing"), donate_argnames=("matrix",))
 def _score_batch(
     model: nn.Module,
     variables: Any,
@@ -128,31 +124,13 @@ def _placement(mesh: Mesh | None) -> tuple[int, NamedSharding | None, NamedShard
     return mesh.shape["data"], replicated, NamedSharding(mesh, PartitionSpec("data"))
 
 
-def _each(examples: Iterable[Example]) -> Iterator[Example]:
-    """Iterates also over sources that only have a length and indices."""
-    if hasattr(examples, "__getitem__") and hasattr(examples, "__len__"):
-        return (examples[index] for index in range(len(examples)))
-    return iter(examples)
-
-
 def _checked(example: Example, num_classes: int) -> Example:
-    """Returns a sound example.
-
-    Raises:
-        ValueError: If image and label differ in size, or a label is no class and not void.
-    """
-    image, label = example["image"], example["label"]
-    if label.shape != image.shape[:2]:
-        raise ValueError(
-            f"example {example['id']}: the image is {image.shape[:2]} pixels, its label "
-            f"{label.shape}; they must agree"
-        )
-    wrong = label[(label >= num_classes) & (label != VOID)]
-    if wrong.size:
-        raise ValueError(
-            f"example {example['id']}: label value {wrong[0]} is neither one of the "
-            f"{num_classes} classes (0 to {num_classes - 1}) nor void ({VOID})"
-        )
+    """Returns a sound example; raises ValueError that names it if it is not."""
+    check_example(example)
+    try:
+        check_labels(example["label"], num_classes)
+    except ValueError as error:
+        raise ValueError(f"{example['id']}: {error}") from None
     return example
 
 

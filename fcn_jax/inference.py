@@ -49,7 +49,8 @@ class Predictor:
     @classmethod
     def from_run(cls, run: Run) -> Predictor:
         """The predictor of a trained workdir (`fcn_jax.training.checkpoints.load_run`)."""
-        return cls(run.model, run.variables, run.preprocessing, run.config.scale)
+        config: Any = run.config
+        return cls(run.model, run.variables, run.preprocessing, config.scale)
 
     def logits(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[Array, "h w c"]:
         """Scores of every pixel for each class, float32, left on the device.
@@ -72,24 +73,21 @@ class Predictor:
         Raises:
             ValueError: If the image is not uint8 of the shape (h, w, 3).
         """
-        return np.asarray(self._dispatch(image))
-
-    def __call__(
-        self, images: Iterable[UInt8[np.ndarray, "h w 3"]]
-    ) -> list[UInt8[np.ndarray, "h w"]]:
-        """Label maps of several images; their sizes may differ."""
-        # All are dispatched before the first is fetched: the device works while the host resizes.
-        return [np.asarray(labels) for labels in [self._dispatch(image) for image in images]]
-
-    def _dispatch(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[Array, "h w"]:
         images = resize_image(image, self.scale)[None]
-        return _labels(
+        labels = _labels(
             self.model,
             self.variables,
             images,
             preprocessing=self.preprocessing,
             size=image.shape[:2],
-        )[0]
+        )
+        return np.asarray(labels[0])
+
+    def __call__(
+        self, images: Iterable[UInt8[np.ndarray, "h w 3"]]
+    ) -> list[UInt8[np.ndarray, "h w"]]:
+        """Label maps of several images; their sizes may differ."""
+        return [self.labels(image) for image in images]
 
 
 def full_size_logits(
@@ -109,7 +107,7 @@ def full_size_logits(
         preprocessing: Applied on the device.
         size: Height and width of the result.
     """
-    logits = model.apply(variables, preprocessing.apply(images), train=False)
+    logits: Any = model.apply(variables, preprocessing.apply(images), train=False)
     if logits.shape[1:3] == tuple(size):
         return logits
     return ops.resize_bilinear(logits, *size)

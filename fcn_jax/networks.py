@@ -212,8 +212,9 @@ class FCN(nn.Module):
             nn.Conv,
             self.num_classes,
             (1, 1),
-            padding="VALID",
+            padding=0,
             kernel_init=nn.initializers.zeros_init(),
+            conv_general_dilated=ops.convolution,
         )
 
         last = self.layers[-1].name
@@ -240,6 +241,7 @@ class FCN(nn.Module):
                     strides=window.stride,
                     padding=window.pad,
                     kernel_init=_he_normal if index else _first_kernel,
+                    conv_general_dilated=ops.convolution,
                     name=layer.name,
                 )(x)
                 x = nn.relu(x)

@@ -134,7 +134,7 @@ def transplant(
     Raises:
         ValueError: If shapes disagree (all of them in one message), or nothing fits at all.
     """
-    target = traverse_util.flatten_dict(dict(params), sep="/")
+    target = flatten(params)
     result = dict(target)
     copied, reshaped, left, problems = [], [], [], []
     for name, old in target.items():
@@ -161,6 +161,11 @@ def transplant(
     unused = tuple(name for name in source if name not in target)
     report = Report(tuple(copied), tuple(reshaped), tuple(left), unused)
     return traverse_util.unflatten_dict(result, sep="/"), report
+
+
+def flatten(params: Mapping[str, Any]) -> Weights:
+    """A parameter tree as `Weights`: arrays by ``layer/kernel`` and ``layer/bias``."""
+    return traverse_util.flatten_dict(dict(params), sep="/")
 
 
 def _dense_fits(dense: np.ndarray, kernel: Any) -> bool:

@@ -49,7 +49,9 @@ class StageCheckpoints:
                 preservation_policy=policies.AnyPreservationPolicy(
                     [
                         policies.LatestN(1),
-                        policies.BestN(_mean_iu, n=1, keep_checkpoints_without_metrics=False),
+                        policies.BestN(
+                            get_metric_fn=_mean_iu, n=1, keep_checkpoints_without_metrics=False
+                        ),
                     ]
                 ),
                 cleanup_tmp_directories=not read_only,

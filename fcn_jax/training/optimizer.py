@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -133,10 +133,12 @@ def _label_parameters(params: dict[str, Any], frozen: Sequence[str]) -> Any:
     for pattern in frozen:
         if not fnmatch.filter(params, pattern):
             raise ValueError(f"no layer matches {pattern!r} to freeze; there are {list(params)}")
-    matches: Callable[[str], bool] = lambda layer: any(  # noqa: E731
-        fnmatch.fnmatch(layer, pattern) for pattern in frozen
-    )
     return {
-        layer: {name: "frozen" if matches(layer) else name for name in arrays}
+        layer: {name: "frozen" if matches_any(layer, frozen) else name for name in arrays}
         for layer, arrays in params.items()
     }
+
+
+def matches_any(layer: str, patterns: Sequence[str]) -> bool:
+    """Whether a layer's name matches one of the patterns, such as ``conv1_*``."""
+    return any(fnmatch.fnmatchcase(layer, pattern) for pattern in patterns)

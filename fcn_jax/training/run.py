@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,10 @@ from fcn_jax import config as configs
 from fcn_jax import data, drawing, weights
 from fcn_jax.classes import ClassTable
 from fcn_jax.data import loader
+from fcn_jax.data.transforms import Augmentation
 from fcn_jax.evaluation import evaluate
 from fcn_jax.metrics import Scores, scores
-from fcn_jax.networks import FCN
+from fcn_jax.networks import DECODERS, FCN
 from fcn_jax.preprocessing import Preprocessing
 from fcn_jax.training.checkpoints import StageCheckpoints, build_model
 from fcn_jax.training.journal import Journal
@@ -163,6 +163,7 @@ def _run_stage(task: Task, stage: Stage, stop: StopSignal) -> None:
             key=jax.random.fold_in(key, 2),
             normalize_loss=config.normalize_loss,
             cell_fraction=config.cell_fraction,
+            frozen=config.freeze,
         )
         with batches, journal.progress(stage.name, done or 0, stage.steps):
             _loop(task, stage, stop, model, train_step, state, batches, checkpoints)
@@ -241,7 +242,7 @@ def _evaluate(
     counts = evaluate(
         model,
         {"params": jax.tree.map(lambda x: x.addressable_data(0), state.params)},
-        loader.eval_examples(task.eval_source, part),
+        loader.evaluation_examples(task.eval_source, part),
         num_classes=task.classes.num_classes,
         preprocessing=task.preprocessing,
         scale=config.scale,
@@ -278,9 +279,7 @@ def _initial_params(model: FCN, key: jax.Array) -> dict[str, Any]:
     return init(key)["params"]
 
 
-def _start_params(
-    task: Task, stage: Stage, model: FCN, params: dict[str, Any]
-) -> dict[str, Any]:
+def _start_params(task: Task, stage: Stage, model: FCN, params: dict[str, Any]) -> dict[str, Any]:
     """Parameters before the first step: the previous stage's, the start weights', or random."""
     if stage.index > 0:
         previous = task.stages[stage.index - 1].name
@@ -296,6 +295,28 @@ def _start_params(
     params, report = weights.transplant(params, source, replaceable=model.score_layers)
     task.journal.say(f"{stage.name}: starts from {origin}\n{report}")
     return params
+
+
+def _training_batches(task: Task, stage: Stage) -> loader.TrainingBatches:
+    config = task.config
+    return loader.training_batches(
+        task.train_source,
+        batch_size=config.batch_size,
+        # Each stage sees the images in another order.
+        seed=config.seed * len(DECODERS) + stage.index,
+        augmentation=Augmentation(
+            scale=config.scale,
+            scale_range=tuple(config.scale_range),
+            crop=tuple(config.crop) or None,
+            flip=config.flip,
+            jitter=config.jitter,
+        ),
+        sharding=batch_sharding(task.mesh),
+        canvas=tuple(config.canvas) or None,
+        num_workers=config.num_workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
 
 
 def _optimizer(config: ConfigDict, model: FCN, stage: Stage) -> Any:
@@ -320,12 +341,12 @@ def _optimizer(config: ConfigDict, model: FCN, stage: Stage) -> Any:
 
 
 def _stages(config: ConfigDict, images: int) -> tuple[Stage, ...]:
-    """The stages with their lengths in steps; an epoch drops the last incomplete batch."""
+    """The stages with their lengths in steps."""
     if config.steps:
         steps = configs.per_stage(config, "steps")
     else:
-        per_epoch = images // config.batch_size
-        steps = tuple(round(e * per_epoch) for e in configs.per_stage(config, "epochs"))
+        epochs = configs.per_stage(config, "epochs")
+        steps = tuple(max(1, round(e * images / config.batch_size)) for e in epochs)
     rates = configs.per_stage(config, "learning_rate")
     rows = zip(config.stages, steps, rates, strict=True)
     return tuple(Stage(index, *row) for index, row in enumerate(rows))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from fcn_jax.losses import cross_entropy, sample_cells
 from fcn_jax.networks import FCN
 from fcn_jax.preprocessing import Preprocessing
+from fcn_jax.training.optimizer import matches_any
 
 
 @struct.dataclass
@@ -54,9 +55,7 @@ TrainStep = Callable[[TrainState, dict[str, Array]], tuple[TrainState, StepFigur
 
 def data_mesh() -> Mesh:
     """All devices of all processes along one axis, ``data``."""
-    return jax.make_mesh(
-        (jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
-    )
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -78,6 +77,7 @@ def make_train_step(
     key: Array,
     normalize_loss: bool = False,
     cell_fraction: float = 1.0,
+    frozen: Sequence[str] = (),
 ) -> TrainStep:
     """Compiles a step of the optimiser on the pixelwise cross-entropy.
 
@@ -92,6 +92,8 @@ def make_train_step(
         key: Random key of the stage.
         normalize_loss: Divide the loss by the number of valid pixels (the paper sums).
         cell_fraction: Part of the final-layer cells that are trained on (paper, figure 5).
+        frozen: Patterns of layer names whose gradient is not computed; give the optimiser the
+            same ones.
 
     Returns:
         ``step(state, batch)`` for batches of ``image`` uint8 (b, h, w, 3), ``label`` uint8
@@ -107,6 +109,10 @@ def make_train_step(
             labels = sample_cells(cell_key, labels, cell_fraction, cells)
 
         def objective(params: Any) -> tuple[Array, Any]:
+            params = {
+                layer: jax.lax.stop_gradient(arrays) if matches_any(layer, frozen) else arrays
+                for layer, arrays in params.items()
+            }
             logits = model.apply(
                 {"params": params}, images, train=True, rngs={"dropout": dropout_key}
             )

@@ -1,0 +1,347 @@
+"""Class tables: one row per class of a data set, from which everything else derives.
+
+A row holds the class's name, its colour in pictures, whether it counts, and the id it has in the
+stored label files. Training sees *labels*: the classes that count, numbered 0..C-1 in the order of
+the table, and the void label 255, which never counts.
+
+Example:
+    >>> CAMVID.num_classes, CAMVID.names[:3]
+    (11, ('sky', 'building', 'pole'))
+    >>> CAMVID.to_labels(np.array([[0, 10, 11]]))  # 11 is void in CamVid's files
+    array([[  0,  10, 255]], dtype=uint8)
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+
+VOID = 255
+"""The label of pixels that never count, in files and in memory."""
+
+VOID_COLOR = (224, 224, 192)
+"""The colour PASCAL VOC draws void pixels in."""
+
+MAX_CLASSES = VOID  # labels travel as uint8, and 255 is taken
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassRow:
+    """One class of a data set.
+
+    Attributes:
+        name: What people call the class.
+        color: Its colour in pictures and in RGB masks: red, green, blue, 0..255.
+        ignored: True for void: these pixels neither train nor score.
+        id: The class's value in stored label files; None means the row's place in the table.
+    """
+
+    name: str
+    color: tuple[int, int, int]
+    ignored: bool = False
+    id: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassTable:
+    """The classes of a data set, in order.
+
+    Raises:
+        ValueError: if there is no class that counts or more than 255, two rows share a name or an
+            id, or a colour is not three integers in 0..255.
+    """
+
+    rows: tuple[ClassRow, ...]
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_classes <= MAX_CLASSES:
+            raise ValueError(
+                f"a class table needs 1 to {MAX_CLASSES} classes that are not ignored, "
+                f"but this one has {self.num_classes}"
+            )
+        for what, values in (("name", [row.name for row in self.rows]), ("id", list(self.ids))):
+            repeated = sorted({str(v) for v in values if values.count(v) > 1})
+            if repeated:
+                raise ValueError(f"two classes have the same {what}: {', '.join(repeated)}")
+        for row, raw_id in zip(self.rows, self.ids, strict=True):
+            if len(row.color) != 3 or not all(0 <= value <= 255 for value in row.color):
+                raise ValueError(f"class '{row.name}': colour {row.color} is not r, g, b in 0..255")
+            if raw_id < 0 or raw_id > 65535:
+                raise ValueError(f"class '{row.name}': id {raw_id} is not in 0..65535")
+            if raw_id == VOID and not row.ignored:
+                raise ValueError(f"class '{row.name}': id {VOID} is kept for void")
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The id of every row in stored label files."""
+        return tuple(i if row.id is None else row.id for i, row in enumerate(self.rows))
+
+    @property
+    def counted(self) -> tuple[ClassRow, ...]:
+        """The rows that count; row j is label j."""
+        return tuple(row for row in self.rows if not row.ignored)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the classes that count; name j belongs to label j."""
+        return tuple(row.name for row in self.counted)
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes count."""
+        return len(self.counted)
+
+    @property
+    def palette(self) -> UInt8[np.ndarray, "256 3"]:
+        """RGB colour of every label: row j for label j, row 255 for void, black elsewhere."""
+        palette = np.zeros((256, 3), np.uint8)
+        palette[: self.num_classes] = [row.color for row in self.counted]
+        void_colors = [row.color for row in self.rows if row.ignored]
+        palette[VOID] = void_colors[0] if void_colors else VOID_COLOR
+        return palette
+
+    @property
+    def raw_to_label(self) -> UInt8[np.ndarray, "256"]:
+        """Look-up from stored ids 0..255 to labels; ids of no class become void."""
+        lookup = self._lookup[:256]
+        return np.where(lookup < 0, VOID, lookup).astype(np.uint8)
+
+    @functools.cached_property
+    def _lookup(self) -> np.ndarray:
+        lookup = np.full(65536, -1, np.int16)  # -1: an id of no class
+        lookup[VOID] = VOID
+        label = 0
+        for row, raw_id in zip(self.rows, self.ids, strict=True):
+            lookup[raw_id] = VOID if row.ignored else label
+            label += not row.ignored
+        return lookup
+
+    def unknown_ids(self, raw: Integer[np.ndarray, "..."]) -> list[int]:
+        """The ids in `raw` that belong to no row and are not 255, in ascending order."""
+        values = np.unique(raw)
+        inside = (values >= 0) & (values < len(self._lookup))
+        known = inside & (self._lookup[np.where(inside, values, 0)] >= 0)
+        return [int(value) for value in values[~known]]
+
+    def to_labels(self, raw: Integer[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+        """Turn stored ids into labels: 0..C-1, and 255 for void.
+
+        Raises:
+            ValueError: if an id belongs to no row; the message lists all such ids.
+        """
+        if unknown := self.unknown_ids(raw):
+            shown = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
+            raise ValueError(
+                f"label values {shown} belong to no class (known ids: {_ranges(self.ids)}; "
+                f"{VOID} is void)"
+            )
+        return self._lookup[raw].astype(np.uint8)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The table as JSON types; `from_dict` reads it back."""
+        return {"classes": [dataclasses.asdict(row) for row in self.rows]}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> ClassTable:
+        """The table that `to_dict` wrote."""
+        rows = (ClassRow(**{**row, "color": tuple(row["color"])}) for row in fields["classes"])
+        return cls(tuple(rows))
+
+    def __hash__(self) -> int:
+        return hash(self.rows)
+
+
+def _ranges(ids: tuple[int, ...]) -> str:
+    """Ids written short: 0..10, 13."""
+    runs: list[list[int]] = []
+    for value in sorted(ids):
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return ", ".join(str(a) if a == b else f"{a}..{b}" for a, b in runs)
+
+
+def voc_color(index: int) -> tuple[int, int, int]:
+    """Colour `index` of the palette of the PASCAL VOC development kit.
+
+    The bits of the index are dealt in turn to red, green and blue, most significant first, which
+    gives 256 colours that are far apart for small indices.
+    """
+    color = [0, 0, 0]
+    for shift in range(7, -1, -1):
+        for channel in range(3):
+            color[channel] |= (index >> channel & 1) << shift
+        index >>= 3
+    return color[0], color[1], color[2]
+
+
+def table_from_names(names: list[str], first_id: int = 0) -> ClassTable:
+    """A table of plain names in VOC's palette; the first name has the id `first_id` in files."""
+    rows = (
+        ClassRow(name, voc_color(i + first_id), id=i + first_id) for i, name in enumerate(names)
+    )
+    return ClassTable(tuple(rows))
+
+
+def load_class_table(path: str | Path, first_id: int = 0) -> ClassTable:
+    """Read a person's class table.
+
+    Three kinds of file are understood:
+
+    * `.csv` with a header: `name`, then `r`, `g`, `b` (or `color` as `#ff8000` or `255 128 0`),
+      and optionally `id` (the value in label files) and `ignored` (true for void);
+    * `.json`: a list of names, a list of objects with the same fields as the csv (`color` may be a
+      list), an object of name -> colour, or what `ClassTable.to_dict` writes;
+    * any other: one name a line.
+
+    Classes without a colour get VOC's palette. Rows without an id count up from `first_id`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file and the row, if it cannot be understood.
+    """
+    path = Path(path)
+    try:
+        return ClassTable(
+            tuple(_row(fields, i, first_id) for i, fields in enumerate(_read_fields(path)))
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a class table: {error}") from error
+
+
+def has_colors(path: str | Path) -> bool:
+    """Whether a class file gives every class a colour, as RGB masks need."""
+    return all(_given_color(fields) is not None for fields in _read_fields(Path(path)))
+
+
+def _read_fields(path: Path) -> list[dict[str, Any]]:
+    """The rows of a class file as dictionaries with lower-case keys."""
+    text = path.read_text(encoding="utf-8-sig")  # spreadsheets like to write a byte order mark
+    if path.suffix.lower() == ".csv":
+        return _read_csv(text)
+    if path.suffix.lower() == ".json":
+        return _read_json(json.loads(text))
+    names = [line.strip() for line in text.splitlines()]
+    return [{"name": name} for name in names if name]
+
+
+def _read_csv(text: str) -> list[dict[str, Any]]:
+    dialect = csv.Sniffer().sniff(text.splitlines()[0], ",;\t") if "," not in text else csv.excel
+    reader = csv.DictReader(io.StringIO(text), dialect=dialect, skipinitialspace=True)
+    fields = [str(name).strip().lower() for name in reader.fieldnames or ()]
+    if "name" not in fields:
+        raise ValueError(f"the first line must name the columns, one of them 'name'; got {fields}")
+    reader.fieldnames = fields
+    rows = [{k: v.strip() for k, v in row.items() if k and v and v.strip()} for row in reader]
+    return [row for row in rows if row]
+
+
+def _read_json(content: Any) -> list[dict[str, Any]]:
+    if isinstance(content, dict) and isinstance(content.get("classes"), list):
+        content = content["classes"]
+    if isinstance(content, dict):
+        return [{"name": name, "color": color} for name, color in content.items()]
+    return [
+        {"name": item} if isinstance(item, str) else {k.lower(): v for k, v in item.items()}
+        for item in content
+    ]
+
+
+def _row(fields: dict[str, Any], index: int, first_id: int) -> ClassRow:
+    if not fields.get("name"):
+        raise ValueError(f"row {index + 1} has no name")
+    name = str(fields["name"])
+    raw_id = fields.get("id")
+    raw_id = index + first_id if raw_id in (None, "") else int(raw_id)
+    try:
+        color = _given_color(fields)
+    except ValueError as error:
+        raise ValueError(f"class '{name}': {error}") from None
+    ignored = str(fields.get("ignored", "")).lower() in ("true", "yes", "1", "x")
+    if color is None:
+        color = VOID_COLOR if ignored else voc_color(raw_id % 256)
+    return ClassRow(name, color, ignored, raw_id)
+
+
+def _given_color(fields: dict[str, Any]) -> tuple[int, int, int] | None:
+    """The colour a row gives, or None where it gives none."""
+    color = fields.get("color", fields.get("colour"))
+    if color in (None, "") and all(fields.get(c) not in (None, "") for c in "rgb"):
+        color = [fields[c] for c in "rgb"]
+    if color in (None, ""):
+        return None
+    if isinstance(color, str):
+        text = color.strip().lstrip("#")
+        is_hex = color.strip().startswith("#") and len(text) == 6
+        color = bytes.fromhex(text) if is_hex else text.strip("()[]").replace(",", " ").split()
+    values = tuple(int(value) for value in color)
+    if len(values) != 3:
+        raise ValueError(f"colour {values} is not r, g, b")
+    return values[0], values[1], values[2]
+
+
+SHAPES = ClassTable(
+    (
+        ClassRow("background", (40, 44, 52)),
+        ClassRow("disc", (230, 97, 1)),
+        ClassRow("box", (253, 200, 60)),
+        ClassRow("triangle", (60, 180, 90)),
+        ClassRow("ring", (70, 130, 230)),
+        ClassRow("star", (190, 90, 200)),
+    )
+)
+"""The made-up data set of `fcn_jax.data.shapes`."""
+
+CAMVID = ClassTable(
+    (
+        ClassRow("sky", (128, 128, 128)),
+        ClassRow("building", (128, 0, 0)),
+        ClassRow("pole", (192, 192, 128)),
+        ClassRow("road", (128, 64, 128)),
+        ClassRow("pavement", (60, 40, 222)),
+        ClassRow("tree", (128, 128, 0)),
+        ClassRow("sign symbol", (192, 128, 128)),
+        ClassRow("fence", (64, 64, 128)),
+        ClassRow("car", (64, 0, 128)),
+        ClassRow("pedestrian", (64, 64, 0)),
+        ClassRow("bicyclist", (0, 128, 192)),
+        ClassRow("void", (0, 0, 0), ignored=True),
+    )
+)
+"""CamVid in the eleven classes and colours of the SegNet tutorial; 11 is void in its files."""
+
+VOC = table_from_names(
+    [
+        "background",
+        "aeroplane",
+        "bicycle",
+        "bird",
+        "boat",
+        "bottle",
+        "bus",
+        "car",
+        "cat",
+        "chair",
+        "cow",
+        "diningtable",
+        "dog",
+        "horse",
+        "motorbike",
+        "person",
+        "pottedplant",
+        "sheep",
+        "sofa",
+        "train",
+        "tvmonitor",
+    ]
+)
+"""PASCAL VOC: twenty objects and background; 255 in its files is void."""

@@ -1,0 +1,91 @@
+"""Trains the networks of a config, stage by stage, and writes a report.
+
+    python train.py --config=configs/fcn8s.py [--workdir=DIR] [--config.FIELD=VALUE ...]
+
+Every field and its meaning: fcn_jax/config.py. Kill it at any moment and run the same command
+again: it goes on from the last checkpoint. To train on several machines, start the same command
+on each with --coordinator=HOST:PORT --num_processes=N --process_id=I, or with --coordinator=auto
+where jax can ask the cluster (SLURM, TPU pods, Open MPI, Kubernetes).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/fcn8s.py.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The run's folder; default: runs/ and the config file's name."
+)
+COORDINATOR = flags.DEFINE_string("coordinator", None, "Address of process 0, or auto.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes that train together.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process, counted from 0.")
+flags.mark_flag_as_required("config")
+
+
+def main(argv: list[str]) -> int:
+    """Trains every stage, writes the report, and returns the exit code."""
+    if len(argv) > 1:
+        return fail(f"unexpected argument {argv[1]!r}; fields are set as --config.FIELD=VALUE")
+    config_file = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]
+    workdir = Path(WORKDIR.value or Path("runs") / Path(config_file).stem)
+
+    logging.set_verbosity(logging.WARNING)  # orbax and jax tell a great deal below it
+
+    # ---- Devices, before anything else touches them
+    import jax
+
+    if COORDINATOR.value == "auto":
+        jax.distributed.initialize()
+    elif COORDINATOR.value:
+        jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+
+    # ---- Every stage, then the report
+    from fcn_jax.training.run import train
+    from fcn_jax.training.watch import Diverged, Stopped
+
+    try:
+        train(CONFIG.value, workdir)
+    except Stopped as stopped:
+        print(f"train.py: {stopped}", file=sys.stderr)
+        return 128 + stopped.signum
+    except (ValueError, OSError, Diverged) as error:
+        return fail(str(error))
+    return 0
+
+
+def fail(message: str) -> int:
+    """Says what is wrong, and returns the exit code."""
+    print(f"train.py: {message}", file=sys.stderr)
+    return 2
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses the flags; a mistake is one line that names the remedy, not a traceback."""
+    try:
+        return flags.FLAGS(argv)
+    except AttributeError as error:
+        message = _unknown_field(error)
+    except (flags.Error, TypeError, ValueError, OSError, SyntaxError) as error:
+        message = " ".join(str(error).split())
+    sys.exit(fail(message))
+
+
+def _unknown_field(error: AttributeError) -> str:
+    """ml_collections' error for a field that does not exist, as one sentence."""
+    from fcn_jax.config import default_config
+
+    names = re.findall(r"\w+", str(error))
+    field = names[0] if names else ""
+    near = difflib.get_close_matches(field, list(default_config()), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "fcn_jax/config.py lists all fields"
+    return f"the config has no field {field!r}; {hint}"
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)
