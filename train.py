@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
     config_file = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]
     workdir = Path(WORKDIR.value or Path("runs") / Path(config_file).stem)
 
-    logging.set_verbosity(logging.WARNING)  # orbax and jax tell a great deal below it
+    logging.set_verbosity(logging.ERROR)  # below it orbax tells a great deal
 
     # ---- Devices, before anything else touches them
     import jax

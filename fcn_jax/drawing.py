@@ -5,7 +5,6 @@ Label maps are uint8 with 255 for void; images are uint8 RGB.
 
 from __future__ import annotations
 
-import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 

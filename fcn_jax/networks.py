@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -122,8 +123,21 @@ def align(layers: tuple[Layer, ...], decoder: Decoder) -> Alignment:
 
 # ======================================================================== initial values
 
-# Unit variance after each ReLU (He et al. 2015), for networks trained from scratch.
 _he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+
+def _centred_kernel(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """He normal (He et al. 2015) whose weights add up to zero in each filter.
+
+    What leaves a ReLU has a large mean, and through many layers of plain random filters only that
+    mean survives: all cells look alike, and training from scratch stalls for epochs. Filters that
+    add up to zero do not see it. The factor restores the variance that the mean took part in:
+    after a ReLU, E[x^2] / Var[x] = 1 / (1 - 1 / pi).
+    """
+    kernel = _he_normal(key, shape, dtype)
+    if shape[0] * shape[1] * shape[2] > 1:
+        kernel -= kernel.mean((0, 1, 2), keepdims=True)
+    return kernel * (1 - 1 / math.pi) ** -0.5
 
 
 def _first_kernel(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
@@ -240,7 +254,7 @@ class FCN(nn.Module):
                     (window.kernel, window.kernel),
                     strides=window.stride,
                     padding=window.pad,
-                    kernel_init=_he_normal if index else _first_kernel,
+                    kernel_init=_centred_kernel if index else _first_kernel,
                     conv_general_dilated=ops.convolution,
                     name=layer.name,
                 )(x)

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int64, UInt8
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -214,7 +215,7 @@ def _check_classes(run: Run, source: Source) -> None:
 
 def show(results: Sequence[StageResult], classes: ClassTable, console: Console) -> None:
     """Prints the four figures of each stage, and the table of all classes."""
-    figures = Table(title="Scores", title_justify="left")
+    figures = Table(title="Scores", title_justify="left", box=SIMPLE_HEAD)
     figures.add_column("stage")
     for heading in FIGURES.values():
         figures.add_column(heading, justify="right")
@@ -223,12 +224,12 @@ def show(results: Sequence[StageResult], classes: ClassTable, console: Console) 
         figures.add_row(result.stage, *values)
     console.print(figures)
 
-    table = Table(title="Classes", title_justify="left")
-    table.add_column("class")
+    table = Table(title="Classes", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("class", no_wrap=True)
     table.add_column("pixels", justify="right")
     for result in results:
         table.add_column(f"{result.stage} IU", justify="right")
-        table.add_column("accuracy", justify="right")
+        table.add_column("acc.", justify="right")
     truth = results[0].counts.sum(axis=1)
     all_scores = [result.scores for result in results]
     for label, name in enumerate(classes.names):
@@ -236,15 +237,15 @@ def show(results: Sequence[StageResult], classes: ClassTable, console: Console) 
         cells = ["-" if math.isnan(value) else f"{value:.4f}" for pair in pairs for value in pair]
         table.add_row(escape(name), f"{truth[label] / truth.sum():.2%}", *cells)
     console.print(table)
-    for result, figure in zip(results, all_scores, strict=True):
-        if figure.absent:
-            names = ", ".join(classes.names[label] for label in figure.absent)
-            console.print(
-                f"{result.stage}: neither in the truth nor predicted, and so left out of the "
-                f"means: {names}",
-                markup=False,
-                highlight=False,
-            )
+    for absent in sorted({figure.absent for figure in all_scores} - {()}):
+        stages = [r.stage for r, s in zip(results, all_scores, strict=True) if s.absent == absent]
+        names = ", ".join(classes.names[label] for label in absent)
+        console.print(
+            f"{', '.join(stages)}: neither in the truth nor predicted, and so left out of the "
+            f"means: {names}",
+            markup=False,
+            highlight=False,
+        )
 
 
 # ======================================================================== in the folder

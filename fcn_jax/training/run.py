@@ -98,6 +98,7 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
     }
     train_source = data.open_source(config.dataset, config.train_split, **options)
     eval_source = data.open_source(config.dataset, config.eval_split, **options)
+    data.check_disjoint(train_source, eval_source)
     mesh = data_mesh()
     _check_batch_size(config, len(train_source))
 

@@ -1,0 +1,139 @@
+"""Random access to one split of a prepared data set."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import numpy as np
+
+from fcn_jax.classes import ClassTable
+from fcn_jax.data.images import read_image, read_label
+
+
+class Source:
+    """One split of a prepared data set: `len(source)`, `source[i]`, and its class table.
+
+    An example is `{"image": uint8 (h, w, 3) RGB, "label": uint8 (h, w) in 0..C-1 or 255 for void,
+    "id": str}`. Examples are in the order of the data set, without shuffling.
+
+    A source can be pickled: the copy opens the files again when first read, so that it costs
+    little to send to a worker process.
+
+    Args:
+        path: The folder of the prepared data set, as returned by `fcn_jax.data.prepare`.
+        split: A split name, or an expression of TFDS: "train[:10%]", "train+val".
+
+    Attributes:
+        classes: The class table of the data set.
+        ids: The id of every example.
+        notes: What a person should know about this copy of the data, e.g. missing images.
+
+    Raises:
+        ValueError: if the split does not exist; the message lists those that do.
+    """
+
+    def __init__(self, path: str | Path, split: str) -> None:
+        self.path = Path(path)
+        self.split = split
+        self._reader: Any = None
+        metadata = json.loads((self.path / "metadata.json").read_text())
+        info = json.loads((self.path / "dataset_info.json").read_text())
+        self.name = "/".join(filter(None, (info["name"], info.get("configName"), info["version"])))
+        self.classes = ClassTable.from_dict(metadata["classes"])
+        self.notes = tuple(metadata["notes"])
+        rows = _rows(split, {name: len(ids) for name, ids in metadata["ids"].items()}, self.name)
+        self.ids = tuple(metadata["ids"][name][i] for name, i in rows)
+        self.digests = tuple(metadata["digests"][name][i] for name, i in rows)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        position = index.__index__()
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"{self!r} has no example {position}")
+        if self._reader is None:
+            self._reader = _open_reader(self.path, self.split)
+        record = self._reader[position % len(self)]
+        example_id = record["id"].decode()
+        return {
+            "image": read_image(record["image"], example_id),
+            "label": read_label(record["label"], kind="index", name=example_id).astype(np.uint8),
+            "id": example_id,
+        }
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        # grain compares this when it resumes: it tells data sets apart, not where they lie.
+        return f"Source({self.name!r}, split={self.split!r}, examples={len(self)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_reader": None}
+
+
+def check_disjoint(train: Source, val: Source) -> None:
+    """Refuse to score on images that were trained on.
+
+    Images are compared by content, so that a copy under another name is found too.
+
+    Raises:
+        ValueError: naming the first few images that both sources hold.
+    """
+    of_train = dict(zip(train.digests, train.ids, strict=True))
+    shared = [
+        name if name == of_train[digest] else f"{name} (= {of_train[digest]})"
+        for digest, name in zip(val.digests, val.ids, strict=True)
+        if digest in of_train
+    ]
+    if shared:
+        more = ", ..." if len(shared) > 5 else ""
+        raise ValueError(
+            f"{len(shared)} of {len(val)} images of {val!r} are also in {train!r}: "
+            f"{', '.join(shared[:5])}{more}. Scores on images that were trained on mean nothing: "
+            "choose other splits or remove the copies"
+        )
+
+
+def _rows(split: str, sizes: dict[str, int], name: str) -> list[tuple[str, int]]:
+    """(split, position) of every example that a split expression selects."""
+    import tensorflow_datasets as tfds
+
+    asked = re.findall(r"(?:^|\+)\s*([^\[+\s]+)", split)
+    unknown = [part for part in asked if part not in sizes]
+    if unknown or not asked:
+        known = ", ".join(f"{k} ({n} images)" for k, n in sizes.items())
+        raise ValueError(
+            f"{name} has no split '{unknown[0] if unknown else split}'; it has {known}"
+        )
+    infos = {
+        part: tfds.core.SplitInfo(name=part, shard_lengths=[n], num_bytes=0)
+        for part, n in sizes.items()
+    }
+    try:
+        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+    except (AssertionError, ValueError) as error:
+        raise ValueError(f"{name}: cannot read the split '{split}': {error}") from error
+    rows = [
+        (part.splitname, i)
+        for part in parts
+        for i in range(sizes[part.splitname])[part.from_ : part.to]
+    ]
+    if not rows:
+        raise ValueError(f"{name}: the split '{split}' holds no image")
+    return rows
+
+
+def _open_reader(path: Path, split: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    # The bytes come undecoded: TFDS would decode with OpenCV on one machine, Pillow on another.
+    skip = tfds.decode.SkipDecoding()
+    return tfds.builder_from_directory(str(path)).as_data_source(
+        split=split, decoders={"image": skip, "label": skip}
+    )

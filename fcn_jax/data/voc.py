@@ -1,0 +1,317 @@
+"""PASCAL VOC 2012 segmentation, and SBD's labels joined with it.
+
+Files, either downloaded (2 GB) or given as `manual_dir`, which may be the folder that holds
+VOCdevkit, VOCdevkit itself, or VOC2012:
+
+    VOCdevkit/VOC2012/JPEGImages/ID.jpg
+    VOCdevkit/VOC2012/SegmentationClass/ID.png          palette PNG: indices are ids, 255 is void
+    VOCdevkit/VOC2012/ImageSets/Segmentation/{train,val}.txt
+
+SBD (Hariharan et al., Semantic contours from inverse detectors, ICCV 2011) is looked for beside
+them as `benchmark_RELEASE/dataset`, `benchmark_RELEASE`, `SBD` or `sbd`, or given as the option
+`sbd`: a folder with `cls/ID.mat` (or `cls/ID.png`), and optionally `img/ID.jpg` and `train.txt`; or
+a folder of PNG or .mat labels.
+
+Splits:
+
+* `train`, `val`: the ids of ImageSets, with VOC's labels (1464 and 1449 images). `trainval` is
+  understood by `open_source` as both.
+* `seg11valid`: the 736 images of VOC 2011 val that are not in SBD's train set, with VOC's labels;
+  the published FCN scores are on these.
+* `sbd_train`, where SBD is there: the ids of SBD's `train.txt` (8498). An id without an SBD label
+  that VOC's `train.txt` lists takes VOC's label; other ids without a label are left out and counted
+  in the notes. Without `train.txt`: every id that has an SBD label and is not in seg11valid.
+  Photographs come from SBD's `img`, or else from JPEGImages.
+
+Of an incomplete tree the images present are used, and a warning says how many of how many. An image
+shared by train and val, or by SBD's train.txt and seg11valid, is an error.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.resources
+import urllib.request
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import UInt8
+
+from fcn_jax.classes import VOC
+from fcn_jax.data.building import (
+    Contents,
+    FilesConfig,
+    PairBuilder,
+    file_pair,
+    fingerprint,
+    read_labels,
+    named,
+)
+
+VOC_URL = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
+VOC_SHA256 = "e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb"
+VOC_BYTES = 1999639040
+SBD_URL = (
+    "http://www.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/"
+    "benchmark.tgz"
+)
+FULL_SIZES = {"train": 1464, "val": 1449, "seg11valid": 736, "sbd_train": 8498}
+SBD_PLACES = ("benchmark_RELEASE/dataset", "benchmark_RELEASE", "SBD", "sbd")
+
+
+class Files(NamedTuple):
+    """Photograph and label of one id."""
+
+    image: Path
+    label: Path
+
+
+def config(manual_dir: Path | None, *, sbd: str | Path | None = None) -> FilesConfig:
+    """Builder configuration.
+
+    Args:
+        manual_dir: The folder of the files, extracted or as the official archives; None downloads.
+        sbd: The folder of SBD; "download" downloads it; None looks beside VOC's files.
+
+    Raises:
+        FileNotFoundError: if the folders do not have the layout; it says what to put where.
+        ValueError: if splits share images.
+    """
+    options = {} if sbd is None else {"sbd": str(sbd)}
+    if manual_dir is None:
+        return FilesConfig(name=f"download{'-sbd' if sbd else ''}", options=options)
+    devkit = _find_devkit(manual_dir)
+    archives = [manual_dir / Path(url).name for url in (VOC_URL, SBD_URL)]
+    present = [path for path in archives if path.exists()]
+    if devkit is None:
+        if archives[0] not in present:
+            raise FileNotFoundError(f"voc2012: {_what_to_put(manual_dir)}")
+        files = present
+    else:
+        sbd_root = None if sbd == "download" else _find_sbd(sbd, manual_dir, devkit)
+        splits, _ = find_splits(devkit, sbd_root)
+        files = [path for pairs in splits.values() for pair in pairs.values() for path in pair]
+    name = f"files-{fingerprint(set(files), options)}"
+    return FilesConfig(name=name, root=manual_dir, options=options)
+
+
+class Voc2012(PairBuilder):
+    """PASCAL VOC 2012 segmentation: twenty classes of objects and background."""
+
+    def contents(self, dl_manager: tfds.download.DownloadManager) -> Contents:
+        root, options = self.builder_config.root, self.builder_config.options
+        devkit = (_find_devkit(root) if root else None) or self._fetch_devkit(dl_manager, root)
+        sbd_root = self._sbd_root(dl_manager, devkit, root, options.get("sbd"))
+        found, notes = find_splits(devkit, sbd_root)
+        splits = {
+            split: [
+                file_pair(voc_id, files.image, files.label, read_voc_label)
+                for voc_id, files in pairs.items()
+            ]
+            for split, pairs in found.items()
+        }
+        return Contents(splits, VOC, source=f"{devkit}, SBD: {sbd_root}", notes=tuple(notes))
+
+    def _fetch_devkit(self, dl_manager: tfds.download.DownloadManager, root: Path | None) -> Path:
+        folder = _fetch(dl_manager, VOC_URL, root)
+        devkit = _find_devkit(folder)
+        if devkit is None:
+            raise FileNotFoundError(f"voc2012: {folder}, extracted from {VOC_URL}, has no VOC2012")
+        return devkit
+
+    def _sbd_root(
+        self,
+        dl_manager: tfds.download.DownloadManager,
+        devkit: Path,
+        root: Path | None,
+        sbd: str | None,
+    ) -> Path | None:
+        has_archive = root is not None and (root / Path(SBD_URL).name).exists()
+        if sbd != "download":
+            found = _find_sbd(sbd, root or devkit, devkit)
+            if found is not None or not has_archive:
+                return found
+        return _find_sbd(None, _fetch(dl_manager, SBD_URL, root), devkit)
+
+
+def _fetch(dl_manager: tfds.download.DownloadManager, url: str, root: Path | None) -> Path:
+    """An archive's contents: extracted from `root` where it lies there, else downloaded.
+
+    Raises:
+        FileNotFoundError: if the download fails; the message says which file to put where.
+        ValueError: if the archive is not the official one.
+    """
+    archive = root / Path(url).name if root else None
+    try:
+        if archive is None or not archive.exists():
+            # TFDS tries an unreachable host for minutes; this finds out within seconds.
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=20).close()
+            archive = Path(dl_manager.download(url))
+    except Exception as error:  # requests', urllib's, TFDS's and the socket's own types
+        raise FileNotFoundError(
+            f"voc2012: could not download {url} ({str(error)[:200]}). {_what_to_put(root, url)}"
+        ) from error
+    if url == VOC_URL:
+        _verify(archive)
+    return Path(dl_manager.extract(archive))
+
+
+def _verify(archive: Path) -> None:
+    """Refuse an archive of VOC that is not the official one."""
+    if (size := archive.stat().st_size) != VOC_BYTES:
+        raise ValueError(f"{archive}: {size} bytes, not {VOC_BYTES}: not the whole official file")
+    with archive.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != VOC_SHA256:
+        raise ValueError(f"{archive}: SHA-256 {found}, not {VOC_SHA256}: not the official file")
+
+
+def _what_to_put(root: Path | None, url: str = VOC_URL) -> str:
+    inside = "VOCdevkit/VOC2012" if url == VOC_URL else "benchmark_RELEASE/dataset"
+    what = f"Download {url} yourself and put {Path(url).name}, or the {inside} in it, into"
+    if root is None:
+        return f"{what} a folder, and give that folder as manual_dir"
+    return f"{what} {root}, which has neither"
+
+
+def find_splits(
+    devkit: Path, sbd_root: Path | None
+) -> tuple[dict[str, dict[str, Files]], list[str]]:
+    """The files of every id in every split, and notes on what is missing.
+
+    Args:
+        devkit: The folder VOC2012.
+        sbd_root: The folder of SBD, if there is one.
+
+    Raises:
+        FileNotFoundError: if no image of any split is there.
+        ValueError: if splits share images.
+    """
+    folder = devkit / "ImageSets/Segmentation"
+    lists: dict[str, Sequence[str]] = {n: _ids(folder / f"{n}.txt") for n in ("train", "val")}
+    _refuse_shared("ImageSets train", lists["train"], "ImageSets val", lists["val"])
+    lists["seg11valid"] = seg11valid_ids()
+    images = _by_stem(devkit / "JPEGImages", (".jpg", ".jpeg", ".png"))
+    labels = _by_stem(devkit / "SegmentationClass", (".png",))
+    splits = {name: _present(ids, images, labels) for name, ids in lists.items()}
+    if sbd_root is not None:
+        splits["sbd_train"] = _sbd_train(sbd_root, images, labels, set(lists["train"]))
+    notes = [
+        f"{split} has {len(splits[split])} of the {full} images of the full set"
+        for split, full in FULL_SIZES.items()
+        if split in splits and len(splits[split]) < full
+    ]
+    splits = {name: pairs for name, pairs in splits.items() if pairs}
+    if not splits:
+        raise FileNotFoundError(
+            f"voc2012: {devkit} holds no image of ImageSets/Segmentation/train.txt or val.txt "
+            "with both JPEGImages/ID.jpg and SegmentationClass/ID.png"
+        )
+    return splits, notes
+
+
+def _sbd_train(
+    root: Path, voc_images: dict[str, Path], voc_labels: dict[str, Path], voc_train: set[str]
+) -> dict[str, Files]:
+    held_out = seg11valid_ids()
+    folder = root / "cls" if (root / "cls").is_dir() else root
+    labels = _by_stem(folder, (".mat", ".png"))
+    ids = _ids(root / "train.txt")
+    _refuse_shared(f"{root / 'train.txt'}", ids, "seg11valid", held_out)
+    if not ids:
+        ids = sorted(set(labels) - set(held_out))
+    images = {**voc_images, **_by_stem(root / "img", (".jpg", ".jpeg", ".png"))}
+    train_labels = {voc_id: path for voc_id, path in voc_labels.items() if voc_id in voc_train}
+    return _present(ids, images, {**train_labels, **labels})
+
+
+def _present(
+    ids: Iterable[str], images: dict[str, Path], labels: dict[str, Path]
+) -> dict[str, Files]:
+    return {i: Files(images[i], labels[i]) for i in ids if i in images and i in labels}
+
+
+def _refuse_shared(name_a: str, a: Iterable[str], name_b: str, b: Iterable[str]) -> None:
+    if shared := sorted(set(a) & set(b)):
+        raise ValueError(
+            f"voc2012: {len(shared)} images are in both {name_a} and {name_b}: {named(shared)}"
+        )
+
+
+@functools.cache
+def seg11valid_ids() -> tuple[str, ...]:
+    """The 736 ids of VOC 2011 val that are not in SBD's train set."""
+    text = importlib.resources.files("fcn_jax.data").joinpath("seg11valid.txt").read_text()
+    return tuple(text.split())
+
+
+def read_voc_label(path: Path) -> UInt8[np.ndarray, "h w"]:
+    """Labels of a palette PNG of VOC, or of a .mat file of SBD.
+
+    Raises:
+        ValueError: naming the file, if it cannot be read or holds ids of no class.
+    """
+    if path.suffix != ".mat":
+        return read_labels(path, VOC)
+    import scipy.io
+
+    try:
+        raw = scipy.io.loadmat(path)["GTcls"]["Segmentation"].flat[0]
+        return VOC.to_labels(np.asarray(raw))
+    except Exception as error:  # scipy raises many types for broken files
+        raise ValueError(
+            f"{path}: cannot read GTcls.Segmentation as VOC labels: {error}"
+        ) from error
+
+
+def _ids(path: Path) -> list[str]:
+    """The ids a split file lists, each once, in its order; none if it is not there."""
+    if not path.exists():
+        return []
+    return list(
+        dict.fromkeys(line.split()[0] for line in path.read_text().splitlines() if line.strip())
+    )
+
+
+def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    """Files of a folder by name without suffix; earlier suffixes win."""
+    if not folder.is_dir():
+        return {}
+    files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes]
+    files.sort(key=lambda path: suffixes.index(path.suffix.lower()), reverse=True)
+    return {path.stem: path for path in files}
+
+
+def _find_devkit(manual_dir: Path) -> Path | None:
+    """The folder VOC2012, given it or a folder above it."""
+    for place in ("VOCdevkit/VOC2012", "VOC2012", "."):
+        devkit = manual_dir / place
+        if (devkit / "ImageSets" / "Segmentation").is_dir():
+            return devkit.resolve()
+    return None
+
+
+def _find_sbd(sbd: str | Path | None, manual_dir: Path, devkit: Path) -> Path | None:
+    """The folder with SBD's `cls`: the one given, or one beside VOC's files.
+
+    Raises:
+        FileNotFoundError: if a folder is given and has no labels.
+    """
+    if sbd is not None:
+        given = Path(sbd).expanduser().absolute()
+        for root in (given, *(given / place for place in ("dataset", *SBD_PLACES))):
+            if (root / "cls").is_dir() or _by_stem(root, (".mat", ".png")):
+                return root
+        raise FileNotFoundError(
+            f"voc2012: {given} (option sbd) holds no folder cls with ID.mat or ID.png, nor such "
+            f"files; it is the folder benchmark_RELEASE/dataset of {SBD_URL}"
+        )
+    for base in dict.fromkeys((manual_dir, devkit, devkit.parent, devkit.parent.parent)):
+        for place in SBD_PLACES:
+            if (base / place / "cls").is_dir():
+                return base / place
+    return None
