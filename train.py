@@ -46,11 +46,14 @@ def main(argv: list[str]) -> int:
         jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
 
     # ---- Every stage, then the report
+    from fcn_jax import report
     from fcn_jax.training.run import train
     from fcn_jax.training.watch import Diverged, Stopped
 
     try:
-        train(CONFIG.value, workdir)
+        source = train(CONFIG.value, workdir)
+        if jax.process_index() == 0:
+            report.evaluate_run(workdir, source)
     except Stopped as stopped:
         print(f"train.py: {stopped}", file=sys.stderr)
         return 128 + stopped.signum

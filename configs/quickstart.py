@@ -11,6 +11,9 @@ from fcn_jax.config import default_config
 def get_config():
     config = default_config()
     config.dataset = "shapes"
+    config.dataset_options.train = 400
+    config.dataset_options.val = 100
+    config.dataset_options.size = 96
     config.flip = True
 
     config.width = 0.25

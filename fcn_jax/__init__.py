@@ -5,16 +5,22 @@ Importing this package needs jax, flax and numpy only; data sets (`fcn_jax.data`
 """
 
 from fcn_jax.alignment import Geometry, UpWindow, Window, compose, crop_offset
-from fcn_jax.losses import VOID, cross_entropy
+from fcn_jax.classes import VOID, ClassTable
+from fcn_jax.inference import Predictor
+from fcn_jax.losses import cross_entropy
 from fcn_jax.metrics import ConfusionMatrix, Scores, scores
 from fcn_jax.networks import FCN, create_model
 from fcn_jax.preprocessing import Preprocessing
+from fcn_jax.weights import load as load_weights
+from fcn_jax.weights import transplant
 
 __all__ = [
     "FCN",
     "VOID",
+    "ClassTable",
     "ConfusionMatrix",
     "Geometry",
+    "Predictor",
     "Preprocessing",
     "Scores",
     "UpWindow",
@@ -23,5 +29,7 @@ __all__ = [
     "create_model",
     "crop_offset",
     "cross_entropy",
+    "load_weights",
     "scores",
+    "transplant",
 ]

@@ -16,7 +16,6 @@ Example:
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable
 from fractions import Fraction
 
@@ -53,8 +52,8 @@ class Window:
             cells = reach // self.stride + 1
         if cells < 1:
             raise ValueError(
-                f"an input of {size} cells is too small for a window of {self.kernel} with "
-                f"padding {self.pad}; it needs at least {self.kernel - 2 * self.pad}"
+                f"an input of {size} cells is too small for a window of {self.kernel} cells with "
+                f"padding {self.pad}"
             )
         return cells
 
@@ -109,12 +108,13 @@ class Geometry:
                 offset=self.offset + self.stride * (centre - window.pad),
                 receptive_field=self.receptive_field + self.stride * (window.kernel - 1),
             )
-        # An output cell is written by at most ceil(kernel / factor) neighbouring input cells.
-        writers = math.ceil(Fraction(window.kernel, window.factor))
         return Geometry(
             stride=self.stride / window.factor,
             offset=self.offset - self.stride * centre / window.factor,
-            receptive_field=self.receptive_field + self.stride * (writers - 1),
+            # Which input cells write to an output cell varies with its phase; this is the width,
+            # centred on the cell, that holds all of them.
+            receptive_field=self.receptive_field
+            + self.stride * Fraction(window.kernel - 1, window.factor),
         )
 
 

@@ -67,7 +67,11 @@ class ClassTable:
                 f"a class table needs 1 to {MAX_CLASSES} classes that are not ignored, "
                 f"but this one has {self.num_classes}"
             )
-        for what, values in (("name", [row.name for row in self.rows]), ("id", list(self.ids))):
+        columns: dict[str, list[Any]] = {
+            "name": [row.name for row in self.rows],
+            "id": list(self.ids),
+        }
+        for what, values in columns.items():
             repeated = sorted({str(v) for v in values if values.count(v) > 1})
             if repeated:
                 raise ValueError(f"two classes have the same {what}: {', '.join(repeated)}")
@@ -235,8 +239,9 @@ def _read_fields(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_csv(text: str) -> list[dict[str, Any]]:
-    dialect = csv.Sniffer().sniff(text.splitlines()[0], ",;\t") if "," not in text else csv.excel
-    reader = csv.DictReader(io.StringIO(text), dialect=dialect, skipinitialspace=True)
+    header = text.partition("\n")[0]
+    delimiter = max(",;\t", key=header.count)  # some spreadsheets write semicolons
+    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
     fields = [str(name).strip().lower() for name in reader.fieldnames or ()]
     if "name" not in fields:
         raise ValueError(f"the first line must name the columns, one of them 'name'; got {fields}")
@@ -250,10 +255,10 @@ def _read_json(content: Any) -> list[dict[str, Any]]:
         content = content["classes"]
     if isinstance(content, dict):
         return [{"name": name, "color": color} for name, color in content.items()]
-    return [
-        {"name": item} if isinstance(item, str) else {k.lower(): v for k, v in item.items()}
-        for item in content
-    ]
+    rows = [{"name": item} if isinstance(item, str) else item for item in content]
+    if wrong := [row for row in rows if not isinstance(row, dict)]:
+        raise ValueError(f"{wrong[0]!r} is neither a name nor an object")
+    return [{key.lower(): value for key, value in row.items()} for row in rows]
 
 
 def _row(fields: dict[str, Any], index: int, first_id: int) -> ClassRow:

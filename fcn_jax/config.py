@@ -166,6 +166,16 @@ def per_stage(config: ConfigDict, field: str) -> tuple[Any, ...]:
     return values * len(config.stages) if len(values) == 1 else values
 
 
+def data_options(config: ConfigDict) -> dict[str, Any]:
+    """The arguments of `fcn_jax.data.open_source` besides name and split; empty ones left out."""
+    options = {
+        "data_dir": config.data_dir,
+        "manual_dir": config.manual_dir,
+        **config.dataset_options.to_dict(),
+    }
+    return {name: value for name, value in options.items() if value not in ("", ())}
+
+
 def to_plain(config: ConfigDict) -> dict[str, Any]:
     """The fields as JSON stores them: tuples become lists."""
     return json.loads(json.dumps(config.to_dict()))

@@ -17,9 +17,10 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int64, UInt8
 
+from fcn_jax.classes import VOID
 from fcn_jax.data.transforms import Example, check_example
 from fcn_jax.inference import full_size_logits, most_likely, resize_image
-from fcn_jax.losses import VOID, check_labels
+from fcn_jax.losses import check_labels
 from fcn_jax.metrics import ConfusionMatrix
 from fcn_jax.preprocessing import Preprocessing
 

@@ -11,16 +11,15 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from fcn_jax.alignment import Geometry
-
-VOID = 255
-"""The label of pixels that count neither in a loss nor in a score."""
+from fcn_jax.classes import VOID
 
 
 class PixelLoss(NamedTuple):
     """Cross-entropy of a batch.
 
     Attributes:
-        total: Summed over the valid pixels, in nats. NaN if any label is invalid.
+        total: Summed over the valid pixels, in nats. NaN, and so is its gradient, if
+            any label is invalid.
         valid: Number of valid pixels (int32).
         invalid: Number of pixels whose label is neither a class nor void (int32).
     """
@@ -51,11 +50,14 @@ def cross_entropy(
         and is counted in ``invalid``, since compiled code cannot raise.
 
     Raises:
-        ValueError: If the shapes do not fit; outside `jax.jit` also if a label is invalid.
+        ValueError: If shapes or types do not fit; outside `jax.jit` also if a label is invalid.
     """
     if logits.shape[:-1] != labels.shape:
         raise ValueError(f"labels of shape {labels.shape} do not fit logits of {logits.shape}")
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"labels must be integers, got {labels.dtype}")
     classes = logits.shape[-1]
+    logits = logits.astype(jnp.float32)
     if not isinstance(labels, jax.core.Tracer):
         check_labels(np.asarray(labels), classes, void)
     labels = labels.astype(jnp.int32)
@@ -67,7 +69,7 @@ def cross_entropy(
     score = jnp.take_along_axis(logits, safe[..., None], axis=-1)[..., 0]
     total = jnp.sum(jnp.where(valid, log_normaliser - score, 0.0))
     invalid = jnp.sum(counted & ~known, dtype=jnp.int32)
-    total = jnp.where(invalid > 0, jnp.nan, total)
+    total *= jnp.where(invalid > 0, jnp.nan, 1.0)  # a product, so that the gradient is NaN too
     return PixelLoss(total, jnp.sum(valid, dtype=jnp.int32), invalid)
 
 

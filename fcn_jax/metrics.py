@@ -10,7 +10,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int, UInt32
 
-from fcn_jax.losses import VOID
+from fcn_jax.classes import VOID
 
 
 @struct.dataclass
@@ -23,7 +23,8 @@ class ConfusionMatrix:
     Attributes:
         low: The lower 32 bits of the counts.
         high: The upper 32 bits.
-        invalid: Pixels with a label that is neither a class nor void, saturating.
+        invalid: Pixels, saturating, whose label is neither a class nor void, or whose prediction
+            is no class.
     """
 
     low: UInt32[Array, "c c"]
@@ -50,13 +51,15 @@ class ConfusionMatrix:
             raise ValueError(f"labels {labels.shape} and predictions {predictions.shape} differ")
         classes = self.low.shape[0]
         labels = labels.astype(jnp.int32)
+        predictions = predictions.astype(jnp.int32)
         known = (labels >= 0) & (labels < classes)
+        predicted = (predictions >= 0) & (predictions < classes)
         # Pixels that do not count fall into one cell beyond the matrix.
-        cell = jnp.where(known, labels * classes + predictions.astype(jnp.int32), classes**2)
+        cell = jnp.where(known & predicted, labels * classes + predictions, classes**2)
         counts = jnp.zeros(classes**2 + 1, jnp.uint32).at[cell.reshape(-1)].add(1)
         counts = counts[:-1].reshape(classes, classes)
         low = self.low + counts
-        wrong = self.invalid + jnp.sum(~known & (labels != VOID), dtype=jnp.uint32)
+        wrong = self.invalid + jnp.sum((labels != VOID) & ~(known & predicted), dtype=jnp.uint32)
         return ConfusionMatrix(
             low=low,
             high=self.high + (low < counts).astype(jnp.uint32),
@@ -67,14 +70,15 @@ class ConfusionMatrix:
         """The counts on the host, int64.
 
         Raises:
-            ValueError: If a label was neither a class nor void.
+            ValueError: If a label was neither a class nor void, or a prediction no class.
         """
         host = jax.device_get(self)
         if host.invalid:
             classes = host.low.shape[0]
             raise ValueError(
-                f"{int(host.invalid)} pixels have labels that are neither classes 0 to "
-                f"{classes - 1} nor void ({VOID}); check the label files"
+                f"{int(host.invalid)} pixels have a label that is neither one of the classes 0 to "
+                f"{classes - 1} nor void ({VOID}), or a prediction that is no class; check the "
+                "label files and the network's number of classes"
             )
         return (host.high.astype(np.int64) << 32) | host.low.astype(np.int64)
 

@@ -371,10 +371,14 @@ def create_model(
     decoder = _choose("model", name, DECODERS)
     build = _choose("backbone", backbone, BACKBONES) if isinstance(backbone, str) else backbone
     _choose("padding", padding, {"reference": None, "same": None})
-    if num_classes < 1 or num_classes > 255:
-        raise ValueError(f"num_classes must be from 1 to 255 (255 is void), got {num_classes}")
-    if width <= 0 or fc_width < 1:
-        raise ValueError(f"width and fc_width must be positive, got {width} and {fc_width}")
+    if not isinstance(num_classes, int) or not 1 <= num_classes <= 255:
+        raise ValueError(
+            f"num_classes must be a whole number from 1 to 255 (255 is void), got {num_classes}"
+        )
+    if width <= 0 or not isinstance(fc_width, int) or fc_width < 1:
+        raise ValueError(
+            f"width must be positive and fc_width a positive whole number, got {width}, {fc_width}"
+        )
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1), got {dropout}")
 
@@ -387,7 +391,7 @@ def create_model(
         if unknown := [layer for layer in learned if layer not in names]:
             raise ValueError(f"{name} has no up-convolution {unknown[0]!r}; it has {names}")
 
-    layers = build(padding, width, fc_width)
+    layers = tuple(build(padding, width, fc_width))
     align(layers, decoder)  # raises now, not at the first image, if they do not fit
     return FCN(num_classes, layers, decoder, dropout, learned)
 

@@ -51,7 +51,12 @@ def convolution(
         jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **options
     )
     ordinary = {"lhs_dilation": (1, 1), "rhs_dilation": (1, 1), "feature_group_count": 1}
-    if tuple(strides) != (1, 1) or any(options[name] != v for name, v in ordinary.items()):
+    square = kernel.shape[0] == kernel.shape[1]
+    if (
+        not square
+        or tuple(strides) != (1, 1)
+        or any(options[name] != value for name, value in ordinary.items())
+    ):
         return plain(x, kernel)
     if kernel.shape[0] == 3:
         by_products = functools.partial(_convolution_with_gradient_by_taps, plain, padding)

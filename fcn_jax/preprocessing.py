@@ -27,6 +27,14 @@ class Preprocessing:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.channel_order not in ("bgr", "rgb"):
+            raise ValueError(f"channel_order must be bgr or rgb, got {self.channel_order!r}")
+        if len(self.mean) != 3 or len(self.std) != 3 or 0 in (*self.std, self.scale):
+            raise ValueError(
+                f"mean and std need 3 values each, std and scale none that is 0; got {self}"
+            )
+
     def apply(
         self, images: UInt8[Array, "b h w 3"], size: Int[Array, "b 2"] | None = None
     ) -> Float[Array, "b h w 3"]:

@@ -21,6 +21,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 from PIL import Image
+from tensorflow_datasets.core.splits import SplitDict
+from tensorflow_datasets.core.utils import tqdm_utils
 
 from fcn_jax.classes import ClassTable
 from fcn_jax.data.images import LabelKind, encoded_image, read_label
@@ -130,7 +132,7 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def contents(self, dl_manager: tfds.download.DownloadManager) -> Contents:
+    def contents(self, config: Any, dl_manager: tfds.download.DownloadManager) -> Contents:
         """The pairs of every split. Find all problems here, before anything is written."""
         raise NotImplementedError
 
@@ -150,9 +152,10 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        contents = self.contents(dl_manager)
+        contents = self.contents(self.builder_config, dl_manager)
         for note in contents.notes:
             print(f"{self.name}: {note}", file=sys.stderr)
+        assert self.info.metadata is not None  # see _info
         self.info.metadata.update(
             classes=contents.classes.to_dict(),
             source=contents.source,
@@ -161,14 +164,14 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             digests={name: [] for name in contents.splits},
         )
         return {
-            name: self._generate_examples(name, pairs) for name, pairs in contents.splits.items()
+            name: self._generate_examples(name, pairs, self.info.metadata["digests"][name])
+            for name, pairs in contents.splits.items()
         }
 
     def _generate_examples(
-        self, split: str, pairs: Sequence[Pair]
+        self, split: str, pairs: Sequence[Pair], digests: list[str]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        digests = self.info.metadata["digests"][split]
-        bar = tfds.core.utils.tqdm(pairs, desc=f"{self.name} {split}", unit=" images")
+        bar = tqdm_utils.tqdm(pairs, desc=f"{self.name} {split}", unit=" images")
         for pair in bar:
             image, labels = pair.load()
             digests.append(hashlib.sha256(image).hexdigest()[:16])
@@ -189,7 +192,7 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             self._write_split(name, examples)
             for name, examples in self._split_generators(dl_manager).items()
         ]
-        self.info.set_splits(tfds.core.splits.SplitDict(split_infos))
+        self.info.set_splits(SplitDict(split_infos))
 
     def _write_split(
         self, split: str, examples: Iterator[tuple[str, dict[str, Any]]]
@@ -200,8 +203,9 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         path = template.sharded_filepath(shard_index=0, num_shards=1)
         writer = ArrayRecordWriter(str(path), "group_size:1")  # one record each: random access
         num_examples = num_bytes = 0
+        features: Any = self.info.features
         for _, example in examples:
-            record = self.info.features.serialize_example(example)
+            record = features.serialize_example(example)
             writer.write(record)
             num_examples += 1
             num_bytes += len(record)

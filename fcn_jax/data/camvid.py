@@ -25,8 +25,8 @@ from fcn_jax.data.building import (
     PairBuilder,
     file_pair,
     fingerprint,
-    read_labels,
     named,
+    read_labels,
 )
 from fcn_jax.data.images import image_files
 
@@ -47,9 +47,9 @@ def config(manual_dir: Path | None) -> FilesConfig:
 class Camvid(PairBuilder):
     """CamVid: frames of a driving car, in eleven classes."""
 
-    def contents(self, dl_manager: tfds.download.DownloadManager) -> Contents:
+    def contents(self, config: FilesConfig, dl_manager: tfds.download.DownloadManager) -> Contents:
         del dl_manager
-        root = self.builder_config.root
+        root = _root(config.root)
         found = _pairs(root)
         read = functools.partial(read_labels, table=CAMVID)
         splits: dict[str, list[Pair]] = {

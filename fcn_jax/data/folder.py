@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int64, UInt8
+from tensorflow_datasets.core.utils import tqdm_utils
 
 from fcn_jax.classes import VOID, VOID_COLOR, ClassRow, ClassTable, has_colors, load_class_table
 from fcn_jax.data.building import (
@@ -69,6 +70,7 @@ class Found:
         splits: Image and mask of every id in every split.
         classes: The class table.
         class_file: Where it came from.
+        colors: The class table where its colours may stand in masks, else None.
         mask_kind: Whether masks hold ids or colours.
         problems: What is wrong already.
     """
@@ -78,13 +80,13 @@ class Found:
     splits: Mapping[str, Mapping[str, tuple[Path, Path]]]
     classes: ClassTable
     class_file: Path
+    colors: ClassTable | None
     mask_kind: LabelKind
     problems: tuple[str, ...]
 
     def read_mask(self, path: Path) -> UInt8[np.ndarray, "h w"]:
         """Labels of a mask file: 0..C-1, or 255 for void."""
-        colors = self.classes if self.mask_kind == "color" or has_colors(self.class_file) else None
-        return read_labels(path, self.classes, self.mask_kind, colors)
+        return read_labels(path, self.classes, self.mask_kind, self.colors)
 
 
 def config(
@@ -128,16 +130,16 @@ def config(
     found = find(manual_dir, **options)
     pairs = [pair for split in found.splits.values() for pair in split.values()]
     files = {path for pair in pairs for path in pair} | {found.class_file}
-    name = f"files-{fingerprint(files, sorted(options.items(), key=lambda item: item[0]))}"
+    name = f"files-{fingerprint(files, options)}"
     return FilesConfig(name=name, root=manual_dir, options=options)
 
 
 class Folder(PairBuilder):
     """A person's own images and masks."""
 
-    def contents(self, dl_manager: tfds.download.DownloadManager) -> Contents:
+    def contents(self, config: FilesConfig, dl_manager: tfds.download.DownloadManager) -> Contents:
         del dl_manager
-        found = find(self.builder_config.root, **self.builder_config.options)
+        found = find(config.root, **config.options)
         problems, _ = check(found)
         if problems:
             raise ValueError(_listed(problems, found.root))
@@ -173,15 +175,18 @@ def find(
     problems: list[str] = []
     if "{split}" in globs[0]:
         splits = {
-            split: _pairs(root, *(glob.format(split=split) for glob in globs), problems)
+            split: _pairs(
+                root, globs[0].format(split=split), globs[1].format(split=split), problems
+            )
             for split in SPLITS
         }
-        if not splits["train"] and not problems:
-            raise FileNotFoundError(f"folder: {root} has no image {globs[0].format(split='train')}")
     else:
         splits = _cut(_pairs(root, *globs, problems), seed)
+    if not splits["train"] and not problems:
+        raise FileNotFoundError(f"folder: {root} has no image {globs[0].format(split='train')}")
     splits = {split: pairs for split, pairs in splits.items() if pairs}
-    return Found(root, globs, splits, table, class_file, mask_kind, tuple(problems))
+    colors = table if mask_kind == "color" or has_colors(class_file) else None
+    return Found(root, globs, splits, table, class_file, colors, mask_kind, tuple(problems))
 
 
 def check(found: Found) -> tuple[list[str], Int64[np.ndarray, "256"]]:
@@ -198,7 +203,7 @@ def check(found: Found) -> tuple[list[str], Int64[np.ndarray, "256"]]:
     ]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:  # decoding leaves Python's lock
         results = pool.map(lambda task: _examine(found, *task[1:]), tasks)
-        bar = tfds.core.utils.tqdm(results, total=len(tasks), desc="folder check", unit=" images")
+        bar = tqdm_utils.tqdm(results, total=len(tasks), desc="folder check", unit=" images")
         for (split, image, _), (problem, counts, digest) in zip(tasks, bar, strict=True):
             pixels += counts
             if problem:
@@ -319,7 +324,7 @@ def _star_pattern(glob: str) -> re.Pattern[str]:
 
 
 def _cut(pairs: dict[str, tuple[Path, Path]], seed: int) -> dict[str, dict[str, tuple[Path, Path]]]:
-    """Cut 8:1:1 into train, val and test; each has at least one image as far as there are any."""
+    """Cut 8:1:1 into train, val and test, at least one each; fewer than three are all train."""
     names = sorted(pairs)
     order = np.random.default_rng(seed).permutation(len(names))
     tenth = max(1, round(len(names) / 10))

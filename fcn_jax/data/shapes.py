@@ -28,6 +28,7 @@ from fcn_jax.data.images import encode_png
 
 Map = Float[np.ndarray, "h w"]
 VOID_BORDER = 1.5  # px outside the outline
+RADII = (14.0, 23.0)  # px, of whole shapes
 
 HUES = {"disc": 0.03, "box": 0.13, "triangle": 0.36, "ring": 0.60, "star": 0.82}
 STRIPES = {"disc": 0.1, "box": 0.3, "triangle": 0.5, "ring": 0.7, "star": 0.9}  # of half a turn
@@ -76,21 +77,20 @@ def config(
 class Shapes(PairBuilder):
     """Textured shapes with thin parts over textured ground, made from a seed."""
 
-    def contents(self, dl_manager: tfds.download.DownloadManager) -> Contents:
+    def contents(self, config: ShapesConfig, dl_manager: tfds.download.DownloadManager) -> Contents:
         del dl_manager
-        options = self.builder_config
 
         def pair(split: str, number: int) -> Pair:
-            seed = (options.seed, ("train", "val").index(split), number)
-            return Pair(f"{split}_{number:05d}", functools.partial(_encoded, seed, options.size))
+            seed = (config.seed, ("train", "val").index(split), number)
+            return Pair(f"{split}_{number:05d}", functools.partial(_encoded, seed, config.size))
 
         return Contents(
             splits={
                 split: [pair(split, number) for number in range(count)]
-                for split, count in (("train", options.train), ("val", options.val))
+                for split, count in (("train", config.train), ("val", config.val))
             },
             classes=SHAPES,
-            source=f"made by fcn_jax from seed {options.seed}",
+            source=f"made by fcn_jax from seed {config.seed}",
         )
 
 
@@ -127,7 +127,7 @@ def _places(rng: np.random.Generator, size: int) -> list[tuple[float, float, flo
     wanted = int(rng.integers(2, 5)) if size <= 128 else int(rng.integers(2, 5) * (size / 96) ** 2)
     places: list[tuple[float, float, float]] = []
     for _ in range(wanted * 12):
-        radius = rng.uniform(14, 23)
+        radius = rng.uniform(*RADII)
         x, y = rng.uniform(0.7 * radius, size - 0.7 * radius, 2)
         if all(np.hypot(x - a, y - b) > 0.95 * (radius + r) for a, b, r in places):
             places.append((x, y, radius))

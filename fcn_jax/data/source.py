@@ -45,7 +45,8 @@ class Source:
         self.name = "/".join(filter(None, (info["name"], info.get("configName"), info["version"])))
         self.classes = ClassTable.from_dict(metadata["classes"])
         self.notes = tuple(metadata["notes"])
-        rows = _rows(split, {name: len(ids) for name, ids in metadata["ids"].items()}, self.name)
+        sizes = {name: len(ids) for name, ids in metadata["ids"].items()}
+        rows = _rows(split, sizes, self.name, self.notes)
         self.ids = tuple(metadata["ids"][name][i] for name, i in rows)
         self.digests = tuple(metadata["digests"][name][i] for name, i in rows)
 
@@ -100,7 +101,9 @@ def check_disjoint(train: Source, val: Source) -> None:
         )
 
 
-def _rows(split: str, sizes: dict[str, int], name: str) -> list[tuple[str, int]]:
+def _rows(
+    split: str, sizes: dict[str, int], name: str, notes: tuple[str, ...]
+) -> list[tuple[str, int]]:
     """(split, position) of every example that a split expression selects."""
     import tensorflow_datasets as tfds
 
@@ -108,9 +111,8 @@ def _rows(split: str, sizes: dict[str, int], name: str) -> list[tuple[str, int]]
     unknown = [part for part in asked if part not in sizes]
     if unknown or not asked:
         known = ", ".join(f"{k} ({n} images)" for k, n in sizes.items())
-        raise ValueError(
-            f"{name} has no split '{unknown[0] if unknown else split}'; it has {known}"
-        )
+        message = f"{name} has no split '{unknown[0] if unknown else split}'; it has {known}"
+        raise ValueError("; ".join([message, *notes]))
     infos = {
         part: tfds.core.SplitInfo(name=part, shard_lengths=[n], num_bytes=0)
         for part, n in sizes.items()
@@ -134,6 +136,5 @@ def _open_reader(path: Path, split: str) -> Any:
 
     # The bytes come undecoded: TFDS would decode with OpenCV on one machine, Pillow on another.
     skip = tfds.decode.SkipDecoding()
-    return tfds.builder_from_directory(str(path)).as_data_source(
-        split=split, decoders={"image": skip, "label": skip}
-    )
+    builder: Any = tfds.builder_from_directory(str(path))
+    return builder.as_data_source(split=split, decoders={"image": skip, "label": skip})

@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageEnhance
 
-from fcn_jax.losses import VOID
+from fcn_jax.classes import VOID
+from fcn_jax.inference import resize_image
 
 Example = dict[str, Any]
 
@@ -61,13 +62,13 @@ def resize(example: Example, factor: float) -> Example:
     height, width = (max(1, round(side * factor)) for side in label.shape)
     if (height, width) == label.shape:
         return example
-    image = Image.fromarray(example["image"]).resize((width, height), Image.Resampling.BILINEAR)
+    image = resize_image(example["image"], factor)
     # In integers, since Pillow's nearest neighbour rounds either way where two are as near.
     rows, columns = (
         (2 * np.arange(new) + 1) * old // (2 * new)
         for new, old in zip((height, width), label.shape, strict=True)
     )
-    return {**example, "image": np.asarray(image), "label": label[np.ix_(rows, columns)]}
+    return {**example, "image": image, "label": label[np.ix_(rows, columns)]}
 
 
 def random_crop(example: Example, size: tuple[int, int], rng: np.random.Generator) -> Example:

@@ -48,8 +48,8 @@ from fcn_jax.data.building import (
     PairBuilder,
     file_pair,
     fingerprint,
-    read_labels,
     named,
+    read_labels,
 )
 
 VOC_URL = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
@@ -102,8 +102,8 @@ def config(manual_dir: Path | None, *, sbd: str | Path | None = None) -> FilesCo
 class Voc2012(PairBuilder):
     """PASCAL VOC 2012 segmentation: twenty classes of objects and background."""
 
-    def contents(self, dl_manager: tfds.download.DownloadManager) -> Contents:
-        root, options = self.builder_config.root, self.builder_config.options
+    def contents(self, config: FilesConfig, dl_manager: tfds.download.DownloadManager) -> Contents:
+        root, options = config.root, config.options
         devkit = (_find_devkit(root) if root else None) or self._fetch_devkit(dl_manager, root)
         sbd_root = self._sbd_root(dl_manager, devkit, root, options.get("sbd"))
         found, notes = find_splits(devkit, sbd_root)

@@ -73,7 +73,7 @@ class Task:
     journal: Journal
 
 
-def train(config: ConfigDict, workdir: str | Path) -> None:
+def train(config: ConfigDict, workdir: str | Path) -> data.Source:
     """Trains every stage of a config, or goes on where the folder's run was interrupted.
 
     The final parameters are the same bits whether or not the run was interrupted (on the same
@@ -83,6 +83,9 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
         config: See `fcn_jax.config.default_config`.
         workdir: The run's folder; made if absent.
 
+    Returns:
+        The images that the stages were scored on, for a report.
+
     Raises:
         ValueError: If the config has mistakes, or differs from the folder's run.
         Diverged: If the loss is not finite.
@@ -91,11 +94,7 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
     configs.validate(config)
     workdir = Path(workdir)
     _check_same_run(config, workdir)
-    options = {
-        "data_dir": config.data_dir,
-        "manual_dir": config.manual_dir or None,
-        **config.dataset_options,
-    }
+    options = configs.data_options(config)
     train_source = data.open_source(config.dataset, config.train_split, **options)
     eval_source = data.open_source(config.dataset, config.eval_split, **options)
     data.check_disjoint(train_source, eval_source)
@@ -125,8 +124,11 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
             f"images, {task.classes.num_classes} classes; {jax.device_count()} "
             f"{jax.devices()[0].platform} device(s); in {workdir}"
         )
+        for note in (*train_source.notes, *eval_source.notes):
+            journal.say(f"note: {note}")
         for stage in task.stages:
             _run_stage(task, stage, stop)
+    return eval_source
 
 
 # ======================================================================== one stage

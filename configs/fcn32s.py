@@ -1,0 +1,35 @@
+"""FCN-32s on PASCAL VOC 2011 and SBD, with the reference solver's values.
+
+Trains FCN-32s from the ImageNet weights of VGG16.
+Expected mean IU on seg11valid: 63.6 (published for the reference
+implementation; not repeated here). 100,000 steps of one whole image.
+
+    python train.py --config=configs/fcn32s.py --config.init=vgg16.npz --config.manual_dir=DIR
+
+DIR holds VOCdevkit and SBD (fcn_jax/data/voc.py names the places). To train on VOC alone:
+--config.train_split=train --config.eval_split=val
+"""
+
+from fcn_jax.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.dataset = "voc2012"
+    config.dataset_options.sbd = ""  # The folder of SBD, where it is not found by itself.
+    config.train_split = "sbd_train"
+    config.eval_split = "seg11valid"
+
+    config.stages = ("fcn32s",)
+    config.padding = "reference"
+    config.learned_upsampling = "none"
+
+    config.batch_size = 1
+    config.steps = (100_000,)
+    config.optimizer = "sgd"
+    config.learning_rate = (1e-10,)
+    config.momentum = 0.99
+    config.weight_decay = 5e-4
+    config.eval_every = 4000
+    config.checkpoint_every = 4000
+    return config.lock()

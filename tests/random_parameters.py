@@ -1,0 +1,28 @@
+"""Random values for every parameter of a network, the zero-initialised and the fixed ones too."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def random_parameters(model: Any, seed: int, channels: int = 3) -> dict[str, Any]:
+    """float32 arrays, scaled so that every map has values of order one.
+
+    Up-convolution kernels are random as well and hence not bilinear, score layers not zero.
+    """
+    image = jax.ShapeDtypeStruct((1, 8, 8, channels), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    rng = np.random.default_rng(seed)
+
+    def leaf(path: Any, shape: Any) -> np.ndarray:
+        values = rng.standard_normal(shape.shape, np.float32)
+        if path[-1].key == "bias":
+            return values * np.float32(0.3)
+        return values * np.float32(math.sqrt(2 / math.prod(shape.shape[:3])))
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)

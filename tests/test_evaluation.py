@@ -1,0 +1,157 @@
+"""Confusion counts over images of mixed sizes, beside a loop over pixels."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from random_parameters import random_parameters
+
+from fcn_jax.evaluation import evaluate
+from fcn_jax.inference import Predictor
+from fcn_jax.networks import create_model
+from fcn_jax.preprocessing import Preprocessing
+
+PLAIN = Preprocessing(channel_order="rgb", mean=(0.0, 0.0, 0.0))
+SIZES = [(5, 7), (1, 1), (5, 7), (13, 4), (5, 7), (7, 5), (13, 4), (5, 7), (5, 7), (2, 9)]
+
+
+class Brightest(nn.Module):
+    """Predicts for each pixel the channel of the largest value; has no parameters."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        return images
+
+
+def make_examples(sizes=SIZES, classes: int = 3) -> list[dict]:
+    rng = np.random.default_rng(3)
+    labels = np.array([*range(classes), 255], np.uint8)
+    return [
+        {
+            "image": rng.integers(0, 256, (*size, 3), np.uint8),
+            "label": rng.choice(labels, size),
+            "id": f"image{number}",
+        }
+        for number, size in enumerate(sizes)
+    ]
+
+
+def expected_counts(examples: list[dict]) -> np.ndarray:
+    counts = np.zeros((3, 3), np.int64)
+    for example in examples:
+        for position in np.ndindex(*example["label"].shape):
+            truth = example["label"][position]
+            if truth != 255:
+                counts[truth, np.argmax(example["image"][position])] += 1
+    return counts
+
+
+def evaluate_brightest(examples, **options) -> np.ndarray:
+    return evaluate(Brightest(), {}, examples, num_classes=3, preprocessing=PLAIN, **options)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+def test_counts_are_those_of_a_loop_over_pixels(batch_size: int) -> None:
+    examples = make_examples()
+    counts = evaluate_brightest(iter(examples), batch_size=batch_size)
+    assert counts.dtype == np.int64
+    np.testing.assert_array_equal(counts, expected_counts(examples))
+
+
+def test_one_example_of_void_counts_nothing() -> None:
+    (example,) = make_examples([(4, 6)])
+    example["label"] = np.full((4, 6), 255, np.uint8)
+    assert evaluate_brightest([example]).sum() == 0
+
+
+@pytest.mark.parametrize(("batch_size", "scale"), [(2, 1.0), (3, 0.5)])
+def test_a_network_scores_as_its_predictions_do(batch_size: int, scale: float) -> None:
+    sizes = [(33, 47), (33, 47), (33, 47)]
+    model = create_model("fcn32s", num_classes=3, width=0.05, fc_width=8)
+    variables = {"params": random_parameters(model, seed=0)}
+    examples = make_examples(sizes)
+    predictor = Predictor(model, variables, PLAIN, scale)
+    expected = np.zeros((3, 3), np.int64)
+    for example in examples:
+        valid = example["label"] != 255
+        predicted = predictor.labels(example["image"])
+        np.add.at(expected, (example["label"][valid], predicted[valid]), 1)
+    assert (expected.sum(axis=0) > 0).sum() > 1  # more than one class is predicted
+    counts = evaluate(
+        model,
+        variables,
+        examples,
+        num_classes=3,
+        preprocessing=PLAIN,
+        scale=scale,
+        batch_size=batch_size,
+    )
+    np.testing.assert_array_equal(counts, expected)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_every_example_is_visited_once_with_its_labels(batch_size: int) -> None:
+    examples = make_examples()
+    visited, done = {}, []
+
+    def visit(example, labels) -> None:
+        assert example["id"] not in visited
+        visited[example["id"]] = labels
+
+    evaluate_brightest(examples, batch_size=batch_size, visit=visit, progress=done.append)
+    assert sum(done) == len(examples)
+    for example in examples:
+        np.testing.assert_array_equal(visited[example["id"]], example["image"].argmax(axis=-1))
+
+
+def test_mistakes_name_the_example() -> None:
+    examples = make_examples([(4, 5), (4, 5)])
+    examples[1]["label"] = examples[1]["label"][:3]
+    with pytest.raises(ValueError, match="image1"):
+        evaluate_brightest(examples)
+    examples = make_examples([(4, 5), (4, 5)])
+    examples[1]["label"][2, 2] = 3
+    with pytest.raises(ValueError, match=r"image1.*\b3\b"):
+        evaluate_brightest(examples)
+
+
+def test_mistakes_of_the_whole() -> None:
+    with pytest.raises(ValueError, match="no example"):
+        evaluate_brightest([])
+    with pytest.raises(ValueError, match=r"3 classes.* 4"):
+        evaluate(Brightest(), {}, make_examples(), num_classes=4, preprocessing=PLAIN)
+
+
+FOUR_DEVICES = """
+import jax, json, numpy as np
+from jax.sharding import Mesh
+from test_evaluation import evaluate_brightest, make_examples
+assert jax.device_count() == 4
+mesh = Mesh(np.array(jax.devices()), ("data",))
+print(json.dumps([
+    evaluate_brightest(make_examples(), batch_size=size, mesh=mesh).tolist() for size in (1, 6)
+]))
+"""
+
+
+def test_four_devices_count_as_one() -> None:
+    folder = os.path.dirname(__file__)
+    path = os.pathsep.join([folder, os.path.dirname(folder)])
+    flags = "--xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+    output = subprocess.run(
+        [sys.executable, "-c", FOUR_DEVICES],
+        env=environment,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    ).stdout
+    for counts in json.loads(output):
+        np.testing.assert_array_equal(counts, expected_counts(make_examples()))

@@ -1,0 +1,240 @@
+"""`folder`: a person's own images and masks, in every layout, and the list of all problems."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcn_jax.data import open_source, prepare
+from fcn_jax.data.folder import main
+
+NAMES = ("ground", "cat", "dog")
+COLORS = np.array([(0, 0, 0), (255, 0, 0), (0, 200, 100)], np.uint8)
+
+
+class Tree:
+    """A folder of random images with masks of ids 0..2 and void."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.rng = np.random.default_rng(0)
+        self.truth: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        root.mkdir(parents=True)
+
+    def add(self, name: str, image: str, mask: str, mode: str = "L") -> None:
+        size = tuple(self.rng.integers(5, 30, 2))
+        pixels = self.rng.integers(0, 256, (*size, 3), np.uint8)
+        ids = self.rng.choice([0, 1, 2, 255], size).astype(np.uint8)
+        for path in (self.root / image, self.root / mask):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(self.root / image)
+        if mode == "RGB":
+            ids[ids == 255] = 0
+            Image.fromarray(COLORS[ids]).save(self.root / mask)
+        elif mode == "P":
+            palette = Image.frombytes("P", ids.shape[::-1], ids.tobytes())
+            palette.putpalette(np.resize(COLORS, (256, 3)).ravel().tolist())
+            palette.save(self.root / mask)
+        else:
+            Image.fromarray(ids).save(self.root / mask)
+        with Image.open(self.root / image) as file:
+            self.truth[name] = np.array(file), ids
+
+    def write(self, name: str, text: str) -> None:
+        (self.root / name).write_text(text)
+
+    def check(self, data_dir: Path, splits: dict[str, tuple[str, ...]], **options) -> None:
+        for split, names in splits.items():
+            source = open_source(
+                "folder", split, data_dir=data_dir, manual_dir=self.root, **options
+            )
+            assert source.ids == names
+            assert source.classes.names == NAMES
+            for example in source:
+                image, label = self.truth[f"{split}/{example['id']}"]
+                np.testing.assert_array_equal(example["image"], image)
+                np.testing.assert_array_equal(example["label"], label)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    tree = Tree(tmp_path / "mine")
+    tree.write("classes.txt", "\n".join(NAMES))
+    return tree
+
+
+@pytest.mark.parametrize("masks", ["masks", "labels", "annotations"])
+@pytest.mark.parametrize("layout", ["{split}/{kind}", "{kind}/{split}"])
+def test_layouts_with_splits(tree, tmp_path, layout, masks):
+    splits = {"train": ("a", "b"), "val": ("a",), "test": ("z",)}
+    for split, names in splits.items():
+        image, mask = (layout.format(split=split, kind=kind) for kind in ("images", masks))
+        for name in names:
+            tree.add(f"{split}/{name}", f"{image}/{name}.jpg", f"{mask}/{name}.png")
+    tree.check(tmp_path / "d", splits)
+
+
+def test_one_folder_is_cut_by_a_seed(tree, tmp_path):
+    for i in range(20):
+        tree.add(f"{i:02}", f"images/{i:02}.png", f"masks/{i:02}.png")
+
+    def cut(seed):
+        return [
+            open_source(
+                "folder", split, data_dir=tmp_path / "d", manual_dir=tree.root, seed=seed
+            ).ids
+            for split in ("train", "val", "test")
+        ]
+
+    assert [len(ids) for ids in cut(0)] == [16, 2, 2]
+    assert sorted(name for ids in cut(0) for name in ids) == [f"{i:02}" for i in range(20)]
+    assert cut(0) == cut(0) != cut(1)
+
+
+def test_globs_pair_what_the_stars_match(tree, tmp_path):
+    for city, frame in (("york", "1"), ("york", "2"), ("bath", "1")):
+        tree.add(
+            f"train/{city}_{frame}",
+            f"photos/train/{city}/f{frame}_rgb.jpg",
+            f"truth/train/{city}/f{frame}_gt.png",
+        )
+    tree.add("val/york_9", "photos/val/york/f9_rgb.png", "truth/val/york/f9_gt.png")
+    (tree.root / "photos/train/york/notes.txt").touch()
+    tree.check(
+        tmp_path / "d",
+        {"train": ("bath_1", "york_1", "york_2"), "val": ("york_9",)},
+        images="photos/{split}/*/f*_rgb.*",
+        masks="truth/{split}/*/f*_gt.png",
+    )
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB"])
+def test_masks_of_ids_palette_and_colors(tree, tmp_path, mode):
+    (tree.root / "classes.txt").unlink()
+    rows = [f"{n},{r},{g},{b}" for n, (r, g, b) in zip(NAMES, COLORS.tolist(), strict=True)]
+    tree.write("classes.csv", "\n".join(["name,r,g,b", *rows]))
+    tree.add("train/a", "train/images/a.jpg", "train/masks/a.png", mode)
+    tree.check(tmp_path / "d", {"train": ("a",)})
+
+
+def test_first_id_and_void(tree, tmp_path):
+    tree.add("train/a", "train/images/a.png", "train/masks/a.png")
+    _, ids = tree.truth["train/a"]
+    stored = np.select([ids == 0, ids == 1, ids == 2], [1, 2, 3], 0).astype(np.uint8)
+    stored[0, 0] = 17
+    Image.fromarray(stored).save(tree.root / "train/masks/a.png")
+    ids[0, 0] = 255
+    tree.check(tmp_path / "d", {"train": ("a",)}, first_id=1, void=(0, 17))
+
+
+def test_grey_masks_with_255_as_a_class(tree, tmp_path):
+    tree.add("train/a", "train/images/a.png", "train/masks/a.png")
+    size = tree.truth["train/a"][1].shape
+    mask = tree.rng.choice([0, 255], size).astype(np.uint8)
+    Image.fromarray(mask).save(tree.root / "train/masks/a.png")
+    where = {"data_dir": tmp_path / "d", "manual_dir": tree.root}
+    with pytest.raises(ValueError, match=r"all masks are ground or void.*mask_kind='color'"):
+        prepare("folder", **where)
+    tree.write("two.csv", "name,color\nground,#000000\nthing,#ffffff\n")
+    source = open_source("folder", "train", **where, classes="two.csv", mask_kind="color")
+    np.testing.assert_array_equal(source[0]["label"], mask == 255)
+
+
+def test_all_problems_come_in_one_list(tree, tmp_path, capsys):
+    for name in "abcdefgh":
+        tree.add(f"train/{name}", f"train/images/{name}.png", f"train/masks/{name}.png")
+    tree.add("val/v", "val/images/v.png", "val/masks/v.png")
+    root = tree.root
+    (root / "train/masks/a.png").unlink()
+    Image.new("L", (3, 4)).save(root / "train/masks/b.png")
+    Image.new("L", Image.open(root / "train/images/c.png").size, 77).save(
+        root / "train/masks/c.png"
+    )
+    whole = (root / "train/images/d.png").read_bytes()
+    (root / "train/images/d.png").write_bytes(whole[: len(whole) // 2])
+    (root / "train/masks/e.png").write_text("no picture")
+    Image.new("RGB", Image.open(root / "train/images/f.png").size, (1, 2, 3)).save(
+        root / "train/masks/f.png"
+    )
+    (root / "val/images/g.png").write_bytes((root / "train/images/g.png").read_bytes())
+    (root / "val/masks/g.png").write_bytes((root / "train/masks/g.png").read_bytes())
+    with pytest.raises(ValueError, match="7 problems") as caught:
+        prepare("folder", data_dir=tmp_path / "d", manual_dir=root)
+    message = str(caught.value)
+    for expected in (
+        "train/images/a.png: no mask",
+        "train/masks/b.png: 3x4 pixels, but its image train/images/b.png has",
+        "train/masks/c.png: label values 77 belong to no class (known ids: 0..2; 255 is void)",
+        "train/images/d.png: ",
+        "train/masks/e.png: not an image file",
+        "train/masks/f.png: is an RGB mask",
+        "val/images/g.png: the same image as train/images/g.png",
+    ):
+        assert f"\n  {expected}" in message
+    assert not list((tmp_path / "d").rglob("dataset_info.json"))
+    assert main([str(root)]) == 1
+    assert capsys.readouterr().err.count("problem: ") == 7
+
+
+def test_a_changed_folder_is_prepared_anew(tree, tmp_path):
+    tree.add("train/a", "train/images/a.png", "train/masks/a.png")
+    where = {"data_dir": tmp_path / "d", "manual_dir": tree.root}
+    first = prepare("folder", **where)
+    assert prepare("folder", **where) == first
+    tree.add("train/b", "train/images/b.png", "train/masks/b.png")
+    assert open_source("folder", "train", **where).ids == ("a", "b")
+    tree.write("classes.txt", "ground\ncat\nhorse")
+    assert open_source("folder", "train", **where).classes.names[2] == "horse"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"images": "a/*"}, "both globs"),
+        ({"images": "{split}/*", "masks": "m/*"}, r"\{split\} must be in both"),
+        ({"images": "a/*", "masks": "m/*"}, r"no image.* a/\*"),
+        ({"images": "{split}/*", "masks": "{split}/m/*"}, r"no image.* train/\*"),
+        ({}, "train/images and train/masks.*two globs"),
+        ({"mask_kind": "blue"}, "auto, index, color"),
+    ],
+)
+def test_what_cannot_be_found(tree, tmp_path, options, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        prepare("folder", data_dir=tmp_path / "d", manual_dir=tree.root, **options)
+
+
+def test_no_class_file(tree, tmp_path):
+    tree.add("train/a", "train/images/a.png", "train/masks/a.png")
+    (tree.root / "classes.txt").unlink()
+    where = {"data_dir": tmp_path / "d", "manual_dir": tree.root}
+    with pytest.raises(FileNotFoundError, match=r"no classes\.csv.*one class name a line"):
+        prepare("folder", **where)
+    with pytest.raises(FileNotFoundError, match=r"no class file .*names\.txt"):
+        prepare("folder", **where, classes="names.txt")
+    tree.write("classes.csv", "road,1,2,3\n")
+    with pytest.raises(ValueError, match=r"classes\.csv: not a class table"):
+        prepare("folder", **where)
+
+
+def test_ade20k_sample(shared, tmp_path):
+    root = tmp_path / "ade"
+    root.mkdir()
+    for name in ("images", "annotations"):
+        (root / name).symlink_to(shared / "data/ade20k_sample" / name)
+    (root / "classes.txt").write_text("\n".join(f"class {i}" for i in range(1, 151)))
+    command = [sys.executable, "-m", "fcn_jax.data.folder", root, "--first_id=1", "--void", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    assert "train 1, val 1, test 1" in done.stdout
+    assert "no problems" in done.stderr
+    source = open_source(
+        "folder", "train+val+test", data_dir=tmp_path, manual_dir=root, first_id=1, void=(0,)
+    )
+    for example in source:
+        raw = np.array(Image.open(shared / f"data/ade20k_sample/annotations/{example['id']}.png"))
+        np.testing.assert_array_equal(example["label"], np.where(raw == 0, 255, raw - 1))

@@ -1,0 +1,324 @@
+"""The networks by their promises: sizes, names, initial values, frozen parts, clear errors."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from random_parameters import random_parameters
+
+import fcn_jax
+from fcn_jax.alignment import Window
+from fcn_jax.backbones import Conv, Pool
+from fcn_jax.networks import DECODERS
+from fcn_jax.ops import bilinear_kernel
+
+NETS = tuple(DECODERS)
+PADDINGS = ("same", "reference")
+small_model = functools.partial(fcn_jax.create_model, num_classes=4, width=1 / 32, fc_width=6)
+
+
+def parameter_shapes(model) -> dict[str, dict[str, tuple[int, ...]]]:
+    image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    return jax.tree.map(lambda leaf: leaf.shape, shapes)
+
+
+def toy_backbone(padding, width, fc_width):
+    """A small trunk of somebody's own, with the maps that the decoders skip from."""
+    del padding
+    features = max(1, round(8 * width))
+    halve = Window(2, stride=2, ceil=True)
+    return (
+        Conv("stem", features, Window(5, pad=2)),
+        Pool("pool2", halve),
+        Conv("middle", 2 * features, Window(3, pad=1)),
+        Pool("pool3", halve),
+        Pool("pool4", halve),
+        Pool("pool5", halve),
+        Conv("top", fc_width, Window(3, pad=1), dropout=True),
+    )
+
+
+toy_model = functools.partial(
+    fcn_jax.create_model, backbone=toy_backbone, num_classes=4, fc_width=64
+)
+
+
+# ======================================================================== sizes
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("net", NETS)
+def test_logits_have_the_size_of_the_image(net, padding):
+    model = small_model(net, padding=padding)
+    rng = np.random.default_rng(0)
+    small = rng.permutation(np.arange(1, 67)).reshape(-1, 6)[:, :2]
+    sizes = [(1, 1), (1, 500), (375, 1), (2, 3), *small, *rng.integers(67, 1100, (6, 2))]
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    for height, width in sizes:
+        images = jax.ShapeDtypeStruct((2, int(height), int(width), 3), jnp.float32)
+        logits = jax.eval_shape(model.apply, shapes, images)
+        assert logits.shape == (2, height, width, 4)
+        assert logits.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_other_channels_and_batches(net):
+    """Four channels: early fusion of depth."""
+    model = toy_model(net)
+    params = random_parameters(model, 0, channels=4)
+    images = np.random.default_rng(0).normal(size=(3, 9, 14, 4)).astype(np.float32)
+    logits = model.apply({"params": params}, images)
+    assert logits.shape == (3, 9, 14, 4)
+    alone = model.apply({"params": params}, images[1:2])
+    np.testing.assert_allclose(logits[1:2], alone, atol=1e-5)
+
+
+# ======================================================================== maps
+
+
+def test_return_maps_names_every_layer():
+    model = small_model("fcn8s")
+    params = random_parameters(model, 0)
+    images = np.random.default_rng(0).normal(size=(1, 37, 50, 3)).astype(np.float32)
+    logits, maps = jax.jit(functools.partial(model.apply, return_maps=True))(
+        {"params": params}, images
+    )
+    convolutions = [
+        f"conv{s}_{i}" for s, n in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, n + 1)
+    ]
+    expected = {
+        *convolutions,
+        *(f"pool{stage}" for stage in range(1, 6)),
+        *("fc6", "fc7", "score_fr", "upscore2", "score_pool4", "fuse_pool4"),
+        *("upscore_pool4", "score_pool3", "fuse_pool3", "upscore8"),
+    }
+    assert set(maps) == expected == set(model.alignment.geometry)
+    sizes = {stage: (-(-37 // 2**stage), -(-50 // 2**stage)) for stage in range(1, 6)}
+    for stage, size in sizes.items():
+        assert maps[f"pool{stage}"].shape[1:3] == size
+    assert maps["fuse_pool3"].shape[1:3] == sizes[3]
+    # Half a kernel of border is cropped: the logits are the middle of the last map.
+    np.testing.assert_array_equal(logits, maps["upscore8"][:, 4 : 4 + 37, 4 : 4 + 50])
+
+
+# ======================================================================== parameters
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_parameters_have_caffe_names_and_layouts(net):
+    shapes = parameter_shapes(fcn_jax.create_model(net))
+    widths = (64, 128, 256, 512, 512)
+    expected, channels = {}, 3
+    for stage, (features, convs) in enumerate(zip(widths, (2, 2, 3, 3, 3), strict=True), 1):
+        for index in range(1, convs + 1):
+            expected[f"conv{stage}_{index}"] = (3, 3, channels, features)
+            channels = features
+    expected |= {"fc6": (7, 7, 512, 4096), "fc7": (1, 1, 4096, 4096), "score_fr": (1, 1, 4096, 21)}
+    ups = {"upscore": (64, 64, 21, 21)}
+    if net == "fcn16s":
+        expected["score_pool4"] = (1, 1, 512, 21)
+        ups = {"upscore2": (4, 4, 21, 21), "upscore16": (32, 32, 21, 21)}
+    elif net != "fcn32s":
+        expected |= {"score_pool4": (1, 1, 512, 21), "score_pool3": (1, 1, 256, 21)}
+        ups = dict.fromkeys(("upscore2", "upscore_pool4"), (4, 4, 21, 21))
+        ups["upscore8"] = (16, 16, 21, 21)
+    expected = {name: {"kernel": shape, "bias": shape[-1:]} for name, shape in expected.items()}
+    assert shapes == {**expected, **{name: {"kernel": shape} for name, shape in ups.items()}}
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_width_multiplies_every_trunk_layer(net):
+    shapes = parameter_shapes(fcn_jax.create_model(net, width=0.25, fc_width=100, num_classes=3))
+    assert shapes["conv1_1"]["kernel"] == (3, 3, 3, 16)
+    assert shapes["conv5_3"]["kernel"] == (3, 3, 128, 128)
+    assert shapes["fc6"]["kernel"] == (7, 7, 128, 100)
+    assert shapes["fc7"]["kernel"] == (1, 1, 100, 100)
+    assert shapes["score_fr"]["kernel"] == (1, 1, 100, 3)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_initial_values(net):
+    """Score layers zero, up-convolutions bilinear, hence logits exactly zero; the rest random."""
+    model = toy_model(net)
+    images = 64 * np.random.default_rng(0).normal(size=(1, 17, 20, 3)).astype(np.float32)
+    logits, variables = jax.jit(model.init_with_output)(jax.random.key(1), images)
+    params = variables["params"]
+    assert not np.asarray(logits).any()
+    for layer, leaves in params.items():
+        kernel = np.asarray(leaves["kernel"])
+        if layer.startswith("score"):
+            assert not kernel.any()
+        elif layer.startswith("up"):
+            np.testing.assert_array_equal(kernel, bilinear_kernel(kernel.shape[0], 4))
+        else:
+            assert kernel.std() > 0
+        assert not np.asarray(leaves.get("bias", 0)).any()
+    assert set(model.score_layers) == {n for n in params if n.startswith(("score", "up"))}
+
+
+def test_initial_maps_neither_vanish_nor_explode():
+    """He initialisation keeps the size of the maps; the first layer expects the 0..255 scale."""
+    model = toy_model("fcn32s", width=4)
+    images = 64 * np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    _, maps = jax.jit(functools.partial(model.apply, return_maps=True))(variables, images)
+    for name in ("stem", "middle"):
+        # A rectified normal variable of variance 2 has a mean square of 1.
+        assert 0.5 < float(jnp.sqrt(jnp.mean(maps[name] ** 2))) < 2.5, name
+
+
+@pytest.mark.parametrize(
+    ("choice", "learned"),
+    [
+        ("intermediate", {"upscore2", "upscore_pool4"}),
+        ("none", set()),
+        ("all", {"upscore2", "upscore_pool4", "upscore8"}),
+        (("upscore_pool4",), {"upscore_pool4"}),
+    ],
+)
+def test_only_learned_upsampling_has_a_gradient(choice, learned):
+    model = toy_model("fcn8s", learned_upsampling=choice)
+    params = random_parameters(model, 0)
+    images = np.random.default_rng(0).normal(size=(1, 21, 18, 3)).astype(np.float32)
+
+    def objective(params):
+        return jnp.sum(jnp.sin(model.apply({"params": params}, images)))
+
+    gradient = jax.jit(jax.grad(objective))(params)
+    moved = {name for name, leaves in gradient.items() if np.asarray(leaves["kernel"]).any()}
+    assert moved == learned | {n for n in params if not n.startswith("up")}
+    assert set(model.frozen_layers) == {"upscore2", "upscore_pool4", "upscore8"} - learned
+
+
+def test_dropout_only_in_training():
+    model = fcn_jax.create_model("fcn32s", backbone=backbone_of_two, num_classes=3, fc_width=64)
+    params = {"params": random_parameters(model, 0)}
+    images = np.random.default_rng(0).normal(size=(1, 6, 7, 3)).astype(np.float32)
+
+    def run(seed):
+        return model.apply(
+            params, images, train=True, return_maps=True, rngs={"dropout": jax.random.key(seed)}
+        )
+
+    (one, maps), (two, _), (again, _) = run(0), run(1), run(0)
+    np.testing.assert_array_equal(one, again)
+    assert np.abs(one - two).max() > 0
+    _, still = model.apply(params, images, return_maps=True)
+    full, dropped = np.asarray(still["top"]), np.asarray(maps["top"])
+    kept = dropped != 0
+    np.testing.assert_allclose(dropped[kept], 2 * full[kept], rtol=1e-5)  # scaled by 1 / 0.5
+    assert kept[full > 0].mean() == pytest.approx(0.5, abs=0.1)
+    np.testing.assert_array_equal(maps["stem"], still["stem"])
+
+
+def backbone_of_two(padding, width, fc_width):
+    del padding, width
+    return (
+        Conv("stem", 8, Window(4, stride=2, pad=1)),
+        Conv("top", fc_width, Window(1), dropout=True),
+    )
+
+
+# ======================================================================== other backbones
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_a_backbone_of_ones_own(net):
+    model = toy_model(net)
+    params = random_parameters(model, 0)
+    assert {"stem", "middle", "top", "score_fr"} <= set(params)
+    for height, width in [(1, 1), (2, 9), (17, 30), (31, 8)]:
+        images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
+        logits = jax.eval_shape(model.apply, {"params": params}, images)
+        assert logits.shape == (1, height, width, 4)
+
+
+def test_a_backbone_without_the_skipped_map_is_refused_at_once():
+    with pytest.raises(ValueError, match=r"no map 'pool4' to skip from; it has stem, top"):
+        fcn_jax.create_model("fcn16s", backbone=backbone_of_two)
+
+
+def test_a_backbone_whose_cells_do_not_coincide_is_refused_at_once():
+    def shifted(padding, width, fc_width):
+        return (Conv("stem", 4, Window(3, stride=2, pad=1)), Conv("top", fc_width, Window(1)))
+
+    with pytest.raises(ValueError, match="no whole number"):
+        fcn_jax.create_model("fcn32s", backbone=shifted)
+
+
+def test_scores_that_do_not_cover_the_image_are_refused():
+    def valid(padding, width, fc_width):
+        return (Conv("stem", 4, Window(2, stride=2)), Conv("top", fc_width, Window(5)))
+
+    model = fcn_jax.create_model("fcn32s", backbone=valid, fc_width=4)
+    with pytest.raises(ValueError, match="do not cover an image of 20x20"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 20, 20, 3)))
+
+
+# ======================================================================== errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "fcn4s"}, "unknown model 'fcn4s'; choose one of fcn32s, fcn16s, fcn8s"),
+        ({"backbone": "vgg"}, "unknown backbone 'vgg'; choose one of .*vgg16"),
+        ({"padding": "valid"}, "unknown padding 'valid'; choose one of reference, same"),
+        ({"num_classes": 0}, "num_classes must be .* from 1 to 255"),
+        ({"num_classes": 256}, "num_classes must be .* from 1 to 255"),
+        ({"num_classes": 2.5}, "num_classes must be .* from 1 to 255"),
+        ({"width": 0.0}, "must be positive"),
+        ({"fc_width": 0}, "must be positive"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
+        ({"learned_upsampling": "last"}, "unknown learned_upsampling 'last'"),
+        ({"learned_upsampling": ("upscore",)}, "fcn8s has no up-convolution 'upscore'"),
+    ],
+)
+def test_arguments_are_checked(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        fcn_jax.create_model(**{"name": "fcn8s", **arguments})
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((1, 8, 8, 3), np.uint8), "floating point and normalised, got uint8"),
+        (np.zeros((8, 8, 3), np.float32), r"\(8, 8, 3\); add a batch axis"),
+    ],
+)
+def test_images_are_checked(images, message):
+    model = small_model("fcn32s")
+    with pytest.raises(ValueError, match=message):
+        model.init(jax.random.key(0), images)
+
+
+# ======================================================================== the package
+
+
+def test_importing_the_package_is_light():
+    """Beyond jax, flax and numpy (flax itself brings absl and rich) nothing heavy is imported."""
+    heavy = {"tensorflow_datasets", "tensorflow", "grain", "orbax", "optax", "absl", "torch"}
+    heavy |= {"ml_collections", "matplotlib", "rich", "tensorboardX", "scipy"}
+    code = (
+        "import sys, jax, flax.linen, numpy; before = set(sys.modules); import fcn_jax; "
+        "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    added = set(result.stdout.split())
+    assert "fcn_jax" in added
+    assert added.isdisjoint(heavy)

@@ -1,0 +1,244 @@
+"""Our networks beside PyTorch's (`torch_reference`), with random values in every parameter.
+
+PyTorch computes in float64 where it is quick enough: in float32 its own rounding reaches 1.4e-5
+of a gradient, more than the bound (ours stays below 4e-6).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import numpy as np
+import pytest
+from random_parameters import random_parameters
+
+import fcn_jax
+from fcn_jax import ops
+from fcn_jax.alignment import UpWindow, Window
+
+reference = pytest.importorskip("torch_reference")
+torch = reference.torch
+
+BOUND = 1e-5
+CLASSES, WIDTH, FC_WIDTH = 5, 1 / 16, 24
+
+
+@pytest.fixture(autouse=True)
+def _exact_products():
+    """Accelerators round the factors of matrix products unless told otherwise."""
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+@pytest.fixture
+def _one_torch_thread():
+    """PyTorch's threads spend several times the work of maps as small as these on waiting."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def relative_error(ours, truth) -> float:
+    ours, truth = np.asarray(ours), np.asarray(truth)
+    assert ours.shape == truth.shape
+    return float(np.abs(ours - truth).max() / np.abs(truth).max())
+
+
+def relative_errors(ours, truth) -> dict[str, float]:
+    assert set(ours) == set(truth)
+    return {name: relative_error(ours[name], truth[name]) for name in truth}
+
+
+def assert_same_tree(ours, truth) -> None:
+    """Flat dictionaries of arrays: the same names, each within the bound."""
+    errors = relative_errors(ours, truth)
+    assert max(errors.values()) < BOUND, sorted(errors.items(), key=lambda item: -item[1])[:5]
+
+
+def flat(tree) -> dict:
+    return {f"{layer}/{name}": leaf for layer, d in tree.items() for name, leaf in d.items()}
+
+
+# ======================================================================== single operations
+
+
+@pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 0), (3, 2, 1), (3, 1, 1), (2, 3, 0)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 4), (5, 8), (13, 6), (31, 22)], ids=str)
+def test_ceil_pool(window, shape):
+    kernel, stride, pad = window
+    # Negative values, so that a padding of zeros would win.
+    x = np.random.default_rng(1).normal(-3, 1, (2, *shape, 3)).astype(np.float32)
+    ours = ops.max_pool(x, Window(kernel, stride, pad, ceil=True))
+    theirs = torch.nn.functional.max_pool2d(reference.nchw(x), kernel, stride, pad, ceil_mode=True)
+    np.testing.assert_array_equal(ours, reference.nhwc(theirs))
+
+
+@pytest.mark.parametrize(
+    "window", [(4, 2), (16, 8), (32, 16), (63, 32), (64, 32), (3, 2), (5, 2), (1, 2)], ids=str
+)
+def test_up_convolution(window):
+    kernel_size, factor = window
+    rng = np.random.default_rng(kernel_size)
+    x = rng.normal(size=(2, 3, 5, 4)).astype(np.float32)
+    kernel = rng.normal(size=(kernel_size, kernel_size, 4, 3)).astype(np.float32)
+
+    ours, pull_back = jax.vjp(lambda x, k: ops.up_convolution(x, k, factor), x, kernel)
+    cotangent = rng.normal(size=ours.shape).astype(np.float32)
+    our_gradients = pull_back(cotangent)
+
+    x64 = reference.nchw(x).double().requires_grad_()
+    k64 = reference.kernel_to_torch("upscore", kernel).double().requires_grad_()
+    theirs = torch.nn.functional.conv_transpose2d(x64, k64, stride=factor)
+    theirs.backward(reference.nchw(cotangent).double())
+
+    assert ours.shape[1] == UpWindow(kernel_size, factor).output_size(3)
+    assert relative_error(ours, reference.nhwc(theirs)) < BOUND
+    assert relative_error(our_gradients[0], reference.nhwc(x64.grad)) < BOUND
+    assert relative_error(our_gradients[1], k64.grad.numpy().transpose(2, 3, 0, 1)) < BOUND
+
+
+# ======================================================================== networks
+
+
+# Compilation is nearly all the time these tests take, and speed is not what they test.
+QUICK_COMPILATION = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
+
+
+SIZES = ((1, 1), (33, 47), (101, 75))
+
+
+def small_model(net, padding):
+    return fcn_jax.create_model(
+        net,
+        num_classes=CLASSES,
+        padding=padding,
+        width=WIDTH,
+        fc_width=FC_WIDTH,
+        learned_upsampling="all",
+    )
+
+
+def small_truth(net, padding, params):
+    return reference.TorchFCN(net, padding, CLASSES, WIDTH, FC_WIDTH).load(params).double()
+
+
+def random_images(size, seed):
+    return np.random.default_rng(seed).normal(0, 64, (2, *size, 3)).astype(np.float32)
+
+
+@pytest.mark.usefixtures("_one_torch_thread")
+@pytest.mark.parametrize("size", SIZES, ids="{0[0]}x{0[1]}".format)
+@pytest.mark.parametrize("padding", reference.PADDINGS)
+@pytest.mark.parametrize("net", reference.NETS)
+def test_every_map(net, padding, size):
+    model = small_model(net, padding)
+    params, images = random_parameters(model, seed=0), random_images(size, seed=0)
+    forward = functools.partial(model.apply, return_maps=True)
+    logits, maps = jax.jit(forward, compiler_options=QUICK_COMPILATION)({"params": params}, images)
+    with torch.inference_mode():
+        truth = small_truth(net, padding, params)(reference.nchw(images).double())
+    truth = {name: reference.nhwc(value) for name, value in truth.items()}
+    assert_same_tree({**maps, "logits": logits}, truth)
+
+
+# Compiling a gradient takes seconds: every network and every size, but not every pair of them.
+GRADIENTS = {
+    "fcn32s": [(33, 47)],
+    "fcn16s": [(101, 75)],
+    "fcn8s": [(1, 1), (33, 47)],
+    "fcn8s_atonce": [(101, 75)],
+}
+
+
+@pytest.mark.usefixtures("_one_torch_thread")
+@pytest.mark.parametrize(
+    ("net", "size"), [(net, size) for net, sizes in GRADIENTS.items() for size in sizes], ids=str
+)
+@pytest.mark.parametrize("padding", reference.PADDINGS)
+def test_every_gradient(net, padding, size):
+    model = small_model(net, padding)
+
+    @functools.partial(jax.jit, compiler_options=QUICK_COMPILATION)
+    def gradients_of(params, images, cotangent):
+        _, pull_back = jax.vjp(lambda p, x: model.apply({"params": p}, x), params, images)
+        param_gradients, image_gradient = pull_back(cotangent)
+        return {**flat(param_gradients), "images": image_gradient}
+
+    def true_gradients_of(params, images, cotangent):
+        truth = small_truth(net, padding, params)
+        images = reference.nchw(images).double().requires_grad_()
+        truth(images)["logits"].backward(reference.nchw(cotangent).double())
+        gradients = flat(reference.gradients_to_ours(truth))
+        return {**gradients, "images": reference.nhwc(images.grad)}
+
+    # Where a value is at the kink of a ReLU or two of a pooling window tie, but for rounding, the
+    # gradient is not defined. A wrong gradient is wrong whatever the values, so new ones are drawn.
+    for seed in (1, 2, 3):
+        params, images = random_parameters(model, seed), random_images(size, seed)
+        if padding == "reference":
+            params = without_ties_in_the_border(params)
+        rng = np.random.default_rng(seed + 10)
+        cotangent = rng.normal(size=(2, *size, CLASSES)).astype(np.float32)
+        ours = gradients_of(params, images, cotangent)
+        truth = true_gradients_of(params, images, cotangent)
+        if max(relative_errors(ours, truth).values()) < BOUND:
+            break
+    assert_same_tree(ours, truth)
+
+
+def without_ties_in_the_border(params):
+    """The parameters with negative biases in the trunk: the wide empty border, constant and all
+    ties otherwise, is then exactly 0 after every ReLU and sends no gradient back."""
+    return {
+        layer: {**leaves, "bias": -np.abs(leaves["bias"])} if layer.startswith("conv") else leaves
+        for layer, leaves in params.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def full_size_parameters():
+    return random_parameters(fcn_jax.create_model("fcn8s"), seed=0)
+
+
+@pytest.mark.parametrize("padding", reference.PADDINGS)
+def test_full_width_at_the_papers_image_size(full_size_parameters, padding):
+    model = fcn_jax.create_model("fcn8s", padding=padding)
+    images = np.random.default_rng(5).normal(0, 64, (1, 375, 500, 3)).astype(np.float32)
+    ours = jax.jit(model.apply)({"params": full_size_parameters}, images)
+    with torch.device("meta"):  # shapes only: `load` brings the values
+        truth = reference.TorchFCN("fcn8s", padding, 21, 1.0, 4096)
+    truth.load(full_size_parameters)
+    with torch.inference_mode():
+        theirs = truth(reference.nchw(images))["logits"]
+    assert ours.shape == (1, 375, 500, 21)
+    assert relative_error(ours, reference.nhwc(theirs)) < BOUND
+
+
+@pytest.mark.parametrize("net", reference.NETS)
+def test_parameter_count(net):
+    """Table 1 of the paper says 134 M; of FCN-32s it is the table below, summed by hand."""
+    model = fcn_jax.create_model(net, num_classes=21)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    counts = {
+        layer: sum(math.prod(leaf.shape) for leaf in leaves.values())
+        for layer, leaves in shapes.items()
+    }
+    convolutions = (
+        *((3, 3, 64), (3, 64, 64), (3, 64, 128), (3, 128, 128)),
+        *((3, 128, 256), (3, 256, 256), (3, 256, 256)),
+        *((3, 256, 512), (3, 512, 512), (3, 512, 512)),
+        *((3, 512, 512), (3, 512, 512), (3, 512, 512)),
+        *((7, 512, 4096), (1, 4096, 4096), (1, 4096, 21)),
+    )
+    fcn32s = sum(k * k * i * o + o for k, i, o in convolutions)
+    assert fcn32s == 134_346_581
+    skips = {"fcn32s": 0, "fcn16s": 513 * 21}.get(net, (513 + 257) * 21)
+    learned = sum(n for layer, n in counts.items() if not layer.startswith("up"))
+    assert learned == fcn32s + skips

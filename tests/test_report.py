@@ -1,0 +1,338 @@
+"""The report folder and the two scripts, on a workdir of tiny networks with random parameters."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import json
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+from random_parameters import random_parameters
+from rich.console import Console
+
+from fcn_jax import config as configs
+from fcn_jax import data, report
+from fcn_jax.classes import ClassRow, ClassTable
+from fcn_jax.inference import Predictor
+from fcn_jax.metrics import scores
+from fcn_jax.ops import bilinear_kernel
+from fcn_jax.preprocessing import Preprocessing
+from fcn_jax.training.checkpoints import StageCheckpoints, build_model, load_run
+from fcn_jax.training.step import create_state, data_mesh
+
+CLASSES = ClassTable(
+    (
+        ClassRow("ground", (90, 90, 90)),
+        ClassRow("[odd] name", (250, 0, 0)),
+        ClassRow("void", (0, 0, 0), ignored=True),
+        ClassRow("never, seen", (0, 0, 250)),
+    )
+)
+STAGES = ("fcn32s", "fcn8s")
+SIZES = [(21, 33), (17, 30), (21, 33)]
+
+
+class FakeSource:
+    """Images of noise and labels of the first two classes; ids that make poor file names."""
+
+    classes = CLASSES
+    ids = ("left/1", "left_1", "right: 2")
+
+    def __len__(self) -> int:
+        return len(SIZES)
+
+    def __getitem__(self, index: int) -> dict:
+        rng = np.random.default_rng(index)
+        return {
+            "image": rng.integers(0, 256, (*SIZES[index], 3), np.uint8),
+            "label": rng.choice(np.array([0, 1, 255], np.uint8), SIZES[index]),
+            "id": self.ids[index],
+        }
+
+    def __repr__(self) -> str:
+        return "FakeSource()"
+
+
+def make_workdir(folder: Path, stages: tuple[str, ...]) -> Path:
+    config = configs.default_config()
+    config.stages, config.width, config.fc_width, config.steps = STAGES, 0.05, 8, (3,)
+    config.eval_batch_size = 2
+    (folder / "config.json").write_text(json.dumps(configs.to_plain(config)))
+    fields = {
+        "config": configs.to_plain(config),
+        "classes": CLASSES.to_dict(),
+        "preprocessing": Preprocessing().to_dict(),
+    }
+    for number, stage in enumerate(stages):
+        params = random_parameters(build_model(config, stage, CLASSES.num_classes), seed=number)
+        for layer in params.values():
+            if layer["kernel"].shape[2:] == (CLASSES.num_classes,) * 2:  # mixes no classes, then
+                layer["kernel"] = bilinear_kernel(len(layer["kernel"]), CLASSES.num_classes)
+        # the last is predicted nowhere; with no label of it, it is absent altogether.
+        params["score_fr"]["bias"][2] = -1e6
+        state = create_state(params, optax.sgd(0.1), data_mesh())
+        with StageCheckpoints(folder, stage) as checkpoints:
+            checkpoints.save(state, {}, fields, {"mean_iu": 0.5})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory) -> Path:
+    return make_workdir(tmp_path_factory.mktemp("run"), STAGES)
+
+
+@pytest.fixture(scope="module")
+def evaluated(workdir) -> tuple[Path, list[report.StageResult], str]:
+    text = io.StringIO()
+    console = Console(file=text, width=100)
+    results = report.evaluate_run(workdir, FakeSource(), console=console, pictures=2)
+    return workdir / "report", results, text.getvalue()
+
+
+def test_counts_are_those_of_the_predictions(workdir, evaluated) -> None:
+    _, results, _ = evaluated
+    assert [result.stage for result in results] == list(STAGES)
+    source = FakeSource()
+    for result in results:
+        predictor = Predictor.from_run(load_run(workdir, result.stage))
+        expected = np.zeros((3, 3), np.int64)
+        for index in range(len(source)):
+            example = source[index]
+            labels = predictor.labels(example["image"])
+            valid = example["label"] != 255
+            np.add.at(expected, (example["label"][valid], labels[valid]), 1)
+            if index in result.labels:
+                np.testing.assert_array_equal(result.labels[index], labels)
+        np.testing.assert_array_equal(result.counts, expected)
+        assert sorted(result.labels) == [0, 2]  # spread from the first to the last
+
+
+def test_files_hold_the_scores(evaluated) -> None:
+    folder, results, _ = evaluated
+    content = json.loads((folder / "scores.json").read_text())
+    assert content["data"] == "FakeSource()"
+    for result in results:
+        stage, figures = content["stages"][result.stage], scores(result.counts)
+        for field in report.FIGURES:
+            assert stage[field] == getattr(figures, field)
+        assert stage["absent"] == ["never, seen"]
+        assert stage["classes"]["never, seen"] == {"pixels": 0, "iu": None, "accuracy": None}
+        assert stage["classes"]["ground"]["iu"] == figures.per_class_iu[0]
+        assert stage["classes"]["ground"]["pixels"] == result.counts[0].sum()
+        with (folder / f"confusion_{result.stage}.csv").open(newline="") as file:
+            header, *rows = csv.reader(file)
+        assert header[1:] == [row[0] for row in rows] == list(CLASSES.names)
+        np.testing.assert_array_equal([[int(v) for v in row[1:]] for row in rows], result.counts)
+        with Image.open(folder / f"confusion_{result.stage}.png") as image:
+            assert min(image.size) > 300
+    with (folder / "per_class.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["stage"], row["class"]) for row in rows] == [
+        (stage, name) for stage in STAGES for name in CLASSES.names
+    ]
+    assert float(rows[1]["iu"]) == scores(results[0].counts).per_class_iu[1]
+    assert rows[2]["iu"] == ""
+
+
+def test_pictures_have_names_of_their_own(evaluated, tmp_path) -> None:
+    folder, results, _ = evaluated
+    assert {path.name for path in (folder / "pictures").iterdir()} == {"left_1.png", "right_2.png"}
+    everything = {index: np.zeros(size, np.uint8) for index, size in enumerate(SIZES)}
+    result = report.StageResult("fcn8s", 1, results[0].counts, everything)
+    report.write([result], FakeSource(), tmp_path)
+    names = {path.name for path in (tmp_path / "pictures").iterdir()}
+    assert names == {"left_1.png", "left_1_1.png", "right_2.png"}
+
+
+def test_the_terminal_shows_figures_and_classes(evaluated) -> None:
+    _, results, text = evaluated
+    for result in results:
+        for field in report.FIGURES:
+            assert f"{getattr(result.scores, field):.4f}" in text
+        assert f"{result.scores.per_class_iu[1]:.4f}" in text
+    assert "[odd] name" in text
+    assert "left out of the means: never, seen" in text
+
+
+def test_an_earlier_report_is_replaced_and_other_files_kept(evaluated, tmp_path) -> None:
+    _, results, _ = evaluated
+    report.write(results, FakeSource(), tmp_path)
+    (tmp_path / "pictures" / "mine.png").touch()
+    report.write([report.StageResult("fcn8s", 1, results[1].counts, {})], FakeSource(), tmp_path)
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {
+        "scores.json",
+        "per_class.csv",
+        "confusion_fcn8s.csv",
+        "confusion_fcn8s.png",
+        "pictures/mine.png",
+    }
+
+
+def test_other_classes_are_refused(workdir) -> None:
+    source = FakeSource()
+    source.classes = ClassTable((ClassRow("cat", (1, 1, 1)), ClassRow("dog", (2, 2, 2))))
+    with pytest.raises(ValueError, match=r"trained on the 3 classes ground.*2 classes cat"):
+        report.evaluate_run(workdir, source, console=Console(file=io.StringIO()))
+
+
+def test_many_classes_are_plotted(tmp_path) -> None:
+    classes = ClassTable(tuple(ClassRow(f"class {i}", (i, i, i)) for i in range(150)))
+    report.draw_confusion(tmp_path / "c.png", np.eye(150, dtype=np.int64) * 7, classes)
+    with Image.open(tmp_path / "c.png") as image:
+        assert max(image.size) < 5000
+
+
+# ======================================================================== the scripts
+
+
+def load_script(name: str) -> ModuleType:
+    path = Path(__file__).resolve().parents[1] / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"script_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def eval_main(monkeypatch):
+    def open_source(name: str, split: str, **options) -> FakeSource:
+        if split != "val":
+            raise ValueError(f"{name} has no split '{split}'")
+        return FakeSource()
+
+    monkeypatch.setattr(data, "open_source", open_source)
+    return load_script("eval").main
+
+
+def test_eval_scores_one_stage(eval_main, workdir, tmp_path, capsys) -> None:
+    arguments = [f"--workdir={workdir}", "--stage=fcn8s", "--limit=1", "--pictures=0"]
+    assert eval_main([*arguments, f"--output={tmp_path}"]) == 0
+    content = json.loads((tmp_path / "scores.json").read_text())
+    assert list(content["stages"]) == ["fcn8s"]
+    assert not (tmp_path / "pictures").exists()
+    assert "mean IU" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workdir=nowhere"], "nowhere is no folder of a training run"),
+        (["--workdir=WORKDIR", "--stage=fcn16s"], "no checkpoint of 'fcn16s'; it has fcn32s, fcn"),
+        (["--workdir=WORKDIR", "--split=tset"], "no split 'tset'"),
+    ],
+)
+def test_eval_says_what_is_wrong(eval_main, workdir, capsys, arguments, message) -> None:
+    assert eval_main([text.replace("WORKDIR", str(workdir)) for text in arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_eval_of_a_run_without_checkpoints(eval_main, tmp_path, capsys) -> None:
+    make_workdir(tmp_path, ())
+    assert eval_main([f"--workdir={tmp_path}"]) == 2
+    assert "no checkpoint yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("eval", ["--workdir=x", "--pictres=3"]),
+        ("eval", ["--workdir=x", "--limit=-1"]),
+        ("eval", []),
+        ("predict", ["--workdir=x", "--output=y"]),
+        ("predict", ["--workdir=x", "--output=y", "a.png", "--checkpoint=third"]),
+    ],
+)
+def test_wrong_flags_end_with_code_2(script: str, arguments: list[str], capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        load_script(script).main(arguments)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 2  # the usage and the error
+
+
+def test_predict_takes_files_of_any_mode(workdir, tmp_path, capsys) -> None:
+    rng = np.random.default_rng(0)
+    folder, output = tmp_path / "photos", tmp_path / "photos" / "out"
+    (folder / "sub").mkdir(parents=True)
+    rgb = rng.integers(0, 256, (9, 14, 3), np.uint8)
+    Image.fromarray(rgb).save(folder / "a.png")
+    Image.fromarray(rgb).convert("RGBA").save(folder / "sub" / "a.PNG")
+    Image.fromarray(rgb[..., 0]).save(folder / "a.bmp")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated by a quarter
+    Image.fromarray(rgb).save(folder / "turned.jpg", exif=exif)
+    sixteen = rng.integers(0, 65536, (5, 8), np.uint16)
+    Image.fromarray(sixteen).save(tmp_path / "deep.png")
+    (folder / "broken.jpg").write_bytes(b"no photograph")
+    (folder / "notes.txt").touch()
+    main = load_script("predict").main
+    arguments = [f"--workdir={workdir}", f"--output={output}"]
+    files = [folder, tmp_path / "deep.png", tmp_path / "missing.png", folder / "a.png"]
+    expected = {
+        "a.png": (9, 14),  # of a.bmp, the first
+        "a.png.png": (9, 14),
+        "sub/a.png": (9, 14),
+        "turned.png": (14, 9),
+        "deep.png": (5, 8),
+    }
+    for _ in range(2):  # what the first run wrote is no input of the second
+        assert main([*arguments, *map(str, files)]) == 1
+        error = capsys.readouterr().err
+        assert "broken.jpg" in error
+        assert "missing.png" in error
+        assert "Traceback" not in error
+        for kind in ("labels", "overlays"):
+            written = sorted(p for p in (output / kind).rglob("*") if p.is_file())
+            assert {p.relative_to(output / kind).as_posix() for p in written} == set(expected)
+    predictor = Predictor.from_run(load_run(workdir))
+    for name, size in expected.items():
+        with Image.open(output / "labels" / name) as labels:
+            assert labels.mode == "P"
+            assert labels.size == size[::-1]
+            if name == "a.png.png":
+                np.testing.assert_array_equal(np.asarray(labels), predictor.labels(rgb))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["WORKDIR", "photo"], "nowhere is no folder"),
+        (["--stage=fcn16s", "photo"], "no checkpoint of 'fcn16s'"),
+        (["empty"], "no image in"),
+    ],
+)
+def test_predict_says_what_is_wrong(workdir, tmp_path, capsys, arguments, message) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "photo.png")
+    (tmp_path / "empty").mkdir()
+    places = {
+        "WORKDIR": "--workdir=nowhere",
+        "photo": str(tmp_path / "photo.png"),
+        "empty": str(tmp_path / "empty"),
+    }
+    fixed = [f"--workdir={workdir}", f"--output={tmp_path / 'out'}"]
+    given = [places.get(argument, argument) for argument in arguments]
+    assert load_script("predict").main(fixed + given) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_names_never_overwrite_each_other(tmp_path) -> None:
+    names = ["a/x.jpg", "b/x.jpg", "b/X.png", "b/x.jpg.png", "c/x.jpg"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    find_images = load_script("predict").find_images
+    found = find_images([tmp_path / name for name in names], tmp_path / "out")
+    assert len({str(name).casefold() for _, name in found}) == len(names)
+    assert str(found[0][1]) == "x"

@@ -1,0 +1,228 @@
+"""Reading start weights and transplanting them by name."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fcn_jax
+from fcn_jax import weights
+from fcn_jax.weights import Report, dense_to_conv, flatten, load, transplant
+
+
+@pytest.fixture
+def caffe_file(tmp_path):
+    """A small network as Caffe names it: a convolution, a dense layer, a classifier."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "conv1/w": rng.normal(size=(6, 3, 3, 5)).astype(np.float16),  # out, in, height, width
+        "conv1/b": rng.normal(size=6).astype(np.float32),
+        "fc6/w": rng.normal(size=(8, 6 * 4 * 5)).astype(np.float32),
+        "fc6/b": rng.normal(size=(1, 1, 1, 8)),  # Caffe's legacy blobs have four axes
+    }
+    np.savez(tmp_path / "weights.npz", **arrays)
+    return tmp_path / "weights.npz", arrays
+
+
+@pytest.fixture
+def params():
+    shapes = {
+        "conv1": {"kernel": (3, 5, 3, 6), "bias": (6,)},
+        "fc6": {"kernel": (4, 5, 6, 8), "bias": (8,)},
+        "score_fr": {"kernel": (1, 1, 8, 2), "bias": (2,)},
+    }
+    return jax.tree.map(np.zeros, shapes, is_leaf=lambda leaf: isinstance(leaf, tuple))
+
+
+# ======================================================================== reading
+
+
+def test_arrays_arrive_in_our_layout(caffe_file):
+    path, arrays = caffe_file
+    loaded = load(path)
+    assert set(loaded) == {"conv1/kernel", "conv1/bias", "fc6/kernel", "fc6/bias"}
+    assert all(value.dtype == np.float32 for value in loaded.values())
+    assert loaded["conv1/kernel"].shape == (3, 5, 3, 6)
+    for out, inp, row, column in [(0, 0, 0, 0), (5, 2, 1, 4), (3, 1, 2, 0)]:
+        value = np.float32(arrays["conv1/w"][out, inp, row, column])
+        assert loaded["conv1/kernel"][row, column, inp, out] == value
+    np.testing.assert_array_equal(loaded["fc6/kernel"], arrays["fc6/w"].T)
+    assert loaded["fc6/bias"].shape == (8,)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no weight file .*none\.npz"):
+        load(tmp_path / "none.npz")
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "weights.npz").write_text("a page that says: not found")
+    with pytest.raises(ValueError, match=r"weights\.npz is no weight file"):
+        load(tmp_path / "weights.npz")
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_damaged_file_is_a_value_error_that_names_it(tmp_path, compressed):
+    """Cut at any place, or with bytes flipped, it either reads as it was or is refused."""
+    path, damaged = tmp_path / "weights.npz", tmp_path / "damaged.npz"
+    kernel = np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(np.float32)
+    (np.savez_compressed if compressed else np.savez)(path, **{"conv1/w": kernel})
+    truth, content = load(path)["conv1/kernel"], path.read_bytes()
+    rng = np.random.default_rng(1)
+    for trial in range(150):
+        broken = bytearray(content)
+        if trial % 3 == 0:
+            del broken[rng.integers(1, len(content)) :]
+        else:
+            for position in rng.integers(0, len(content), 1 + trial % 4):
+                broken[position] ^= int(rng.integers(1, 256))
+        damaged.write_bytes(broken)
+        try:
+            loaded = load(damaged)
+        except ValueError as error:
+            assert "damaged.npz" in str(error)
+        else:
+            for value in loaded.values():
+                np.testing.assert_array_equal(value, truth)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("kernel", np.zeros(3)),
+        ("conv1/gamma", np.zeros(3)),
+        ("conv1/w", np.zeros((3, 3, 3))),
+        ("conv1/w", np.zeros((3, 3), np.int64)),
+    ],
+)
+def test_arrays_of_unknown_meaning_are_refused(tmp_path, name, value):
+    np.savez(tmp_path / "weights.npz", **{name: value, "conv2/b": np.zeros(3)})
+    with pytest.raises(ValueError, match=rf"weights\.npz: expected .* found {name} "):
+        load(tmp_path / "weights.npz")
+
+
+def test_nan_is_refused(tmp_path):
+    np.savez(tmp_path / "weights.npz", **{"a/b": np.array([1, np.nan]), "c/b": np.array([np.inf])})
+    with pytest.raises(ValueError, match="NaN or Inf in a/bias, c/bias"):
+        load(tmp_path / "weights.npz")
+
+
+# ======================================================================== transplanting
+
+
+def test_every_array_is_accounted_for(caffe_file, params):
+    source = load(caffe_file[0])
+    source["fc8/kernel"] = np.zeros((2, 2), np.float32)
+    new, report = transplant(params, source)
+    assert report == Report(
+        copied=("conv1/kernel", "conv1/bias", "fc6/bias"),
+        reshaped=("fc6/kernel",),
+        left=("score_fr/kernel", "score_fr/bias"),
+        unused=("fc8/kernel",),
+    )
+    np.testing.assert_array_equal(new["conv1"]["kernel"], source["conv1/kernel"])
+    assert new["score_fr"]["kernel"] is params["score_fr"]["kernel"]
+    assert not params["conv1"]["kernel"].any()  # the given parameters are as they were
+    assert jax.tree.structure(new) == jax.tree.structure(params)
+    text = str(report)
+    for line in ("copied   3 arrays: conv1 fc6", "reshaped   1 arrays: fc6", "left   2 arrays"):
+        assert line in text
+    assert "unused   1 arrays: fc8" in text
+
+
+def test_a_dense_layer_becomes_the_convolution_of_the_same_function(caffe_file, params):
+    """fc6 as Caffe computes it, from the flattened (channel, row, column) map."""
+    path, arrays = caffe_file
+    kernel = transplant(params, load(path))[0]["fc6"]["kernel"]
+    maps = np.random.default_rng(1).normal(size=(3, 6, 4, 5)).astype(np.float32)  # NCHW
+    dense = maps.reshape(3, -1) @ arrays["fc6/w"].T
+    convolved = jax.lax.conv_general_dilated(
+        jnp.asarray(maps.transpose(0, 2, 3, 1)),
+        jnp.asarray(kernel),
+        (1, 1),
+        "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision="highest",
+    )
+    np.testing.assert_allclose(convolved[:, 0, 0], dense, atol=1e-5)
+
+
+def test_vggs_fc6_and_fc7_by_shape():
+    """4096 x 25088 in Caffe; here the columns stand for themselves."""
+    columns = np.broadcast_to(np.arange(25088, dtype=np.float32), (2, 25088))
+    kernel = dense_to_conv(columns.T, (7, 7, 512, 2))
+    assert kernel[3, 4, 100, 1] == 100 * 49 + 3 * 7 + 4
+    fc7 = np.random.default_rng(0).normal(size=(5, 4))
+    np.testing.assert_array_equal(dense_to_conv(fc7, (1, 1, 5, 4))[0, 0], fc7)
+
+
+def test_all_mismatches_in_one_error(caffe_file, params):
+    params["conv1"]["bias"] = np.zeros(7)
+    params["fc6"]["kernel"] = np.zeros((4, 5, 6, 9))
+    with pytest.raises(ValueError, match="another shape") as caught:
+        transplant(params, load(caffe_file[0]))
+    message = str(caught.value)
+    assert "conv1/bias: the file has (6,), the network (7,)" in message
+    assert "fc6/kernel: the file has (120, 8), the network (4, 5, 6, 9)" in message
+
+
+def test_replaceable_layers_keep_their_initial_values(caffe_file, params):
+    source = load(caffe_file[0])
+    source |= {"score_fr/kernel": np.ones((1, 1, 8, 21)), "score_fr/bias": np.ones(21)}
+    with pytest.raises(ValueError, match="score_fr/kernel"):
+        transplant(params, source)
+    new, report = transplant(params, source, replaceable=("score_*",))
+    assert report.left == ("score_fr/kernel", "score_fr/bias")
+    assert not new["score_fr"]["kernel"].any()
+
+
+def test_nothing_that_fits_is_an_error(params):
+    with pytest.raises(ValueError, match="no array fits the network"):
+        transplant(params, {"features.0/kernel": np.zeros((3, 3, 3, 6))})
+
+
+def test_our_own_parameters_pass_through(params):
+    new, report = transplant(params, flatten(params))
+    assert report.left == report.unused == report.reshaped == ()
+    assert jax.tree.all(jax.tree.map(np.array_equal, new, params))
+
+
+# ======================================================================== the real trunk
+
+
+def vgg16_shapes(width: float = 1.0):
+    model = fcn_jax.create_model("fcn8s", width=width, fc_width=8)
+    image = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    return jax.tree.map(functools.partial(jnp.zeros_like), shapes)
+
+
+def test_the_real_trunk(shared):
+    path = shared / "weights" / "vgg16_imagenet_trunk_fp16.npz"
+    new, report = transplant(vgg16_shapes(), load(path))
+    assert len(report.copied) == 26
+    assert report.reshaped == report.unused == ()
+    left = {"fc6", "fc7", "score_fr", "score_pool4", "score_pool3"}
+    left |= {"upscore2", "upscore_pool4", "upscore8"}
+    assert {name.partition("/")[0] for name in report.left} == left
+    with np.load(path) as archive:
+        for layer in ("conv1_1", "conv3_2", "conv5_3"):
+            kernel = archive[f"{layer}/w"].astype(np.float32).transpose(2, 3, 1, 0)
+            np.testing.assert_array_equal(new[layer]["kernel"], kernel)
+            np.testing.assert_array_equal(new[layer]["bias"], archive[f"{layer}/b"])
+
+
+def test_the_real_trunk_does_not_fit_half_the_width(shared):
+    source = load(shared / "weights" / "vgg16_imagenet_trunk_fp16.npz")
+    with pytest.raises(ValueError, match="another shape") as caught:
+        transplant(vgg16_shapes(width=0.5), source)
+    assert str(caught.value).count("the file has") == 26
+
+
+def test_readers_are_a_table():
+    """Another format is one more row."""
+    assert all(len(row) == 2 and all(map(callable, row)) for row in weights._READERS)
