@@ -18,13 +18,13 @@ def get_config():
 
     config.width = 0.25
     config.fc_width = 128
-    config.dropout = 0.2
+    config.dropout = 0.1
 
     config.batch_size = 8
     config.eval_batch_size = 20
-    config.epochs = (12, 5, 5)
+    config.epochs = (14.0, 4.0, 8.0)
     config.optimizer = "adam"
-    config.learning_rate = (1e-3, 5e-4, 5e-4)
+    config.learning_rate = (8e-4, 5e-4, 5e-4)
     config.schedule = "cosine"
     config.warmup = 50
     config.weight_decay = 0.0

@@ -99,15 +99,16 @@ def validate(config: ConfigDict) -> None:
         ValueError: With all problems, each naming the field, the value and the remedy.
     """
     problems: list[str] = []
+    fields: Any = config  # ml_collections gives every field the union of all types
 
     def check(good: bool, field: str, remedy: str) -> None:
         if not good:
             problems.append(f"config.{field} = {config[field]!r}: {remedy}")
 
-    stages = len(config.stages)
+    stages = len(fields.stages)
     check(stages > 0, "stages", f"name at least one of {', '.join(DECODERS)}")
     check(
-        set(config.stages) <= set(DECODERS) and len(set(config.stages)) == stages,
+        set(fields.stages) <= set(DECODERS) and len(set(fields.stages)) == stages,
         "stages",
         f"each must be one of {', '.join(DECODERS)}, and none twice",
     )
@@ -117,53 +118,54 @@ def validate(config: ConfigDict) -> None:
         ("optimizer", OPTIMIZERS),
         ("schedule", SCHEDULES),
     ):
-        check(config[field] in choices, field, f"choose one of {', '.join(choices)}")
+        check(fields[field] in choices, field, f"choose one of {', '.join(choices)}")
     for field in _PER_STAGE:
         check(
-            len(config[field]) in (0, 1, stages),
+            len(fields[field]) in (0, 1, stages),
             field,
             f"give one value, or one for each of the {stages} stages",
         )
-        check(all(v > 0 for v in config[field]), field, "values must be positive")
+        check(all(v > 0 for v in fields[field]), field, "values must be positive")
     check(
-        bool(config.steps) or bool(config.epochs),
+        bool(fields.steps) or bool(fields.epochs),
         "epochs",
         "give the length of the stages here or as config.steps",
     )
-    check(bool(config.learning_rate), "learning_rate", "give at least one value")
+    check(bool(fields.learning_rate), "learning_rate", "give at least one value")
     check(
-        config.schedule != "step" or config.schedule_step > 0,
+        fields.schedule != "step" or fields.schedule_step > 0,
         "schedule_step",
         "the schedule 'step' needs the updates between drops",
     )
     for field in ("width", "fc_width", "batch_size", "accumulate", "eval_batch_size", "scale"):
-        check(config[field] > 0, field, "must be positive")
+        check(fields[field] > 0, field, "must be positive")
     for field in ("checkpoint_every", "log_every"):
-        check(config[field] > 0, field, "must be positive")
+        check(fields[field] > 0, field, "must be positive")
     for field in ("eval_every", "samples", "num_workers", "warmup", "clip_norm", "weight_decay"):
-        check(config[field] >= 0, field, "must not be negative")
+        check(fields[field] >= 0, field, "must not be negative")
     for field in ("crop", "canvas"):
-        value = config[field]
+        value = fields[field]
         good = len(value) in (0, 2) and all(isinstance(v, int) and v > 0 for v in value)
         check(good, field, "give (height, width) in pixels, or () for none")
-    low_high = config.scale_range
+    low_high = fields.scale_range
     check(
         len(low_high) == 2 and 0 < low_high[0] <= low_high[1],
         "scale_range",
         "give (lowest, highest), both positive",
     )
-    check(0 < config.cell_fraction <= 1, "cell_fraction", "must be in (0, 1]")
-    check(0 <= config.dropout < 1, "dropout", "must be in [0, 1)")
-    check(0 <= config.momentum < 1, "momentum", "must be in [0, 1)")
-    check(0 <= config.jitter < 1, "jitter", "must be in [0, 1)")
+    check(0 < fields.cell_fraction <= 1, "cell_fraction", "must be in (0, 1]")
+    check(0 <= fields.dropout < 1, "dropout", "must be in [0, 1)")
+    check(0 <= fields.momentum < 1, "momentum", "must be in [0, 1)")
+    check(0 <= fields.jitter < 1, "jitter", "must be in [0, 1)")
     if problems:
         raise ValueError("\n".join(problems))
 
 
 def per_stage(config: ConfigDict, field: str) -> tuple[Any, ...]:
     """A per-stage field with one value for every stage."""
-    values = tuple(config[field])
-    return values * len(config.stages) if len(values) == 1 else values
+    fields: Any = config
+    values = tuple(fields[field])
+    return values * len(fields.stages) if len(values) == 1 else values
 
 
 def data_options(config: ConfigDict) -> dict[str, Any]:

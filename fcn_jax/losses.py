@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from fcn_jax.alignment import Geometry
@@ -58,7 +59,7 @@ def cross_entropy(
         raise ValueError(f"labels must be integers, got {labels.dtype}")
     classes = logits.shape[-1]
     logits = logits.astype(jnp.float32)
-    if not isinstance(labels, jax.core.Tracer):
+    if not isinstance(labels, Tracer):
         check_labels(np.asarray(labels), classes, void)
     labels = labels.astype(jnp.int32)
     counted = labels != void

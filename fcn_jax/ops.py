@@ -29,7 +29,7 @@ def max_pool(x: Float[Array, "b h w c"], window: Window) -> Float[Array, "b h2 w
         x,
         window_shape=(window.kernel, window.kernel),
         strides=(window.stride, window.stride),
-        padding=pads,
+        padding=pads,  # type: ignore[arg-type]  # Flax annotates str and takes pairs
     )
 
 

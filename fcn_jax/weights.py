@@ -165,7 +165,8 @@ def transplant(
 
 def flatten(params: Mapping[str, Any]) -> Weights:
     """A parameter tree as `Weights`: arrays by ``layer/kernel`` and ``layer/bias``."""
-    return traverse_util.flatten_dict(dict(params), sep="/")
+    flat: Any = traverse_util.flatten_dict(dict(params), sep="/")
+    return flat
 
 
 def _dense_fits(dense: np.ndarray, kernel: Any) -> bool:

@@ -86,7 +86,7 @@ def test_a_prediction_that_is_no_class_is_an_error_too(prediction):
     labels, predictions = random_maps(0)
     labels[0, 0, :2] = (3, VOID)
     predictions[0, 0, :2] = prediction  # of which the second does not count
-    with pytest.raises(ValueError, match="1 pixels have .* a prediction that is no class"):
+    with pytest.raises(ValueError, match=r"1 pixels have .* a prediction that is no class"):
         ConfusionMatrix.zeros(6).update(labels, predictions).counts()
 
 

@@ -60,8 +60,8 @@ toy_model = functools.partial(
 def test_logits_have_the_size_of_the_image(net, padding):
     model = small_model(net, padding=padding)
     rng = np.random.default_rng(0)
-    small = rng.permutation(np.arange(1, 67)).reshape(-1, 6)[:, :2]
-    sizes = [(1, 1), (1, 500), (375, 1), (2, 3), *small, *rng.integers(67, 1100, (6, 2))]
+    small = rng.permutation(np.arange(1, 67)).reshape(-1, 11)[:, :2]
+    sizes = [(1, 1), (1, 500), (375, 1), (2, 3), *small, *rng.integers(67, 1100, (3, 2))]
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     for height, width in sizes:
         images = jax.ShapeDtypeStruct((2, int(height), int(width), 3), jnp.float32)
@@ -145,12 +145,12 @@ def test_width_multiplies_every_trunk_layer(net):
     assert shapes["score_fr"]["kernel"] == (1, 1, 100, 3)
 
 
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("net", ["fcn32s", "fcn8s"])
 def test_initial_values(net):
     """Score layers zero, up-convolutions bilinear, hence logits exactly zero; the rest random."""
     model = toy_model(net)
     images = 64 * np.random.default_rng(0).normal(size=(1, 17, 20, 3)).astype(np.float32)
-    logits, variables = jax.jit(model.init_with_output)(jax.random.key(1), images)
+    logits, variables = model.init_with_output(jax.random.key(1), images)
     params = variables["params"]
     assert not np.asarray(logits).any()
     for layer, leaves in params.items():
@@ -193,7 +193,7 @@ def test_only_learned_upsampling_has_a_gradient(choice, learned):
     def objective(params):
         return jnp.sum(jnp.sin(model.apply({"params": params}, images)))
 
-    gradient = jax.jit(jax.grad(objective))(params)
+    gradient = jax.grad(objective)(params)
     moved = {name for name, leaves in gradient.items() if np.asarray(leaves["kernel"]).any()}
     assert moved == learned | {n for n in params if not n.startswith("up")}
     assert set(model.frozen_layers) == {"upscore2", "upscore_pool4", "upscore8"} - learned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 
 import fcn_jax
 from fcn_jax import weights
-from fcn_jax.weights import Report, dense_to_conv, flatten, load, transplant
+from fcn_jax.weights import dense_to_conv, flatten, load, transplant
 
 
 @pytest.fixture
@@ -72,8 +73,8 @@ def test_a_damaged_file_is_a_value_error_that_names_it(tmp_path, compressed):
     kernel = np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(np.float32)
     (np.savez_compressed if compressed else np.savez)(path, **{"conv1/w": kernel})
     truth, content = load(path)["conv1/kernel"], path.read_bytes()
-    rng = np.random.default_rng(1)
-    for trial in range(150):
+    rng, refusals = np.random.default_rng(1), []
+    for trial in range(300):
         broken = bytearray(content)
         if trial % 3 == 0:
             del broken[rng.integers(1, len(content)) :]
@@ -84,10 +85,12 @@ def test_a_damaged_file_is_a_value_error_that_names_it(tmp_path, compressed):
         try:
             loaded = load(damaged)
         except ValueError as error:
-            assert "damaged.npz" in str(error)
+            refusals.append(str(error))
         else:
             for value in loaded.values():
                 np.testing.assert_array_equal(value, truth)
+    assert len(refusals) > 100
+    assert all("damaged.npz" in message for message in refusals)
 
 
 @pytest.mark.parametrize(
@@ -118,12 +121,12 @@ def test_every_array_is_accounted_for(caffe_file, params):
     source = load(caffe_file[0])
     source["fc8/kernel"] = np.zeros((2, 2), np.float32)
     new, report = transplant(params, source)
-    assert report == Report(
-        copied=("conv1/kernel", "conv1/bias", "fc6/bias"),
-        reshaped=("fc6/kernel",),
-        left=("score_fr/kernel", "score_fr/bias"),
-        unused=("fc8/kernel",),
-    )
+    assert {name: set(arrays) for name, arrays in dataclasses.asdict(report).items()} == {
+        "copied": {"conv1/kernel", "conv1/bias", "fc6/bias"},
+        "reshaped": {"fc6/kernel"},
+        "left": {"score_fr/kernel", "score_fr/bias"},
+        "unused": {"fc8/kernel"},
+    }
     np.testing.assert_array_equal(new["conv1"]["kernel"], source["conv1/kernel"])
     assert new["score_fr"]["kernel"] is params["score_fr"]["kernel"]
     assert not params["conv1"]["kernel"].any()  # the given parameters are as they were
@@ -176,7 +179,7 @@ def test_replaceable_layers_keep_their_initial_values(caffe_file, params):
     with pytest.raises(ValueError, match="score_fr/kernel"):
         transplant(params, source)
     new, report = transplant(params, source, replaceable=("score_*",))
-    assert report.left == ("score_fr/kernel", "score_fr/bias")
+    assert set(report.left) == {"score_fr/kernel", "score_fr/bias"}
     assert not new["score_fr"]["kernel"].any()
 
 

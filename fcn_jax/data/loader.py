@@ -194,7 +194,7 @@ def evaluation_examples(
 ) -> Iterator[Example]:
     """The chosen examples, each once, in order and as they are, read ahead."""
     dataset = grain.MapDataset.source(_NamedExamples(source))
-    chosen = grain.MapDataset.source(list(indices)).map(lambda index: dataset[index])
+    chosen: Any = grain.MapDataset.source(list(indices)).map(lambda index: dataset[index])
     options = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=8)
     return iter(chosen.map(check_example).to_iter_dataset(options))
 
@@ -208,7 +208,7 @@ class _NamedExamples:
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int, /) -> Example:
+    def __getitem__(self, index: Any) -> Any:
         try:
             return self._source[index]
         except Exception as error:

@@ -2,7 +2,7 @@
 
 Five classes over textured ground: disc (with antennae), box (with a handle), triangle (with legs),
 ring (with spokes) and star (of rays). Hue and the direction of the texture hint at the class but
-are noisy; the outline decides. Bodies are 20 to 45 pixels wide, thin parts 3 to 4 pixels, so that
+are noisy; the outline decides. Bodies are 30 to 60 pixels wide, thin parts 3 to 4 pixels, so that
 a network of stride 32 finds the bodies and only finer strides draw the rest. A void border of one
 to two pixels surrounds every shape, as in PASCAL VOC.
 
@@ -28,7 +28,7 @@ from fcn_jax.data.images import encode_png
 
 Map = Float[np.ndarray, "h w"]
 VOID_BORDER = 1.5  # px outside the outline
-RADII = (14.0, 23.0)  # px, of whole shapes
+RADII = (20.0, 31.0)  # px, of whole shapes
 
 HUES = {"disc": 0.03, "box": 0.13, "triangle": 0.36, "ring": 0.60, "star": 0.82}
 STRIPES = {"disc": 0.1, "box": 0.3, "triangle": 0.5, "ring": 0.7, "star": 0.9}  # of half a turn

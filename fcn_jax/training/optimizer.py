@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
@@ -109,7 +109,7 @@ def make_optimizer(
     def label(params: Any) -> Any:
         return _label_parameters(params, frozen)
 
-    rules = {
+    rules: dict[Hashable, optax.GradientTransformation] = {
         "kernel": rule(1.0, weight_decay),
         "bias": rule(bias_rate, 0.0),
         "frozen": optax.set_to_zero(),

@@ -113,7 +113,7 @@ def make_train_step(
                 layer: jax.lax.stop_gradient(arrays) if matches_any(layer, frozen) else arrays
                 for layer, arrays in params.items()
             }
-            logits = model.apply(
+            logits: Any = model.apply(
                 {"params": params}, images, train=True, rngs={"dropout": dropout_key}
             )
             loss = cross_entropy(logits, labels)

@@ -1,0 +1,236 @@
+"""The optimisers beside PyTorch's, Caffe's update written out, and the schedules by formula."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from fcn_jax.training.optimizer import OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule
+
+SHAPES = {
+    "conv1_1": {"kernel": (3, 3, 2, 4), "bias": (4,)},
+    "score_fr": {"kernel": (1, 1, 4, 3), "bias": (3,)},
+    "upscore": {"kernel": (4, 4, 3, 3)},
+}
+FROZEN = ("upscore",)
+KERNELS = [("conv1_1", "kernel"), ("score_fr", "kernel")]
+BIASES = [("conv1_1", "bias"), ("score_fr", "bias")]
+
+
+def random_tree(seed: int):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda shape: rng.normal(size=shape).astype(np.float32),
+        SHAPES,
+        is_leaf=lambda leaf: isinstance(leaf, tuple),
+    )
+
+
+def gradient(params, step: int):
+    """Of a quadratic that differs from step to step, so that errors feed back."""
+    noise = random_tree(100 + step)
+    return jax.tree.map(lambda w, n: np.float32(0.3) * np.asarray(w) + n, params, noise)
+
+
+def run(optimizer, params, steps: int, gradient=gradient):
+    """The parameters after each step."""
+    state = optimizer.init(params)
+    update = jax.jit(optimizer.update)
+    for step in range(steps):
+        updates, state = update(gradient(params, step), state, params)
+        params = optax.apply_updates(params, updates)
+        yield params
+
+
+def constant(rate: float):
+    return make_schedule("constant", rate, 100)
+
+
+def assert_trees_close(ours, truth, bound=1e-6):
+    for layer, leaves in truth.items():
+        for name, value in leaves.items():
+            error = np.abs(np.asarray(ours[layer][name]) - value).max() / np.abs(value).max()
+            assert error < bound, (layer, name, error)
+
+
+# ======================================================================== beside PyTorch
+
+
+def torch_optimizer(name: str, groups, rate: float):
+    torch = pytest.importorskip("torch")
+    build, options = {
+        "sgd": (torch.optim.SGD, {"momentum": 0.9}),
+        "adam": (torch.optim.Adam, {}),
+        "adamw": (torch.optim.AdamW, {}),
+        "rmsprop": (torch.optim.RMSprop, {"momentum": 0.9}),
+    }[name]
+    kernels, biases = groups
+    return build(
+        [
+            {"params": kernels, "lr": rate, "weight_decay": 0.05},
+            {"params": biases, "lr": 2 * rate, "weight_decay": 0.0},
+        ],
+        lr=rate,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_ten_steps_beside_torch(name):
+    torch = pytest.importorskip("torch")
+    start = random_tree(0)
+    rate = 0.01
+    optimizer = make_optimizer(name, constant(rate), weight_decay=0.05, frozen=FROZEN)
+
+    theirs = {
+        path: torch.tensor(start[path[0]][path[1]], dtype=torch.float64, requires_grad=True)
+        for path in KERNELS + BIASES
+    }
+    groups = [[theirs[path] for path in paths] for paths in (KERNELS, BIASES)]
+    stepper = torch_optimizer(name, groups, rate)
+    for step, ours in enumerate(run(optimizer, start, 10)):
+        for (layer, leaf), tensor in theirs.items():
+            noise = random_tree(100 + step)[layer][leaf].astype(np.float64)
+            tensor.grad = 0.3 * tensor.detach() + torch.from_numpy(noise)
+        stepper.step()
+        truth = {}
+        for (layer, leaf), tensor in theirs.items():
+            truth.setdefault(layer, {})[leaf] = tensor.detach().numpy()
+        assert_trees_close(ours, truth, bound=3e-6)
+        np.testing.assert_array_equal(ours["upscore"]["kernel"], start["upscore"]["kernel"])
+
+
+# ======================================================================== Caffe's SGD
+
+
+@pytest.mark.parametrize("bias_rate", [2.0, 1.0])
+def test_caffes_update_with_a_step_schedule(bias_rate):
+    """v <- momentum v + rate (gradient + decay w); w <- w - v, the rate within v."""
+    momentum, decay, base = 0.99, 0.0005, 0.02
+    schedule = make_schedule("step", base, 12, step_size=4, gamma=0.1)
+    optimizer = make_optimizer(
+        "sgd",
+        schedule,
+        momentum=momentum,
+        weight_decay=decay,
+        bias_rate=bias_rate,
+        frozen=FROZEN,
+    )
+    start = random_tree(1)
+    truth = jax.tree.map(lambda w: w.astype(np.float64), start)
+    velocity = jax.tree.map(np.zeros_like, truth)
+    for step, ours in enumerate(run(optimizer, start, 12)):
+        rate = base * 0.1 ** (step // 4)
+        gradients = gradient(truth, step)
+        for layer, leaf in KERNELS + BIASES:
+            factor, shrink = (1.0, decay) if leaf == "kernel" else (bias_rate, 0.0)
+            w, v = truth[layer][leaf], velocity[layer][leaf]
+            v[...] = momentum * v + rate * factor * (gradients[layer][leaf] + shrink * w)
+            truth[layer][leaf] = w - v
+        assert_trees_close(ours, truth)
+
+
+def test_frozen_layers_are_neither_updated_nor_decayed_and_need_no_state():
+    optimizer = make_optimizer(
+        "sgd", constant(1.0), weight_decay=0.5, frozen=("conv1_*", "upscore")
+    )
+    start = random_tree(2)
+    *_, end = run(optimizer, start, 3)
+    for layer in ("conv1_1", "upscore"):
+        for leaf, value in start[layer].items():
+            np.testing.assert_array_equal(end[layer][leaf], value)
+    assert np.abs(end["score_fr"]["kernel"] - start["score_fr"]["kernel"]).min() > 0
+    sizes = {leaf.size for leaf in jax.tree.leaves(optimizer.init(start))}
+    assert {9 * 2 * 4, 16 * 9}.isdisjoint(sizes)
+
+
+# ======================================================================== options
+
+
+def test_accumulation_is_a_larger_batch():
+    """Three minibatches make one update with the mean gradient, schedule included."""
+    schedule = make_schedule("step", 0.05, 4, step_size=2, gamma=0.1)
+    options = {"weight_decay": 0.05, "frozen": FROZEN, "clip_norm": 4.0}
+    start = random_tree(3)
+
+    def noise(params, step):
+        del params
+        return random_tree(100 + step)
+
+    def mean_noise(params, step):
+        del params
+        batch = [random_tree(100 + 3 * step + i) for i in range(3)]
+        return jax.tree.map(lambda *g: np.mean(g, axis=0), *batch)
+
+    small = list(run(make_optimizer("sgd", schedule, accumulate=3, **options), start, 12, noise))
+    large = list(run(make_optimizer("sgd", schedule, **options), start, 4, mean_noise))
+    assert jax.tree.all(jax.tree.map(np.array_equal, small[1], start))  # nothing before the third
+    for update in range(4):
+        assert_trees_close(small[3 * update + 2], large[update])
+
+
+@pytest.mark.parametrize("clip_norm", [0.5, 1e6])
+def test_clipping_by_the_norm_of_what_is_trained(clip_norm):
+    optimizer = make_optimizer(
+        "sgd", constant(1.0), momentum=0.0, bias_rate=1.0, frozen=FROZEN, clip_norm=clip_norm
+    )
+    start = random_tree(4)
+
+    def huge_where_frozen(params, step):
+        gradients = gradient(params, step)
+        return {**gradients, "upscore": {"kernel": 1e9 * gradients["upscore"]["kernel"]}}
+
+    (end,) = run(optimizer, start, 1, huge_where_frozen)
+    gradients = gradient(start, 0)
+    trained = [gradients[layer][leaf].astype(np.float64) for layer, leaf in KERNELS + BIASES]
+    norm = math.sqrt(sum((g**2).sum() for g in trained))
+    for layer, leaf in KERNELS + BIASES:
+        truth = start[layer][leaf] - gradients[layer][leaf] * min(1, clip_norm / norm)
+        np.testing.assert_allclose(end[layer][leaf], truth, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(end["upscore"]["kernel"], start["upscore"]["kernel"])
+
+
+# ======================================================================== schedules
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "truth"),
+    [
+        ("constant", {}, lambda t: 0.2),
+        ("step", {"step_size": 7, "gamma": 0.5}, lambda t: 0.2 * 0.5 ** (t // 7)),
+        ("poly", {"power": 0.9}, lambda t: 0.2 * (1 - t / 30) ** 0.9),
+        ("cosine", {}, lambda t: 0.1 * (1 + math.cos(math.pi * t / 30))),
+    ],
+)
+def test_schedules(name, options, truth):
+    schedule = make_schedule(name, 0.2, 30, **options)
+    rates = [float(schedule(t)) for t in range(31)]
+    assert rates == pytest.approx([truth(t) for t in range(31)], rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_warm_up_leads_into_every_schedule(name):
+    schedule = make_schedule(name, 0.2, 40, warmup=10, step_size=7)
+    after = make_schedule(name, 0.2, 30, step_size=7)
+    rates = [float(schedule(t)) for t in range(40)]
+    assert rates[0] == pytest.approx(0.2 / 11)
+    np.testing.assert_allclose(np.diff(rates[:11]), (0.2 - 0.2 / 11) / 10, rtol=1e-4)
+    assert rates[10:] == pytest.approx([float(after(t)) for t in range(30)], rel=1e-6)
+
+
+# ======================================================================== errors
+
+
+def test_errors_name_the_choices():
+    with pytest.raises(ValueError, match="unknown schedule 'linear'; choose one of constant, step"):
+        make_schedule("linear", 0.1, 10)
+    with pytest.raises(ValueError, match="schedule_step"):
+        make_schedule("step", 0.1, 10)
+    with pytest.raises(ValueError, match="unknown optimizer 'lion'; choose one of sgd, adam"):
+        make_optimizer("lion", constant(0.1))
+    with pytest.raises(ValueError, match="no layer matches 'conv9_"):
+        make_optimizer("sgd", constant(0.1), frozen=("conv9_*",)).init(random_tree(0))

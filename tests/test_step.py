@@ -1,0 +1,245 @@
+"""The train step against the gradient by hand, and on four devices against one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from random_parameters import random_parameters
+
+import fcn_jax
+from fcn_jax import VOID, Preprocessing
+from fcn_jax.alignment import Window
+from fcn_jax.backbones import Conv, Pool
+from fcn_jax.training.optimizer import make_optimizer, make_schedule
+from fcn_jax.training.step import (
+    all_finite,
+    batch_sharding,
+    create_state,
+    data_mesh,
+    make_train_step,
+)
+
+CLASSES = 4
+
+
+def small_backbone(padding, width, fc_width):
+    """Two layers, which compile in no time; dropout on the last."""
+    del padding, width
+    return (
+        Conv("stem", 8, Window(3, pad=1)),
+        Pool("pool", Window(2, stride=2, ceil=True)),
+        Conv("top", fc_width, Window(3, pad=1), dropout=True),
+    )
+
+
+def build(dropout: float = 0.0, **options):
+    """Random numbers take longest to compile: without dropout unless it is the point."""
+    return fcn_jax.create_model(
+        "fcn32s",
+        backbone=small_backbone,
+        num_classes=CLASSES,
+        fc_width=16,
+        dropout=dropout,
+        **options,
+    )
+
+
+def random_batch(seed: int = 0, size: int = 4) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    height, width = 11, 13
+    labels = rng.integers(0, CLASSES, (size, height, width)).astype(np.uint8)
+    labels[rng.random(labels.shape) < 0.2] = VOID
+    sizes = np.array([[height - i % 3, width - i % 2] for i in range(size)], np.int32)
+    for label, (h, w) in zip(labels, sizes, strict=True):
+        label[h:], label[:, w:] = VOID, VOID
+    images = rng.integers(0, 256, (size, height, width, 3), np.uint8)
+    return {"image": images, "label": labels, "size": sizes}
+
+
+def sgd(rate: float = 1e-3, **options):
+    return make_optimizer("sgd", make_schedule("constant", rate, 10), **options)
+
+
+def start(model, optimizer, mesh, **options):
+    """A compiled step and the state it begins with."""
+    step = make_train_step(
+        model, optimizer, Preprocessing(), mesh, key=jax.random.key(7), **options
+    )
+    return step, create_state(random_parameters(model, 0), optimizer, mesh)
+
+
+def host(tree):
+    return jax.tree.map(np.asarray, tree)
+
+
+# ======================================================================== one step
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_gradient_by_hand(normalize):
+    """Plain descent moves the parameters by minus the rate times the gradient."""
+    model = build(learned_upsampling="all")
+    rate = 1.0 if normalize else 1e-3
+    optimizer = sgd(rate, momentum=0.0, bias_rate=1.0)
+    step, state = start(model, optimizer, data_mesh(), normalize_loss=normalize)
+    before, batch = host(state.params), random_batch()
+    after, figures = step(state, batch)
+
+    bgr = batch["image"][..., ::-1].astype(np.float32) - np.float32(
+        (104.00699, 116.66877, 122.67892)
+    )
+    for image, (h, w) in zip(bgr, batch["size"], strict=True):
+        image[h:], image[:, w:] = 0, 0
+    counted = batch["label"] != VOID
+    one_hot = np.eye(CLASSES, dtype=np.float32)[np.where(counted, batch["label"], 0)]
+    one_hot *= counted[..., None]
+
+    def objective(params):
+        logits = model.apply({"params": params}, jnp.asarray(bgr))
+        total = -jnp.sum(one_hot * jax.nn.log_softmax(logits))
+        return total / counted.sum() if normalize else total
+
+    loss, gradient = jax.jit(jax.value_and_grad(objective))(before)
+    moved = jax.tree.map(lambda a, b: (a - np.asarray(b)) / rate, before, after.params)
+    for ours, truth in zip(jax.tree.leaves(moved), jax.tree.leaves(gradient), strict=True):
+        # The second part is the rounding of parameters of order one.
+        tolerance = 1e-5 * np.abs(truth).max() + 5e-7 / rate
+        np.testing.assert_allclose(ours, truth, atol=tolerance)
+
+    per_pixel = float(loss) / (1 if normalize else counted.sum())
+    assert float(figures.loss) == pytest.approx(per_pixel, rel=1e-5)
+    assert int(figures.valid) == counted.sum()
+    assert int(figures.invalid) == 0
+    norm = np.sqrt(sum((np.asarray(g, np.float64) ** 2).sum() for g in jax.tree.leaves(gradient)))
+    assert float(figures.gradient_norm) == pytest.approx(norm, rel=1e-5)
+    assert int(after.step) == 1
+
+
+def test_what_lies_beyond_the_image_does_not_count():
+    step, state = start(build(), sgd(), data_mesh())
+    batch, again = random_batch(), random_batch()
+    for image, (h, w) in zip(again["image"], again["size"], strict=True):
+        image[h:], image[:, w:] = 99, 17
+    twin = jax.tree.map(jnp.copy, state)
+    one, two = step(state, batch)[0], step(twin, again)[0]
+    assert jax.tree.all(jax.tree.map(np.array_equal, host(one.params), host(two.params)))
+
+
+def test_the_state_is_donated_but_not_the_parameters_it_was_made_from():
+    model, optimizer, mesh = build(), sgd(), data_mesh()
+    params = jax.device_put(random_parameters(model, 0))
+    state = create_state(params, optimizer, mesh)
+    make_train_step(model, optimizer, Preprocessing(), mesh, key=jax.random.key(0))(
+        state, random_batch()
+    )
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("label", [CLASSES, 254])
+def test_an_invalid_label_makes_the_loss_nan(label):
+    step, state = start(build(), sgd(), data_mesh())
+    batch = random_batch()
+    batch["label"][1, 2, 3] = label
+    _, figures = step(state, batch)
+    assert np.isnan(figures.loss)
+    assert int(figures.invalid) == 1
+
+
+def test_all_finite():
+    assert all_finite({"a": jnp.ones(3), "b": {"c": jnp.zeros((2, 2))}})
+    for bad in (jnp.nan, jnp.inf):
+        assert not all_finite({"a": jnp.ones(3), "b": {"c": jnp.array([0.0, bad])}})
+
+
+# ======================================================================== randomness
+
+
+@pytest.mark.parametrize("options", [{}, {"cell_fraction": 0.5}], ids=["dropout", "cells"])
+def test_randomness_is_a_function_of_the_step(options):
+    """A resumed run repeats a step exactly; another step draws anew."""
+    dropout = 0.0 if options else 0.5
+    step, state = start(build(dropout=dropout), sgd(0.0), data_mesh(), **options)
+    batch = random_batch()
+    states = [state.replace(step=jnp.array(n, jnp.int32)) for n in (3, 3, 4)]
+    states = [jax.tree.map(jnp.copy, s) for s in states]
+    same, again, other = (step(s, batch)[1] for s in states)
+    assert float(same.loss) == float(again.loss)
+    assert float(same.loss) != float(other.loss)
+
+
+def test_part_of_the_cells_is_trained_on():
+    step, state = start(build(), sgd(), data_mesh(), cell_fraction=0.25)
+    batch = random_batch(size=16)
+    _, figures = step(state, batch)
+    # 16 images of about 40 cells each: the standard deviation is 0.017.
+    assert int(figures.valid) / (batch["label"] != VOID).sum() == pytest.approx(0.25, abs=0.08)
+
+
+# ======================================================================== frozen layers
+
+
+@pytest.mark.parametrize("frozen", [("upscore",), ("upscore", "st*")], ids=str)
+def test_frozen_layers_keep_every_bit(frozen):
+    optimizer = sgd(1e-4, weight_decay=0.1, frozen=frozen)
+    step, state = start(build(), optimizer, data_mesh(), frozen=frozen)
+    before = host(state.params)
+    for seed in range(3):
+        state, _ = step(state, random_batch(seed))
+    after = host(state.params)
+    for layer, leaves in before.items():
+        still = layer == "upscore" or (layer == "stem" and len(frozen) == 2)
+        for name, value in leaves.items():
+            assert (after[layer][name].tobytes() == value.tobytes()) == still, layer
+
+
+# ======================================================================== several devices
+
+
+def three_steps(devices: int) -> dict[str, np.ndarray]:
+    """Parameters and figures after three steps with dropout and sampled cells."""
+    mesh = data_mesh()
+    assert mesh.size == devices
+    optimizer = sgd(1e-4, weight_decay=0.1, frozen=("upscore",), clip_norm=100.0)
+    step, state = start(build(dropout=0.5), optimizer, mesh, cell_fraction=0.5, normalize_loss=True)
+    results = {}
+    for seed in range(3):
+        batch = jax.device_put(random_batch(seed, size=8), batch_sharding(mesh))
+        assert len(batch["image"].addressable_shards) == devices
+        state, figures = step(state, batch)
+        results |= {f"{seed}/{k}": v for k, v in vars(figures).items()}
+    for layer, leaves in state.params.items():
+        results |= {f"{layer}/{name}": value for name, value in leaves.items()}
+    return {name: np.asarray(value) for name, value in results.items()}
+
+
+def test_four_devices_do_what_one_does(tmp_path):
+    here, file = Path(__file__).parent, tmp_path / "four.npz"
+    code = (
+        "import sys, numpy, test_step; numpy.savez(sys.argv[1], **test_step.three_steps(devices=4))"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(file)],
+        check=True,
+        env={
+            **os.environ,
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": f"{here}{os.pathsep}{here.parent}",
+        },
+    )
+    if jax.device_count() != 1:
+        pytest.skip("needs a process with one device to compare with")
+    one = three_steps(devices=1)
+    with np.load(file) as four:
+        assert set(four.files) == set(one)
+        for name, value in one.items():
+            bound = 1e-6 * max(1.0, np.abs(value).max())
+            np.testing.assert_allclose(four[name], value, atol=bound, err_msg=name)
