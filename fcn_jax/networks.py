@@ -10,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import traverse_util
 from jaxtyping import Array, Float
 
 from fcn_jax import ops
@@ -360,6 +362,7 @@ def create_model(
 
     Raises:
         ValueError: If a name or a value is unknown; the message lists the known ones.
+        TypeError: If a number of channels is no whole number.
 
     Example:
         >>> model = create_model("fcn8s", num_classes=21)
@@ -371,14 +374,10 @@ def create_model(
     decoder = _choose("model", name, DECODERS)
     build = _choose("backbone", backbone, BACKBONES) if isinstance(backbone, str) else backbone
     _choose("padding", padding, {"reference": None, "same": None})
-    if not isinstance(num_classes, int) or not 1 <= num_classes <= 255:
-        raise ValueError(
-            f"num_classes must be a whole number from 1 to 255 (255 is void), got {num_classes}"
-        )
-    if width <= 0 or not isinstance(fc_width, int) or fc_width < 1:
-        raise ValueError(
-            f"width must be positive and fc_width a positive whole number, got {width}, {fc_width}"
-        )
+    if operator.index(num_classes) not in range(1, 256):
+        raise ValueError(f"num_classes must be from 1 to 255 (255 is void), got {num_classes}")
+    if width <= 0 or operator.index(fc_width) < 1:
+        raise ValueError(f"width and fc_width must be positive, got {width} and {fc_width}")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1), got {dropout}")
 
@@ -394,6 +393,35 @@ def create_model(
     layers = tuple(build(padding, width, fc_width))
     align(layers, decoder)  # raises now, not at the first image, if they do not fit
     return FCN(num_classes, layers, decoder, dropout, learned)
+
+
+def abstract_params(model: FCN) -> dict[str, Any]:
+    """Shapes and types of a network's parameters, without computing any."""
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+
+
+def initial_params(model: FCN, key: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """Initial parameters of a network, compiled as one program.
+
+    Args:
+        model: The network.
+        key: Random key.
+        names: Compute only these arrays, ``layer/kernel`` or ``layer/bias``; None is all.
+
+    Returns:
+        The parameter tree; with ``names`` a flat dictionary of them.
+    """
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+
+    def compute(key: Array) -> Any:
+        params: Any = model.lazy_init(key, image)["params"]
+        if names is None:
+            return params
+        flat = traverse_util.flatten_dict(params, sep="/")
+        return {name: flat[name] for name in names}
+
+    return jax.jit(compute)(key)
 
 
 def _choose(what: str, name: str, choices: Mapping[str, Any]) -> Any:

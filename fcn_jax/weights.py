@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def _read_npz(path: Path) -> Weights:
                     weights[f"{layer}/kernel"] = value.T.astype(np.float32)
                 else:
                     problems.append(f"{name} ({value.dtype}, {value.shape})")
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} is damaged or no numpy archive of arrays: {error}") from error
     if problems:
         raise ValueError(
@@ -123,7 +124,8 @@ def transplant(
     number of weights agrees; its inputs are in Caffe's order (channel, row, column).
 
     Args:
-        params: The network's parameters, ``{layer: {"kernel": …, "bias": …}}``.
+        params: The network's parameters, ``{layer: {"kernel": …, "bias": …}}``, or their shapes
+            and types (`fcn_jax.networks.abstract_params`); what is left then stays abstract.
         source: Arrays by ``layer/kernel`` and ``layer/bias``.
         replaceable: Patterns of layer names whose arrays may have another shape, and then keep
             their initial values (score layers for another number of classes).
@@ -160,13 +162,18 @@ def transplant(
         )
     unused = tuple(name for name in source if name not in target)
     report = Report(tuple(copied), tuple(reshaped), tuple(left), unused)
-    return traverse_util.unflatten_dict(result, sep="/"), report
+    return unflatten(result), report
 
 
 def flatten(params: Mapping[str, Any]) -> Weights:
     """A parameter tree as `Weights`: arrays by ``layer/kernel`` and ``layer/bias``."""
     flat: Any = traverse_util.flatten_dict(dict(params), sep="/")
     return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    return traverse_util.unflatten_dict(dict(flat), sep="/")
 
 
 def _dense_fits(dense: np.ndarray, kernel: Any) -> bool:

@@ -106,11 +106,13 @@ class StageCheckpoints:
             metrics=metrics,
         )
 
-    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The last checkpoint's state, with shapes and shardings as in ``like``, and its data."""
+    def restore(
+        self, like: TrainState, sharding: jax.sharding.Sharding
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """The last checkpoint's state, of the shapes in ``like``, and its position in the data."""
         step = self._require("last")
         abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
         )
         restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
         restored = self._manager.restore(

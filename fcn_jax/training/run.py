@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -25,7 +25,7 @@ from fcn_jax.data import loader
 from fcn_jax.data.transforms import Augmentation
 from fcn_jax.evaluation import evaluate
 from fcn_jax.metrics import Scores, scores
-from fcn_jax.networks import DECODERS, FCN
+from fcn_jax.networks import DECODERS, FCN, abstract_params, initial_params
 from fcn_jax.preprocessing import Preprocessing
 from fcn_jax.training.checkpoints import StageCheckpoints, build_model
 from fcn_jax.training.journal import Journal
@@ -36,7 +36,9 @@ from fcn_jax.training.step import (
     batch_sharding,
     create_state,
     data_mesh,
+    init_state,
     make_train_step,
+    replicated,
 )
 from fcn_jax.training.watch import Diverged, LossWatch, Stopped, StopSignal
 
@@ -138,7 +140,7 @@ def _run_stage(task: Task, stage: Stage, stop: StopSignal) -> None:
     """Trains a stage to its end, from its last checkpoint or from the stage before."""
     config, journal = task.config, task.journal
     model = build_model(config, stage.name, task.classes.num_classes)
-    optimizer = _optimizer(config, model, stage)
+    optimizer = make_stage_optimizer(config, model, stage)
     key = jax.random.fold_in(jax.random.key(config.seed), stage.index)
 
     with StageCheckpoints(task.workdir, stage.name) as checkpoints:
@@ -146,14 +148,14 @@ def _run_stage(task: Task, stage: Stage, stop: StopSignal) -> None:
         if done == stage.steps:
             journal.say(f"{stage.name}: finished before, {done} steps")
             return
-        params = _initial_params(model, jax.random.fold_in(key, 1))
+        batches = stage_batches(config, task.train_source, stage, task.mesh)
         if done is None:
-            params = _start_params(task, stage, model, params)
-        state = create_state(params, optimizer, task.mesh)
-        del params
-        batches = _training_batches(task, stage)
-        if done is not None:
-            state, position = checkpoints.restore(state)
+            params = _start_params(task, stage, model, jax.random.fold_in(key, 1))
+            state = create_state(params, optimizer, task.mesh)
+            del params
+        else:
+            like = jax.eval_shape(lambda p: init_state(p, optimizer), abstract_params(model))
+            state, position = checkpoints.restore(like, replicated(task.mesh))
             batches.set_state(position)
             journal.say(f"{stage.name}: going on from step {done}")
         journal.rewind(stage.name, done or 0)
@@ -276,13 +278,7 @@ def _evaluate(
 # ======================================================================== the parts of a stage
 
 
-def _initial_params(model: FCN, key: jax.Array) -> dict[str, Any]:
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    init = jax.jit(lambda key: model.init(key, jnp.zeros(image.shape, image.dtype)))
-    return init(key)["params"]
-
-
-def _start_params(task: Task, stage: Stage, model: FCN, params: dict[str, Any]) -> dict[str, Any]:
+def _start_params(task: Task, stage: Stage, model: FCN, key: jax.Array) -> dict[str, Any]:
     """Parameters before the first step: the previous stage's, the start weights', or random."""
     if stage.index > 0:
         previous = task.stages[stage.index - 1].name
@@ -294,16 +290,22 @@ def _start_params(task: Task, stage: Stage, model: FCN, params: dict[str, Any]) 
         origin = task.config.init
     else:
         task.journal.say(f"{stage.name}: starts from random weights")
-        return params
-    params, report = weights.transplant(params, source, replaceable=model.score_layers)
+        return initial_params(model, key)
+    params, report = weights.transplant(
+        abstract_params(model), source, replaceable=model.score_layers
+    )
     task.journal.say(f"{stage.name}: starts from {origin}\n{report}")
-    return params
+    # Initial values only of what was left: a random number generator takes seconds to compile.
+    left = initial_params(model, key, report.left)
+    return weights.unflatten({**weights.flatten(params), **left})
 
 
-def _training_batches(task: Task, stage: Stage) -> loader.TrainingBatches:
-    config = task.config
+def stage_batches(
+    config: ConfigDict, source: data.Source, stage: Stage, mesh: Mesh
+) -> loader.TrainingBatches:
+    """The endless training batches of a stage."""
     return loader.training_batches(
-        task.train_source,
+        source,
         batch_size=config.batch_size,
         # Each stage sees the images in another order.
         seed=config.seed * len(DECODERS) + stage.index,
@@ -314,7 +316,7 @@ def _training_batches(task: Task, stage: Stage) -> loader.TrainingBatches:
             flip=config.flip,
             jitter=config.jitter,
         ),
-        sharding=batch_sharding(task.mesh),
+        sharding=batch_sharding(mesh),
         canvas=tuple(config.canvas) or None,
         num_workers=config.num_workers,
         process_index=jax.process_index(),
@@ -322,7 +324,10 @@ def _training_batches(task: Task, stage: Stage) -> loader.TrainingBatches:
     )
 
 
-def _optimizer(config: ConfigDict, model: FCN, stage: Stage) -> Any:
+def make_stage_optimizer(
+    config: ConfigDict, model: FCN, stage: Stage
+) -> optax.GradientTransformation:
+    """The optimiser of a stage, with its learning rate and length."""
     schedule = make_schedule(
         config.schedule,
         stage.learning_rate,

@@ -122,7 +122,8 @@ def make_train_step(
         gradient, loss = jax.grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        figures = StepFigures(loss.mean, loss.valid, loss.invalid, optax.global_norm(gradient))
+        norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradient)))
+        figures = StepFigures(loss.mean, loss.valid, loss.invalid, norm)
         return TrainState(state.step + 1, params, opt_state), figures
 
     whole, split = replicated(mesh), batch_sharding(mesh)
@@ -131,9 +132,14 @@ def make_train_step(
     )
 
 
+def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
 def create_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The state before the first step, copied to every device."""
-    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    state = init_state(params, optimizer)
     # A copy: the step donates its state, and the caller may still hold the parameters.
     return jax.tree.map(jnp.copy, jax.device_put(state, replicated(mesh)))
 
