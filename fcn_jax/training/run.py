@@ -96,6 +96,8 @@ def train(config: ConfigDict, workdir: str | Path) -> data.Source:
     configs.validate(config)
     workdir = Path(workdir)
     _check_same_run(config, workdir)
+    if config.init and not (workdir / "checkpoints").exists():
+        weights.load(config.init)  # a file that cannot be read is an error now, not after the data
     options = configs.data_options(config)
     train_source = data.open_source(config.dataset, config.train_split, **options)
     eval_source = data.open_source(config.dataset, config.eval_split, **options)
@@ -126,7 +128,7 @@ def train(config: ConfigDict, workdir: str | Path) -> data.Source:
             f"images, {task.classes.num_classes} classes; {jax.device_count()} "
             f"{jax.devices()[0].platform} device(s); in {workdir}"
         )
-        for note in (*train_source.notes, *eval_source.notes):
+        for note in dict.fromkeys((*train_source.notes, *eval_source.notes)):
             journal.say(f"note: {note}")
         for stage in task.stages:
             _run_stage(task, stage, stop)
