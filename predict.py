@@ -32,7 +32,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--output", required=True, type=Path, help="the folder for labels and overlays")
     add("--stage", help="such as fcn16s; default: the last trained")
     add("--checkpoint", choices=("best", "last"), default="best", help="default: best")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def find_images(paths: Iterable[Path], output: Path) -> list[tuple[Path, Path]]:
@@ -51,7 +51,8 @@ def find_images(paths: Iterable[Path], output: Path) -> list[tuple[Path, Path]]:
         for file in inside:
             if path.is_dir():
                 ours = file.resolve().is_relative_to(output.resolve())
-                if ours or file.suffix.lower() not in SUFFIXES or not file.is_file():
+                hidden = file.name.startswith(".")  # such as ._a.jpg, which macOS leaves behind
+                if ours or hidden or file.suffix.lower() not in SUFFIXES or not file.is_file():
                     continue
             name = file.relative_to(path) if path.is_dir() else Path(file.name)
             found.setdefault(file.resolve(), name)

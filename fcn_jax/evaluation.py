@@ -121,6 +121,8 @@ def _placement(mesh: Mesh | None) -> tuple[int, NamedSharding | None, NamedShard
     """Number of parts of a batch, and where whole arrays and batches go."""
     if mesh is None:
         return 1, None, None
+    # The counts are summed by the compiler, which axes of the type Explicit do not allow.
+    mesh = Mesh(mesh.devices, mesh.axis_names)
     replicated = NamedSharding(mesh, PartitionSpec())
     return mesh.shape["data"], replicated, NamedSharding(mesh, PartitionSpec("data"))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from fractions import Fraction
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from fcn_jax.alignment import Geometry
@@ -59,7 +59,8 @@ def cross_entropy(
         raise ValueError(f"labels must be integers, got {labels.dtype}")
     classes = logits.shape[-1]
     logits = logits.astype(jnp.float32)
-    if not isinstance(labels, Tracer):
+    # Inside jit the values come later.
+    with contextlib.suppress(jax.errors.TracerArrayConversionError):
         check_labels(np.asarray(labels), classes, void)
     labels = labels.astype(jnp.int32)
     counted = labels != void

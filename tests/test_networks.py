@@ -273,9 +273,9 @@ def test_scores_that_do_not_cover_the_image_are_refused():
         ({"name": "fcn4s"}, "unknown model 'fcn4s'; choose one of fcn32s, fcn16s, fcn8s"),
         ({"backbone": "vgg"}, "unknown backbone 'vgg'; choose one of .*vgg16"),
         ({"padding": "valid"}, "unknown padding 'valid'; choose one of reference, same"),
-        ({"num_classes": 0}, "num_classes must be .* from 1 to 255"),
-        ({"num_classes": 256}, "num_classes must be .* from 1 to 255"),
-        ({"num_classes": 2.5}, "num_classes must be .* from 1 to 255"),
+        ({"num_classes": 0}, "num_classes must be from 1 to 255"),
+        ({"num_classes": 256}, "num_classes must be from 1 to 255"),
+        ({"num_classes": 2.5}, "cannot be interpreted as an integer"),
         ({"width": 0.0}, "must be positive"),
         ({"fc_width": 0}, "must be positive"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
@@ -284,7 +284,7 @@ def test_scores_that_do_not_cover_the_image_are_refused():
     ],
 )
 def test_arguments_are_checked(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         fcn_jax.create_model(**{"name": "fcn8s", **arguments})
 
 
