@@ -57,6 +57,8 @@ def main(argv: list[str]) -> int:
     except Stopped as stopped:
         print(f"train.py: {stopped}", file=sys.stderr)
         return 128 + stopped.signum
+    except KeyboardInterrupt:  # while the data are prepared or the report written
+        return fail("interrupted")
     except (ValueError, OSError, Diverged) as error:
         return fail(str(error))
     return 0

