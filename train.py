@@ -52,8 +52,10 @@ def main(argv: list[str]) -> int:
 
     try:
         source = train(CONFIG.value, workdir)
-        if jax.process_index() == 0:
+        if jax.process_count() == 1:
             report.evaluate_run(workdir, source)
+        elif jax.process_index() == 0:  # reading checkpoints alone would wait for the others
+            print(f"python eval.py --workdir={workdir} writes the report")
     except Stopped as stopped:
         print(f"train.py: {stopped}", file=sys.stderr)
         return 128 + stopped.signum

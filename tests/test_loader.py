@@ -100,10 +100,11 @@ def test_goes_on_exactly_where_it_stopped_on_any_number_of_workers(num_workers, 
         next(batches)
         batches.set_state(state)
         assert_same(take(batches, 8 - stop), expected[stop:])
-    with make(num_workers=0) as later:
-        if num_workers == 0:
-            later.set_state(state)
-            assert_same(take(later, 8 - stop), expected[stop:])
+    with make() as later:  # another number of workers goes on from the same state
+        later.set_state(state)
+        assert_same(take(later, 8 - stop), expected[stop:])
+    with make(seed=1) as other, pytest.raises(ValueError, match="seed was 0 and is 1"):
+        other.set_state(state)
 
 
 def test_processes_share_each_global_batch():
