@@ -185,12 +185,15 @@ def to_plain(config: ConfigDict) -> dict[str, Any]:
 
 def from_plain(fields: Mapping[str, Any]) -> ConfigDict:
     """The inverse of `to_plain`."""
+
+    def tuples(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return ConfigDict({name: tuples(item) for name, item in value.items()})
+        return tuple(value) if isinstance(value, list) else value
+
     config = default_config()
     for name, value in fields.items():
-        if isinstance(value, Mapping):
-            config[name] = ConfigDict(value)
-        else:
-            config[name] = tuple(value) if isinstance(value, list) else value
+        config[name] = tuples(value)
     return config
 
 
