@@ -1,59 +1,142 @@
 """Classification trunks as tables of layers.
 
-A backbone is a function of ``(padding, width, fc_width)`` that returns its layers in order; the
-table alone decides the forward pass (`fcn_jax.networks`), the geometry (`fcn_jax.alignment`) and
-the parameter names, which are those of the Caffe models. No arrays live here.
+A `Backbone` is a list of layers in the order they run, and the names of the maps that finer score
+layers read. The table alone decides the forward pass (`fcn_jax.networks`), the geometry
+(`fcn_jax.alignment`) and the parameter names, which are those of the Caffe models. No arrays live
+here.
+
+A trunk of one's own is a function of ``(padding, width, fc_width)`` that returns a `Backbone`:
+
+    def tiny(padding, width, fc_width):
+        halve = Window(2, stride=2, ceil=True)
+        return Backbone(
+            layers=(
+                Conv("stem", 16, Window(3, pad=1)),
+                Pool("pool1", halve),
+                Conv("middle", 32, Window(3, pad=1)),
+                Pool("pool2", halve),
+                Conv("top", fc_width, Window(3, pad=1), dropout=True),
+            ),
+            skips=("pool1",),
+        )
+
+    model = create_model("fcn16s", backbone=tiny)  # one skip, here from stride 4 to stride 2
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 from fcn_jax.alignment import Window
 
-Padding: TypeAlias = Literal["reference", "same"]
+Padding: TypeAlias = Literal["reference", "same", "native"]
 """``reference``: 100 pixels before the first convolution and a valid fc6, the published networks.
-``same``: no extra border, fc6 padded to keep its size; about half the arithmetic."""
+``same``: every layer padded so that its cells reach over the whole image, no further border; about
+half the arithmetic. ``native``: as the classifier was trained, so that its score map is 1x1 at the
+training size; too little border for the scores of every pixel."""
+
+PADDINGS: tuple[Padding, ...] = ("reference", "same", "native")
+
+
+# ======================================================================== layers
 
 
 @dataclasses.dataclass(frozen=True)
 class Conv:
-    """Convolution, then ReLU, then dropout where ``dropout`` is set."""
+    """Convolution, then ReLU, then dropout where ``dropout`` is set.
+
+    Attributes:
+        name: Caffe's name of the layer.
+        features: Channels of its output.
+        window: Kernel, stride and padding.
+        groups: Parts that the channels are split into, each convolved on its own.
+        dropout: Whether dropout follows in training.
+        source: The map it reads; None is the layer before.
+    """
 
     name: str
     features: int
     window: Window
+    groups: int = 1
     dropout: bool = False
+    source: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """Max pooling."""
+    """Pooling: the largest value of each window, or the mean."""
 
     name: str
     window: Window
+    average: bool = False
+    source: str | None = None
 
 
-Layer: TypeAlias = Conv | Pool
-Backbone: TypeAlias = Callable[[Padding, float, int], tuple[Layer, ...]]
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    """Local response normalisation across channels (Krizhevsky et al. 2012, section 3.3)."""
+
+    name: str
+    size: int = 5
+    alpha: float = 1e-4
+    beta: float = 0.75
+    source: str | None = None
 
 
-def scaled(features: int, width: float) -> int:
-    """The number of channels of a layer at a width multiplier, at least 1."""
-    return max(1, round(features * width))
+@dataclasses.dataclass(frozen=True)
+class Concat:
+    """The channels of several maps, one after the other; then dropout where it is set."""
+
+    name: str
+    sources: tuple[str, ...]
+    dropout: bool = False
+
+
+Layer: TypeAlias = Conv | Pool | Norm | Concat
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """A trunk.
+
+    Attributes:
+        layers: In the order they run. Strides, offsets and receptive fields of all maps follow
+            (`fcn_jax.networks.align`).
+        skips: Names of the maps that finer scores may be read from, from coarse to fine.
+        classifier: Name of the last layer of the network as a classifier.
+        classifier_pool: What a classifier has between the trunk and its last layer.
+    """
+
+    layers: tuple[Layer, ...]
+    skips: tuple[str, ...] = ()
+    classifier: str = "fc8"
+    classifier_pool: tuple[Layer, ...] = ()
+
+
+BackboneBuilder: TypeAlias = Callable[[Padding, float, int], Backbone]
+"""From the padding, the multiplier of all channels, and the channels of fc6 and fc7."""
+
+
+def scaled(features: int, width: float, multiple: int = 1) -> int:
+    """The number of channels of a layer at a width multiplier: a multiple, and at least that."""
+    return multiple * max(1, round(features * width / multiple))
+
+
+# ======================================================================== VGG
 
 
 def vgg(
-    convs_per_stage: tuple[int, ...], padding: Padding, width: float, fc_width: int
-) -> tuple[Layer, ...]:
+    padding: Padding, width: float, fc_width: int, convs_per_stage: tuple[int, ...]
+) -> Backbone:
     """VGG (Simonyan and Zisserman 2015), its classifier turned into convolutions.
 
     Five stages of 3x3 convolutions, each ended by a 2x2 pooling that rounds up, then fc6 (7x7)
     and fc7 (1x1) with dropout.
     """
-    border, fc6_pad = {"reference": (100, 0), "same": (1, 3)}[padding]
+    border, fc6_pad = {"reference": (100, 0), "same": (1, 3), "native": (1, 0)}[padding]
     layers: list[Layer] = []
     for stage, convs in enumerate(convs_per_stage, 1):
         features = scaled(64 * 2 ** min(stage - 1, 3), width)
@@ -63,12 +146,156 @@ def vgg(
         layers.append(Pool(f"pool{stage}", Window(2, stride=2, ceil=True)))
     layers.append(Conv("fc6", fc_width, Window(7, pad=fc6_pad), dropout=True))
     layers.append(Conv("fc7", fc_width, Window(1), dropout=True))
-    return tuple(layers)
+    return Backbone(tuple(layers), skips=("pool4", "pool3"))
 
 
-def vgg16(padding: Padding, width: float, fc_width: int) -> tuple[Layer, ...]:
-    """VGG with 16 weight layers: 13 convolutions, fc6 and fc7 (and the classifier, left out)."""
-    return vgg((2, 2, 3, 3, 3), padding, width, fc_width)
+# ======================================================================== AlexNet
 
 
-BACKBONES: dict[str, Backbone] = {"vgg16": vgg16}
+def alexnet(padding: Padding, width: float, fc_width: int) -> Backbone:
+    """AlexNet as the published FCN uses it (CaffeNet: pooling before normalisation, two groups)."""
+    conv = functools.partial(scaled, width=width)
+    border, fc6_pad, pool = _alexnet_padding(padding, native=0)
+    layers = (
+        Conv("conv1", conv(96, multiple=2), Window(11, stride=4, pad=border)),
+        Pool("pool1", pool),
+        Norm("norm1"),
+        Conv("conv2", conv(256, multiple=2), Window(5, pad=2), groups=2),
+        Pool("pool2", pool),
+        Norm("norm2"),
+        Conv("conv3", conv(384, multiple=2), Window(3, pad=1)),
+        Conv("conv4", conv(384, multiple=2), Window(3, pad=1), groups=2),
+        Conv("conv5", conv(256, multiple=2), Window(3, pad=1), groups=2),
+        Pool("pool5", pool),
+        Conv("fc6", fc_width, Window(6, pad=fc6_pad), dropout=True),
+        Conv("fc7", fc_width, Window(1), dropout=True),
+    )
+    return Backbone(layers, skips=("pool2", "pool1"))
+
+
+def alexnet_torchvision(padding: Padding, width: float, fc_width: int) -> Backbone:
+    """AlexNet as torchvision has it (Krizhevsky 2014: narrower, no groups, no normalisation)."""
+    conv = functools.partial(scaled, width=width)
+    border, fc6_pad, pool = _alexnet_padding(padding, native=2)
+    if padding == "native":
+        pool = dataclasses.replace(pool, ceil=False)
+    layers = (
+        Conv("conv1", conv(64), Window(11, stride=4, pad=border)),
+        Pool("pool1", pool),
+        Conv("conv2", conv(192), Window(5, pad=2)),
+        Pool("pool2", pool),
+        Conv("conv3", conv(384), Window(3, pad=1)),
+        Conv("conv4", conv(256), Window(3, pad=1)),
+        Conv("conv5", conv(256), Window(3, pad=1)),
+        Pool("pool5", pool),
+        Conv("fc6", fc_width, Window(6, pad=fc6_pad), dropout=True),
+        Conv("fc7", fc_width, Window(1), dropout=True),
+    )
+    return Backbone(layers, skips=("pool2", "pool1"))
+
+
+def _alexnet_padding(padding: Padding, native: int) -> tuple[int, int, Window]:
+    """Border of conv1, padding of fc6, and the pooling window.
+
+    ``same`` centres every window with a stride on a cell, also the first: without it the cells
+    begin up to 28 pixels inside the image, and an image of a few pixels leaves none.
+    """
+    border, fc6_pad = {"reference": (100, 0), "same": (5, 3), "native": (native, 0)}[padding]
+    return border, fc6_pad, Window(3, stride=2, pad=int(padding == "same"), ceil=True)
+
+
+# ======================================================================== GoogLeNet
+
+# Channels of each module: 1x1; 3x3_reduce, 3x3; 5x5_reduce, 5x5; pool_proj (Szegedy et al. 2015,
+# table 1).
+_INCEPTIONS = {
+    "3a": (64, 96, 128, 16, 32, 32),
+    "3b": (128, 128, 192, 32, 96, 64),
+    "4a": (192, 96, 208, 16, 48, 64),
+    "4b": (160, 112, 224, 24, 64, 64),
+    "4c": (128, 128, 256, 24, 64, 64),
+    "4d": (112, 144, 288, 32, 64, 64),
+    "4e": (256, 160, 320, 32, 128, 128),
+    "5a": (256, 160, 320, 32, 128, 128),
+    "5b": (384, 192, 384, 48, 128, 128),
+}
+
+
+def googlenet(
+    padding: Padding, width: float, fc_width: int, *, norm: bool = True, large_kernel: int = 5
+) -> Backbone:
+    """GoogLeNet (Inception v1) up to its last inception module, without the auxiliary heads.
+
+    The final average pooling belongs to the classifier: the paper drops it, and reads the scores
+    from the last module. The reference promised this network and did not publish it; the skips
+    from the pools are our own.
+
+    Args:
+        padding: See `Padding`; ``reference`` is as for the published networks.
+        width: Multiplier of all channels.
+        fc_width: Not used: there is no fc6.
+        norm: Whether the two local response normalisations are there (BVLC's model).
+        large_kernel: Kernel of the layers called 5x5. torchvision's have 3, and no ``norm``; its
+            batch normalisation is folded into the convolutions when its weights are read.
+    """
+    del fc_width
+    border = {"reference": 100, "same": 3, "native": 3}[padding]
+    # As for AlexNet: centred on the first cell.
+    pool = Window(3, stride=2, pad=int(padding == "same"), ceil=True)
+    conv = functools.partial(scaled, width=width)
+
+    layers: list[Layer] = [
+        Conv("conv1/7x7_s2", conv(64), Window(7, stride=2, pad=border)),
+        Pool("pool1/3x3_s2", pool),
+        *([Norm("pool1/norm1")] if norm else []),
+        Conv("conv2/3x3_reduce", conv(64), Window(1)),
+        Conv("conv2/3x3", conv(192), Window(3, pad=1)),
+        *([Norm("conv2/norm2")] if norm else []),
+        Pool("pool2/3x3_s2", pool),
+    ]
+    for name, features in _INCEPTIONS.items():
+        source = layers[-1].name
+        layers += _inception(f"inception_{name}", source, tuple(map(conv, features)), large_kernel)
+        if name in ("3b", "4e"):
+            layers.append(Pool(f"pool{int(name[0])}/3x3_s2", pool))
+    layers[-1] = dataclasses.replace(layers[-1], dropout=True)
+    return Backbone(
+        tuple(layers),
+        skips=("pool3/3x3_s2", "pool2/3x3_s2"),
+        classifier="loss3/classifier",
+        classifier_pool=(Pool("pool5/7x7_s1", Window(7), average=True),),
+    )
+
+
+def _inception(
+    module: str, source: str, features: tuple[int, ...], large_kernel: int
+) -> list[Layer]:
+    """Four branches from one map, and their concatenation."""
+    one, three_reduce, three, five_reduce, five, projection = features
+    return [
+        Conv(f"{module}/1x1", one, Window(1), source=source),
+        Conv(f"{module}/3x3_reduce", three_reduce, Window(1), source=source),
+        Conv(f"{module}/3x3", three, Window(3, pad=1)),
+        Conv(f"{module}/5x5_reduce", five_reduce, Window(1), source=source),
+        Conv(f"{module}/5x5", five, Window(large_kernel, pad=large_kernel // 2)),
+        Pool(f"{module}/pool", Window(3, pad=1, ceil=True), source=source),
+        Conv(f"{module}/pool_proj", projection, Window(1)),
+        Concat(
+            f"{module}/output",
+            tuple(f"{module}/{branch}" for branch in ("1x1", "3x3", "5x5", "pool_proj")),
+        ),
+    ]
+
+
+# ======================================================================== the table
+
+BACKBONES: dict[str, BackboneBuilder] = {
+    "vgg11": functools.partial(vgg, convs_per_stage=(1, 1, 2, 2, 2)),
+    "vgg13": functools.partial(vgg, convs_per_stage=(2, 2, 2, 2, 2)),
+    "vgg16": functools.partial(vgg, convs_per_stage=(2, 2, 3, 3, 3)),
+    "vgg19": functools.partial(vgg, convs_per_stage=(2, 2, 4, 4, 4)),
+    "alexnet": alexnet,
+    "alexnet_torchvision": alexnet_torchvision,
+    "googlenet": googlenet,
+    "googlenet_torchvision": functools.partial(googlenet, norm=False, large_kernel=3),
+}

@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fcn_jax.backbones import BACKBONES
-from fcn_jax.networks import DECODERS
+from fcn_jax.networks import SEGMENTERS
 from fcn_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 
 
@@ -106,11 +106,11 @@ def validate(config: ConfigDict) -> None:
             problems.append(f"config.{field} = {config[field]!r}: {remedy}")
 
     stages = len(fields.stages)
-    check(stages > 0, "stages", f"name at least one of {', '.join(DECODERS)}")
+    check(stages > 0, "stages", f"name at least one of {', '.join(SEGMENTERS)}")
     check(
-        set(fields.stages) <= set(DECODERS) and len(set(fields.stages)) == stages,
+        set(fields.stages) <= set(SEGMENTERS) and len(set(fields.stages)) == stages,
         "stages",
-        f"each must be one of {', '.join(DECODERS)}, and none twice",
+        f"each must be one of {', '.join(SEGMENTERS)}, and none twice",
     )
     for field, choices in (
         ("backbone", BACKBONES),

@@ -1,8 +1,9 @@
-"""Fully convolutional networks: a trunk, score layers, and up-convolutions with skips.
+"""Fully convolutional networks: trunks, score layers, and up-convolutions with skips.
 
 One module runs every variant. What differs between FCN-32s, 16s, 8s and 8s at-once is a row of
 `DECODERS`; what differs between trunks is a table in `fcn_jax.backbones`; crops and output sizes
-follow from `fcn_jax.alignment`.
+follow from `fcn_jax.alignment`. A network may have several inputs (streams), each with a trunk of
+its own, and several outputs (heads), which share the trunks.
 """
 
 from __future__ import annotations
@@ -22,44 +23,64 @@ from jaxtyping import Array, Float
 
 from fcn_jax import ops
 from fcn_jax.alignment import PIXELS, Geometry, UpWindow, crop_offset, overlap
-from fcn_jax.backbones import BACKBONES, Backbone, Conv, Layer, Padding
+from fcn_jax.backbones import (
+    BACKBONES,
+    PADDINGS,
+    Backbone,
+    BackboneBuilder,
+    Concat,
+    Conv,
+    Layer,
+    Norm,
+    Padding,
+    Pool,
+)
 
 # ======================================================================== tables
 
 
 @dataclasses.dataclass(frozen=True)
-class Skip:
-    """One skip: upsample the scores so far to a finer map's stride and add that map's scores.
+class Decoder:
+    """What follows the trunk.
 
     Attributes:
-        upsample: Name of the up-convolution.
+        skips: One entry for each finer map whose scores are added, from coarse to fine: the fixed
+            factor on the map before its score layer (1 but for FCN-8s at-once).
+        upsample: Whether scores are brought to the image's size; False is a classifier, whose
+            map of class scores stays at the trunk's stride.
+    """
+
+    skips: tuple[float, ...] = ()
+    upsample: bool = True
+
+
+DECODERS: dict[str, Decoder] = {
+    "fcn32s": Decoder(),
+    "fcn16s": Decoder((1.0,)),
+    "fcn8s": Decoder((1.0, 1.0)),
+    "fcn8s_atonce": Decoder((0.01, 0.0001)),
+    "classifier": Decoder(upsample=False),
+}
+
+SEGMENTERS = tuple(name for name, decoder in DECODERS.items() if decoder.upsample)
+"""The networks that score every pixel."""
+
+# ======================================================================== alignment
+
+
+@dataclasses.dataclass(frozen=True)
+class Skip:
+    """One skip of a network.
+
+    Attributes:
+        upsample: Name of the up-convolution of the scores so far.
         feature: Name of the trunk's map; its score layer is ``score_<feature>``.
-        scale: Fixed factor on the map before its score layer (FCN-8s at-once).
+        scale: Fixed factor on the map before its score layer.
     """
 
     upsample: str
     feature: str
-    scale: float = 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Decoder:
-    """Skips from coarse to fine, and the name of the last up-convolution, to single pixels."""
-
-    skips: tuple[Skip, ...]
-    final: str
-
-
-DECODERS: dict[str, Decoder] = {
-    "fcn32s": Decoder((), "upscore"),
-    "fcn16s": Decoder((Skip("upscore2", "pool4"),), "upscore16"),
-    "fcn8s": Decoder((Skip("upscore2", "pool4"), Skip("upscore_pool4", "pool3")), "upscore8"),
-    "fcn8s_atonce": Decoder(
-        (Skip("upscore2", "pool4", 0.01), Skip("upscore_pool4", "pool3", 0.0001)), "upscore8"
-    ),
-}
-
-# ======================================================================== alignment
+    scale: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +89,8 @@ class Alignment:
 
     Attributes:
         geometry: Stride, offset and receptive field of every map by name.
+        skips: The skips, from coarse to fine.
+        final: Name of the last up-convolution; None for a classifier.
         up_windows: Kernel and factor of every up-convolution by name.
         crops: The offset of every crop under the name of the layer that is cropped in the
             published networks: the skip's score layer, and the last up-convolution. A negative
@@ -75,52 +98,116 @@ class Alignment:
     """
 
     geometry: Mapping[str, Geometry]
+    skips: tuple[Skip, ...]
+    final: str | None
     up_windows: Mapping[str, UpWindow]
     crops: Mapping[str, int]
 
 
 @functools.cache
-def align(layers: tuple[Layer, ...], decoder: Decoder) -> Alignment:
+def align(backbone: Backbone, decoder: Decoder) -> Alignment:
     """Aligns a decoder with a trunk.
 
+    Up-convolutions are bilinear: of kernel ``2 factor`` as a rule, and of ``2 factor - 1`` where
+    only so the cells coincide (63 instead of 64 for FCN-AlexNet).
+
     Raises:
-        ValueError: If the decoder names a map that the trunk lacks, if the strides of the skips
-            do not divide each other, or if the maps' cells do not coincide.
+        ValueError: If a layer reads a map that is not there, or maps that do not lie over each
+            other; if the decoder needs more skips than the trunk names, the strides of the skips
+            do not divide each other, or the cells cannot be made to coincide.
     """
-    geometry: dict[str, Geometry] = {}
+    geometry = trunk_geometry(backbone.layers)
+    current = geometry["score_fr"] = geometry[backbone.layers[-1].name]
+    skips: list[Skip] = []
     up_windows: dict[str, UpWindow] = {}
     crops: dict[str, int] = {}
-
-    current = PIXELS
-    for layer in layers:
-        current = geometry[layer.name] = current.then(layer.window)
-    geometry["score_fr"] = current
+    if not decoder.upsample:
+        return Alignment(geometry, (), None, up_windows, crops)
 
     def upsample(name: str, source: Geometry, target: Geometry) -> Geometry:
-        factor = source.stride / target.stride
-        if factor.denominator != 1 or factor < 2:
-            raise ValueError(
-                f"{name} would upsample from stride {source.stride} to {target.stride}; "
-                "skips must go from coarse to fine by whole factors"
-            )
-        up_windows[name] = UpWindow.bilinear(int(factor))
+        up_windows[name] = _bilinear_window(name, source, target)
         geometry[name] = source.then(up_windows[name])
         return geometry[name]
 
-    for skip in decoder.skips:
-        if skip.feature not in geometry:
-            known = ", ".join(layer.name for layer in layers)
-            raise ValueError(f"the trunk has no map {skip.feature!r} to skip from; it has {known}")
-        fine = geometry[f"score_{skip.feature}"] = geometry[skip.feature]
-        up = upsample(skip.upsample, current, fine)
-        offset = crops[f"score_{skip.feature}"] = crop_offset(fine, up)
-        current = geometry[f"fuse_{skip.feature}"] = dataclasses.replace(
+    for name, feature, scale in _named_skips(backbone, decoder):
+        fine = geometry[f"score_{feature}"] = geometry[feature]
+        up = upsample(name, current, fine)
+        offset = crops[f"score_{feature}"] = crop_offset(fine, up)
+        current = geometry[f"fuse_{feature}"] = dataclasses.replace(
             up if offset >= 0 else fine,
             receptive_field=max(up.receptive_field, fine.receptive_field),
         )
-    up = upsample(decoder.final, current, PIXELS)
-    crops[decoder.final] = crop_offset(up, PIXELS)
-    return Alignment(geometry, up_windows, crops)
+        skips.append(Skip(name, feature, scale))
+    final = f"upscore{current.stride}" if skips else "upscore"
+    up = upsample(final, current, PIXELS)
+    crops[final] = crop_offset(up, PIXELS)
+    return Alignment(geometry, tuple(skips), final, up_windows, crops)
+
+
+def trunk_geometry(layers: Sequence[Layer]) -> dict[str, Geometry]:
+    """Stride, offset and receptive field of every map of a trunk, by name.
+
+    Raises:
+        ValueError: If a layer reads a map that is not there, two have one name, or the maps that
+            a layer concatenates do not lie over each other.
+    """
+    geometry: dict[str, Geometry] = {}
+    for layer in layers:
+        sources = [geometry[name] if name else PIXELS for name in _sources(layer, geometry)]
+        if layer.name in geometry:
+            raise ValueError(f"the trunk has two layers called {layer.name!r}")
+        if len({(source.stride, source.offset) for source in sources}) > 1:
+            raise ValueError(f"the maps of {layer.name} do not lie over each other: {sources}")
+        widest = max(sources, key=lambda source: source.receptive_field)
+        window = getattr(layer, "window", None)
+        geometry[layer.name] = widest.then(window) if window else widest
+    return geometry
+
+
+def _sources(layer: Layer, before: Mapping[str, Any]) -> tuple[str, ...]:
+    """The maps that a layer reads; an empty name is the image."""
+    last = next(reversed(before), "")
+    names = layer.sources if isinstance(layer, Concat) else (layer.source or last,)
+    if unknown := [name for name in names if name and name not in before]:
+        raise ValueError(
+            f"{layer.name} reads {unknown[0]!r}, which is no layer before it; there are "
+            f"{', '.join(before) or 'none'}"
+        )
+    return names
+
+
+def _named_skips(backbone: Backbone, decoder: Decoder) -> list[tuple[str, str, float]]:
+    """Up-convolution, map and scale of every skip; the Caffe names of the up-convolutions."""
+    known = [layer.name for layer in backbone.layers]
+    features = backbone.skips[: len(decoder.skips)]
+    if missing := [name for name in features if name not in known]:
+        raise ValueError(
+            f"the trunk has no map {missing[0]!r} to skip from; it has {', '.join(known)}"
+        )
+    if len(features) < len(decoder.skips):
+        raise ValueError(
+            f"the network needs {len(decoder.skips)} maps to skip from, the trunk names "
+            f"{', '.join(features) or 'none'}; list their names as Backbone(skips=…)"
+        )
+    names = ["upscore2", *(f"upscore_{feature}" for feature in features)]
+    return list(zip(names, features, decoder.skips, strict=False))
+
+
+def _bilinear_window(name: str, source: Geometry, target: Geometry) -> UpWindow:
+    """The bilinear up-convolution from one map to another's stride."""
+    factor = source.stride / target.stride
+    if factor.denominator != 1 or factor < 2:
+        raise ValueError(
+            f"{name} would upsample from stride {source.stride} to {target.stride}; "
+            "skips must go from coarse to fine by whole factors"
+        )
+    even = UpWindow.bilinear(int(factor))
+    odd = UpWindow(2 * even.factor - 1, even.factor)
+    for window in (even, odd):
+        distance = (source.then(window).offset - target.offset) / target.stride
+        if distance.denominator == 1:
+            return window
+    return even  # crop_offset tells what is wrong
 
 
 # ======================================================================== initial values
@@ -182,18 +269,22 @@ class FCN(nn.Module):
 
     Parameters are keyed by the Caffe layer names: ``conv1_1`` ... ``fc7``, ``score_fr``,
     ``score_pool4``, ``upscore2`` and so on, each with ``kernel`` (height, width, in, out) and,
-    but for the up-convolutions, ``bias``.
+    but for the up-convolutions, ``bias``. With several streams the layers of each have its name
+    appended (``conv1_1hha``, ``score_frhha``), with several heads ``_`` and the head's name
+    (``score_fr_sem``, ``upscore_sem``), as in the published networks.
 
     Attributes:
-        num_classes: Channels of the logits.
-        layers: The trunk's table.
-        decoder: The skips.
+        heads: Name and number of classes of every output.
+        streams: Name and number of channels of every input; each has a trunk of its own.
+        backbone: The trunk's table.
+        decoder: What follows the trunk.
         dropout: Rate after the layers that the trunk marks.
-        learned_upsampling: Names of the up-convolutions that are trained.
+        learned_upsampling: Names of the up-convolutions that are trained, without a head's name.
     """
 
-    num_classes: int
-    layers: tuple[Layer, ...]
+    heads: tuple[tuple[str, int], ...]
+    streams: tuple[tuple[str, int], ...]
+    backbone: Backbone
     decoder: Decoder
     dropout: float = 0.5
     learned_upsampling: tuple[str, ...] = ()
@@ -201,102 +292,234 @@ class FCN(nn.Module):
     @nn.compact
     def __call__(
         self,
-        images: Float[Array, "b h w c"],
+        images: Float[Array, "b h w c"] | Mapping[str, Float[Array, "b h w c"]],
         *,
         train: bool = False,
         return_maps: bool = False,
     ) -> Any:
-        """Scores every pixel.
+        """Scores every pixel; as a classifier, every cell of the trunk's last map.
 
         Args:
             images: Float images already normalised (`fcn_jax.Preprocessing`), of any height and
-                width from 1 up.
+                width from 1 up. With several streams a dictionary of them by name.
             train: Whether dropout is active; it then needs ``rngs={"dropout": key}``.
             return_maps: Whether to return every intermediate map as well.
 
         Returns:
-            Logits (b, h, w, num_classes); with ``return_maps`` a pair of them and a dictionary
-            of all maps by layer name, up-convolutions uncropped.
+            Logits (b, h, w, num_classes); with several heads a dictionary of them by name. With
+            ``return_maps`` a pair of that and a dictionary of all maps by layer name,
+            up-convolutions uncropped.
 
         Raises:
-            ValueError: If the images have another rank, or are not floating point.
+            ValueError: If the images have another rank, are not floating point, differ in size,
+                or the streams are others; or if they are too small for the trunk's padding.
         """
-        _check_images(images)
-        alignment = self.alignment
-        maps = self._trunk(images, train)
-        score = functools.partial(
-            nn.Conv,
-            self.num_classes,
-            (1, 1),
-            padding=0,
-            kernel_init=nn.initializers.zeros_init(),
-            conv_general_dilated=ops.convolution,
-        )
+        inputs = self._checked(images)
+        maps: dict[str, Array] = {}
+        for stream, x in inputs.items():
+            trunk = self._trunk(x, train, self._stream_suffix(stream))
+            maps |= trunk
+        size = next(iter(inputs.values())).shape[1:3]
+        logits = {
+            head: self._decode(maps, f"_{head}" if len(self.heads) > 1 else "", classes, size)
+            for head, classes in self.heads
+        }
+        result = logits if len(logits) > 1 else logits[self.heads[0][0]]
+        return (result, maps) if return_maps else result
 
-        last = self.layers[-1].name
-        logits = maps["score_fr"] = score(name="score_fr")(maps[last])
-        for skip in self.decoder.skips:
-            up = maps[skip.upsample] = self._up_convolution(skip.upsample)(logits)
-            name = f"score_{skip.feature}"
-            fine = maps[name] = score(name=name)(maps[skip.feature] * skip.scale)
-            logits = maps[f"fuse_{skip.feature}"] = _fuse(fine, up, alignment.crops[name])
-        final = self.decoder.final
-        up = maps[final] = self._up_convolution(final)(logits)
-        logits = _crop_to_image(up, alignment.crops[final], images.shape)
-        return (logits, maps) if return_maps else logits
-
-    def _trunk(self, x: Array, train: bool) -> dict[str, Array]:
+    def _trunk(self, x: Array, train: bool, suffix: str) -> dict[str, Array]:
         """Runs the layer table; every map by name, as it leaves ReLU and dropout."""
-        maps = {}
-        for index, layer in enumerate(self.layers):
-            if isinstance(layer, Conv):
-                window = layer.window
-                x = nn.Conv(
-                    layer.features,
-                    (window.kernel, window.kernel),
-                    strides=window.stride,
-                    padding=window.pad,
-                    kernel_init=_centred_kernel if index else _first_kernel,
-                    conv_general_dilated=ops.convolution,
-                    name=layer.name,
-                )(x)
-                x = nn.relu(x)
-                if layer.dropout:
-                    x = nn.Dropout(self.dropout, deterministic=not train)(x)
-            else:
-                x = ops.max_pool(x, layer.window)
-            maps[layer.name] = x
-        return maps
+        maps: dict[str, Array] = {}
+        image = x
+        layers = self.backbone.layers
+        if not self.decoder.upsample:
+            layers += self.backbone.classifier_pool
+        for layer in layers:
+            read = [maps[name] if name else image for name in _sources(layer, maps)]
+            maps[layer.name] = self._run(layer, read, train, suffix)
+        return {f"{name}{suffix}": value for name, value in maps.items()}
 
-    def _up_convolution(self, name: str) -> UpConv:
-        window = self.alignment.up_windows[name]
-        return UpConv(self.num_classes, window, name in self.learned_upsampling, name=name)
+    def _run(self, layer: Layer, read: list[Array], train: bool, suffix: str) -> Array:
+        """One layer of the table."""
+        x = read[0]
+        if isinstance(layer, Conv | Pool):
+            self._check_size(layer, x)
+        if isinstance(layer, Conv):
+            first = layer == self.backbone.layers[0]
+            x = nn.Conv(
+                layer.features,
+                (layer.window.kernel, layer.window.kernel),
+                strides=layer.window.stride,
+                padding=layer.window.pad,
+                feature_group_count=layer.groups,
+                kernel_init=_first_kernel if first else _centred_kernel,
+                conv_general_dilated=ops.convolution,
+                name=f"{layer.name}{suffix}",
+            )(x)
+            x = nn.relu(x)
+        elif isinstance(layer, Pool):
+            x = (ops.average_pool if layer.average else ops.max_pool)(x, layer.window)
+        elif isinstance(layer, Norm):
+            x = ops.local_response_norm(x, layer.size, layer.alpha, layer.beta)
+        else:
+            x = jnp.concatenate(read, axis=-1)
+        if getattr(layer, "dropout", False):
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return x
+
+    def _decode(
+        self, maps: dict[str, Array], head: str, classes: int, size: tuple[int, ...]
+    ) -> Array:
+        """The scores of one head; adds its maps to ``maps``."""
+        alignment = self.alignment
+        if alignment.final is None:
+            last = (*self.backbone.layers, *self.backbone.classifier_pool)[-1].name
+            return self._score(maps, self.backbone.classifier, last, head, classes)
+
+        logits = self._score(maps, "score_fr", self.backbone.layers[-1].name, head, classes)
+        for skip in alignment.skips:
+            up = self._up_convolution(maps, skip.upsample, head, classes, logits)
+            name = f"score_{skip.feature}"
+            fine = self._score(maps, name, skip.feature, head, classes, skip.scale)
+            logits = maps[f"fuse_{skip.feature}{head}"] = _fuse(fine, up, alignment.crops[name])
+        up = self._up_convolution(maps, alignment.final, head, classes, logits)
+        return _crop_to_image(up, alignment.crops[alignment.final], size)
+
+    def _score(
+        self,
+        maps: dict[str, Array],
+        name: str,
+        feature: str,
+        head: str,
+        classes: int,
+        scale: float = 1.0,
+    ) -> Array:
+        """A score layer on a map of the trunk; the mean over the streams (late fusion)."""
+        scores = []
+        for stream, _ in self.streams:
+            suffix = self._stream_suffix(stream)
+            layer = nn.Conv(
+                classes,
+                (1, 1),
+                padding=0,
+                kernel_init=nn.initializers.zeros_init(),
+                conv_general_dilated=ops.convolution,
+                name=f"{name}{head}{suffix}",
+            )
+            score = maps[f"{name}{head}{suffix}"] = layer(maps[f"{feature}{suffix}"] * scale)
+            scores.append(score)
+        if len(scores) == 1:
+            return scores[0]
+        fused = maps[f"{name.replace('score_fr', 'score')}{head}_fused"] = sum(scores) / len(scores)
+        return fused
+
+    def _up_convolution(
+        self, maps: dict[str, Array], name: str, head: str, classes: int, logits: Array
+    ) -> Array:
+        window, learned = self.alignment.up_windows[name], name in self.learned_upsampling
+        up = UpConv(classes, window, learned, name=f"{name}{head}")(logits)
+        maps[f"{name}{head}"] = up
+        return up
+
+    # ---- checks
+
+    def _checked(self, images: Any) -> dict[str, Array]:
+        """The images by stream."""
+        names = [name for name, _ in self.streams]
+        inputs = dict(images) if isinstance(images, Mapping) else {names[0]: images}
+        if set(inputs) != set(names):
+            raise ValueError(
+                f"the network reads {', '.join(names)}, it was given {', '.join(inputs)}; pass a "
+                "dictionary with an array for each"
+            )
+        for image in inputs.values():
+            _check_images(image)
+        if len({image.shape[:3] for image in inputs.values()}) > 1:
+            shapes = {name: image.shape for name, image in inputs.items()}
+            raise ValueError(f"the inputs must have one batch, height and width, got {shapes}")
+        return {name: inputs[name] for name in names}
+
+    def _check_size(self, layer: Conv | Pool, x: Array) -> None:
+        try:
+            for size in x.shape[1:3]:
+                layer.window.output_size(size)
+        except ValueError as error:
+            raise ValueError(
+                f"the image is too small for {layer.name} ({error}); images must have at least "
+                f"{self.smallest_image} pixels a side, or take padding='same'"
+            ) from None
+
+    # ---- properties
+
+    def _stream_suffix(self, stream: str) -> str:
+        return stream if len(self.streams) > 1 else ""
+
+    def _head_suffixes(self) -> tuple[str, ...]:
+        return tuple(f"_{name}" for name, _ in self.heads) if len(self.heads) > 1 else ("",)
 
     @property
     def alignment(self) -> Alignment:
         """Geometry of every map, windows of the up-convolutions, and the crops."""
-        return align(self.layers, self.decoder)
+        return align(self.backbone, self.decoder)
+
+    @property
+    def smallest_image(self) -> int:
+        """The fewest pixels a side that the trunk can take."""
+        layers = self.backbone.layers
+        if not self.decoder.upsample:
+            layers += self.backbone.classifier_pool
+        return smallest_input(layers)
 
     @property
     def score_layers(self) -> tuple[str, ...]:
         """The layers whose shape depends on the number of classes."""
-        skips = self.decoder.skips
-        scores = ["score_fr", *(f"score_{skip.feature}" for skip in skips)]
+        names = ["score_fr", *(f"score_{skip.feature}" for skip in self.alignment.skips)]
+        if self.alignment.final is None:
+            names = [self.backbone.classifier]
+        scores = tuple(
+            f"{name}{head}{self._stream_suffix(stream)}"
+            for name in names
+            for head in self._head_suffixes()
+            for stream, _ in self.streams
+        )
         return (*scores, *self.upsampling_layers)
 
     @property
     def upsampling_layers(self) -> tuple[str, ...]:
         """The up-convolutions, from coarse to fine."""
-        return _upsampling_layers(self.decoder)
+        return tuple(
+            f"{name}{head}" for name in self.alignment.up_windows for head in self._head_suffixes()
+        )
 
     @property
     def frozen_layers(self) -> tuple[str, ...]:
         """The up-convolutions that stay as they are."""
-        return tuple(n for n in self.upsampling_layers if n not in self.learned_upsampling)
+        return tuple(
+            f"{name}{head}"
+            for name in self.alignment.up_windows
+            if name not in self.learned_upsampling
+            for head in self._head_suffixes()
+        )
 
 
-def _upsampling_layers(decoder: Decoder) -> tuple[str, ...]:
-    return (*(skip.upsample for skip in decoder.skips), decoder.final)
+def smallest_input(layers: Sequence[Layer]) -> int:
+    """The fewest cells a side that a chain of layers can take."""
+
+    def fits(size: int) -> bool:
+        sizes: dict[str, int] = {}
+        try:
+            for layer in layers:
+                before = [sizes[name] if name else size for name in _sources(layer, sizes)][0]
+                window = getattr(layer, "window", None)
+                sizes[layer.name] = window.output_size(before) if window else before
+        except ValueError:
+            return False
+        return True
+
+    size = 1
+    while not fits(size):
+        size += 1
+    return size
 
 
 def _fuse(fine: Array, up: Array, offset: int) -> Array:
@@ -306,12 +529,12 @@ def _fuse(fine: Array, up: Array, offset: int) -> Array:
     return fine[:, rows_fine, columns_fine] + up[:, rows_up, columns_up]
 
 
-def _crop_to_image(up: Array, offset: int, image_shape: tuple[int, ...]) -> Array:
-    _, height, width, _ = image_shape
+def _crop_to_image(up: Array, offset: int, size: tuple[int, ...]) -> Array:
+    height, width = size
     if offset < 0 or offset + height > up.shape[1] or offset + width > up.shape[2]:
         raise ValueError(
             f"scores of {up.shape[1]}x{up.shape[2]} cells at offset {offset} do not cover an image "
-            f"of {height}x{width}; give the trunk's first layer more padding"
+            f"of {height}x{width}; take padding='same', or give the trunk's first layer more"
         )
     return up[:, offset : offset + height, offset : offset + width]
 
@@ -335,9 +558,10 @@ def _check_images(images: Array) -> None:
 def create_model(
     name: str,
     *,
-    backbone: str | Backbone = "vgg16",
-    num_classes: int = 21,
-    padding: Padding = "same",
+    backbone: str | BackboneBuilder = "vgg16",
+    num_classes: int | Mapping[str, int] = 21,
+    inputs: int | Mapping[str, int] = 3,
+    padding: Padding | None = None,
     width: float = 1.0,
     fc_width: int = 4096,
     dropout: float = 0.5,
@@ -346,11 +570,17 @@ def create_model(
     """Builds a network by name.
 
     Args:
-        name: ``fcn32s``, ``fcn16s``, ``fcn8s`` or ``fcn8s_atonce``.
+        name: ``fcn32s``, ``fcn16s``, ``fcn8s``, ``fcn8s_atonce``; or ``classifier``, the trunk
+            with its own last layer, which gives a map of class scores.
         backbone: A name in `fcn_jax.backbones.BACKBONES`, or a function of ``(padding, width,
-            fc_width)`` that returns a table of layers.
-        num_classes: Channels of the logits.
-        padding: ``reference`` (the published networks) or ``same`` (half the arithmetic).
+            fc_width)`` that returns a `fcn_jax.backbones.Backbone`. The names of the networks are
+            those of trunks of stride 32: fcn16s has one skip, fcn8s two, from the maps that the
+            trunk names, whatever their strides.
+        num_classes: Channels of the logits; several heads as a dictionary, ``{"sem": 33, …}``.
+        inputs: Channels of the image; several streams as a dictionary, ``{"color": 3, …}``, each
+            with a trunk of its own, whose scores are averaged (late fusion).
+        padding: ``same`` (half the arithmetic; the default), ``reference`` (the published
+            networks), or ``native`` (as the classifier was trained; its default).
         width: Multiplier of the trunk's channels.
         fc_width: Channels of fc6 and fc7.
         dropout: Rate after fc6 and fc7.
@@ -373,15 +603,18 @@ def create_model(
     """
     decoder = _choose("model", name, DECODERS)
     build = _choose("backbone", backbone, BACKBONES) if isinstance(backbone, str) else backbone
-    _choose("padding", padding, {"reference": None, "same": None})
-    if operator.index(num_classes) not in range(1, 256):
-        raise ValueError(f"num_classes must be from 1 to 255 (255 is void), got {num_classes}")
+    padding = padding or ("same" if decoder.upsample else "native")
+    _choose("padding", padding, dict.fromkeys(PADDINGS))
+    # Labels are stored in 8 bits, of which 255 is void.
+    heads = _named_counts("num_classes", num_classes, "label", 255 if decoder.upsample else 2**31)
+    streams = _named_counts("inputs", inputs, "image", 2**31)
     if width <= 0 or operator.index(fc_width) < 1:
         raise ValueError(f"width and fc_width must be positive, got {width} and {fc_width}")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1), got {dropout}")
 
-    names = _upsampling_layers(decoder)
+    trunk = build(padding, width, fc_width)
+    names = tuple(align(trunk, decoder).up_windows)  # raises now, not at the first image
     if isinstance(learned_upsampling, str):
         choices = {"intermediate": names[:-1], "none": (), "all": names}
         learned = _choose("learned_upsampling", learned_upsampling, choices)
@@ -389,16 +622,35 @@ def create_model(
         learned = tuple(learned_upsampling)
         if unknown := [layer for layer in learned if layer not in names]:
             raise ValueError(f"{name} has no up-convolution {unknown[0]!r}; it has {names}")
+    return FCN(heads, streams, trunk, decoder, dropout, learned)
 
-    layers = tuple(build(padding, width, fc_width))
-    align(layers, decoder)  # raises now, not at the first image, if they do not fit
-    return FCN(num_classes, layers, decoder, dropout, learned)
+
+def _named_counts(
+    what: str, value: int | Mapping[str, int], name: str, most: int
+) -> tuple[tuple[str, int], ...]:
+    """Numbers of channels by name, from one number or several."""
+    counts = dict(value) if isinstance(value, Mapping) else {name: value}
+    for number in counts.values() or [0]:
+        if not 1 <= operator.index(number) <= most:
+            limit = f"from 1 to {most} (255 is void)" if most == 255 else "positive"
+            raise ValueError(f"{what} must be {limit}, got {value}")
+    return tuple(counts.items())
+
+
+def example_images(model: FCN, height: int = 0, width: int = 0) -> Any:
+    """Shapes and types of a network's input, one image that it can take, for tracing."""
+    least = max(32, model.smallest_image)
+    shape = (1, max(least, height), max(least, width))
+    images = {
+        name: jax.ShapeDtypeStruct((*shape, channels), jnp.float32)
+        for name, channels in model.streams
+    }
+    return images if len(images) > 1 else images[model.streams[0][0]]
 
 
 def abstract_params(model: FCN) -> dict[str, Any]:
     """Shapes and types of a network's parameters, without computing any."""
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    return jax.eval_shape(model.init, jax.random.key(0), example_images(model))["params"]
 
 
 def initial_params(model: FCN, key: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
@@ -412,10 +664,10 @@ def initial_params(model: FCN, key: Array, names: Sequence[str] | None = None) -
     Returns:
         The parameter tree; with ``names`` a flat dictionary of them.
     """
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    images = example_images(model)
 
     def compute(key: Array) -> Any:
-        params: Any = model.lazy_init(key, image)["params"]
+        params: Any = model.lazy_init(key, images)["params"]
         if names is None:
             return params
         flat = traverse_util.flatten_dict(params, sep="/")

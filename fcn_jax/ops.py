@@ -33,6 +33,40 @@ def max_pool(x: Float[Array, "b h w c"], window: Window) -> Float[Array, "b h2 w
     )
 
 
+def average_pool(x: Float[Array, "b h w c"], window: Window) -> Float[Array, "b h2 w2 c"]:
+    """The mean of each window, which must lie inside the map.
+
+    Raises:
+        ValueError: If the window has padding or rounds up.
+    """
+    if window.pad or window.ceil:
+        raise ValueError(f"average pooling has no padding here and rounds down, got {window}")
+    return nn.avg_pool(
+        x,
+        window_shape=(window.kernel, window.kernel),
+        strides=(window.stride, window.stride),
+        padding="VALID",
+    )
+
+
+def local_response_norm(
+    x: Float[Array, "b h w c"], size: int, alpha: float, beta: float
+) -> Float[Array, "b h w c"]:
+    """Divides by (1 + alpha / size * sum of squares over ``size`` neighbouring channels) ** beta.
+
+    Caffe's and PyTorch's form, with alpha divided by the size (Krizhevsky et al. 2012, section
+    3.3, has no such division). Channels beyond the first and last count as zeros.
+    """
+    channels = x.shape[-1]
+    squares = jnp.pad(jnp.square(x), ((0, 0),) * 3 + ((size // 2, (size - 1) // 2),))
+    total = sum(squares[..., shift : shift + channels] for shift in range(size))
+    return x * (1 + alpha / size * total) ** -beta
+
+
+# Patches are copies: k x k times the input's memory, which a large map cannot afford.
+_MOST_PATCHES = 2**26
+
+
 def convolution(
     x: Float[Array, "b h w i"],
     kernel: Float[Array, "k k i o"],
@@ -58,6 +92,8 @@ def convolution(
         or tuple(strides) != (1, 1)
         or any(options[name] != value for name, value in ordinary.items())
     ):
+        return plain(x, kernel)
+    if kernel.shape[0] ** 2 * math.prod(x.shape) > _MOST_PATCHES and kernel.shape[0] > 3:
         return plain(x, kernel)
     if kernel.shape[0] == 3:
         by_products = functools.partial(_convolution_with_gradient_by_taps, plain, padding)

@@ -20,7 +20,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from fcn_jax.classes import ClassTable
 from fcn_jax.config import from_plain
-from fcn_jax.networks import DECODERS, FCN, create_model
+from fcn_jax.networks import SEGMENTERS, FCN, create_model
 from fcn_jax.preprocessing import Preprocessing
 from fcn_jax.training.step import TrainState
 
@@ -243,7 +243,7 @@ def load_run(workdir: str | Path, stage: str | None = None, which: Which = "best
     if stage is None:
         stage = stages[-1]
     if stage not in stages:
-        known = "" if stage in DECODERS else f"; networks are {', '.join(DECODERS)}"
+        known = "" if stage in SEGMENTERS else f"; networks are {', '.join(SEGMENTERS)}"
         raise ValueError(f"{workdir} has no checkpoint of {stage!r}, only {stages}{known}")
     with StageCheckpoints(Path(workdir), stage, read_only=True) as checkpoints:
         fields = checkpoints.run(which)

@@ -25,7 +25,7 @@ from fcn_jax.data import loader
 from fcn_jax.data.transforms import Augmentation
 from fcn_jax.evaluation import evaluate
 from fcn_jax.metrics import Scores, scores
-from fcn_jax.networks import DECODERS, FCN, abstract_params, initial_params
+from fcn_jax.networks import SEGMENTERS, FCN, abstract_params, initial_params
 from fcn_jax.preprocessing import Preprocessing
 from fcn_jax.training.checkpoints import StageCheckpoints, build_model
 from fcn_jax.training.journal import Journal
@@ -310,7 +310,7 @@ def stage_batches(
         source,
         batch_size=config.batch_size,
         # Each stage sees the images in another order.
-        seed=config.seed * len(DECODERS) + stage.index,
+        seed=config.seed * len(SEGMENTERS) + stage.index,
         augmentation=Augmentation(
             scale=config.scale,
             scale_range=tuple(config.scale_range),
