@@ -1,0 +1,324 @@
+"""HHA, the encoding of depth that FCN's NYUDv2 networks take in place of colour.
+
+HHA is a picture of three geocentric quantities: horizontal disparity, height above the ground and
+the angle of the local surface normal with gravity (Gupta, Girshick, Arbelaez and Malik, "Learning
+Rich Features from RGB-D Images for Object Detection and Segmentation", ECCV 2014). The direction
+of gravity is estimated from the normals (Gupta, Arbelaez and Malik, "Perceptual Organization and
+Recognition of Indoor Scenes from RGB-D Images", CVPR 2013). The constants, which the papers do not
+give, are those of the authors' program rcnn-depth, whose files the networks were trained on.
+
+    encoded = hha(depth, nyu_camera(425, 560), raw_depth)  # uint8 (425, 560, 3)
+
+Camera coordinates throughout: x to the right, y down, z along the optical axis, in metres.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float, Num, UInt8, UInt16
+
+NORMAL_RADIUS = 3
+"""Radius in pixels of the window of the normals whose angle is shown: 7x7 pixels."""
+
+GRAVITY_RADIUS = 10
+"""Radius in pixels of the window of the smoother normals that gravity is estimated from."""
+
+GRAVITY_PHASES = ((45.0, 5), (15.0, 5))
+"""The threshold in degrees and the number of iterations of each phase of `gravity`."""
+
+_DISPARITY_SCALE = 310.0  # grey levels at 1 m
+_NEAREST = 1.0  # m; nearer points are shown as if there, lest disparity outgrow a byte too far
+_ANGLE_OFFSET = 128.0 - 90.0  # puts 90 degrees, a wall, at 128
+_UNKNOWN_ANGLE = 180.0  # what the authors' program shows where there is no normal
+# Where the lowest point is less than 0.9 m below the camera no floor is in view, and the ground is
+# taken to be 1.3 m below the camera.
+_FLOOR_IN_VIEW = -0.9  # m
+_ASSUMED_FLOOR = -1.3  # m
+
+# The colour camera of NYUDv2, in the toolbox's counting of pixels, from 1.
+_NYU_FOCAL = (518.85790117450188, 519.46961112127485)
+_NYU_CENTRE = (325.58244941119034, 253.73616633400465)
+# First row and column, counted from 0, of the windows of 480x640 that NYUDv2 is used in.
+_NYU_WINDOWS = {(480, 640): (0, 0), (425, 560): (45, 40)}
+
+_DOWN = np.array([0.0, 1.0, 0.0])
+
+
+def nyu_camera(height: int, width: int) -> Float[np.ndarray, "3 3"]:
+    """The camera matrix of NYUDv2's frames, of which two sizes are in use.
+
+    480x640 is the published size. 425x560 is the window of rcnn-depth without the white border,
+    rows 46..470 and columns 41..600 counted from 1, which FCN's data have too.
+
+    Returns:
+        [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels, counted from the centre of the first pixel
+        as (0, 0). The toolbox's published centre is counted from (1, 1), so 1 less here.
+
+    Raises:
+        ValueError: for another size.
+    """
+    if (height, width) not in _NYU_WINDOWS:
+        sizes = " and ".join(f"{h}x{w}" for h, w in _NYU_WINDOWS)
+        raise ValueError(
+            f"NYUDv2 frames are {sizes} (height x width), not {height}x{width}; for frames that "
+            "were resized or cut otherwise, scale the focal lengths and centre and shift the "
+            "centre alike, and give that camera matrix"
+        )
+    top, left = _NYU_WINDOWS[height, width]
+    (fx, fy), (cx, cy) = _NYU_FOCAL, _NYU_CENTRE
+    return np.array([[fx, 0.0, cx - 1 - left], [0.0, fy, cy - 1 - top], [0.0, 0.0, 1.0]])
+
+
+def hha(
+    depth: UInt16[np.ndarray, "h w"],
+    camera: Num[np.ndarray, "3 3"],
+    raw_depth: UInt16[np.ndarray, "h w"] | None = None,
+    *,
+    per_metre: float = 1000.0,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Encode a depth image as HHA.
+
+    * Disparity: 31000 divided by the depth in centimetres, which is taken as 1 m at least.
+    * Height: centimetres above the lowest point; where that is less than 90 cm below the camera,
+      above a ground assumed 130 cm below it.
+    * Angle: degrees from gravity to the normal that points away from the camera, plus 38: a floor
+      is 38, a wall 128, a ceiling 218.
+
+    Each is rounded and clipped to 0..255. Missing depth (0) is filled with the nearest pixel's for
+    disparity and height, and left out of the normals; where a window has no plane of its own the
+    angle is 180 (218 in the picture), as in rcnn-depth. There the depth image has already been
+    filled, and the raw one tells what was measured: give both for the same result.
+
+    Args:
+        depth: Depth along the optical axis; 0 is missing.
+        camera: Camera matrix in pixels, the first pixel's centre being (0, 0); see `nyu_camera`.
+        raw_depth: The depth as measured, before holes were filled; normals come only from pixels
+            where it is not 0. Its other values are not looked at. None: `depth` was measured.
+        per_metre: Depth units in a metre: 1000 for millimetres.
+
+    Returns:
+        The channels in the order in which files store them: disparity, height, angle.
+
+    Raises:
+        ValueError: listing what is wrong with the arguments, if anything is.
+    """
+    _check(depth, camera, raw_depth, per_metre)
+    measured = depth > 0
+    metres = _filled(depth / per_metre, measured)
+    if raw_depth is not None:
+        measured = measured & (raw_depth > 0)
+    known = np.where(measured, metres, np.nan)
+
+    down = gravity(normals(known, camera, GRAVITY_RADIUS))
+    cosine = normals(known, camera, NORMAL_RADIUS) @ down
+    angle = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+    angle[np.isnan(angle)] = _UNKNOWN_ANGLE
+
+    height = -(point_cloud(metres, camera) @ down)
+    lowest = height.min()
+    ground = lowest if lowest <= _FLOOR_IN_VIEW else _ASSUMED_FLOOR
+
+    disparity = _DISPARITY_SCALE / np.maximum(metres, _NEAREST)
+    channels = np.stack([disparity, 100 * (height - ground), angle + _ANGLE_OFFSET], axis=-1)
+    # Halves are rounded up, as MATLAB does; np.rint would round them to even.
+    return np.clip(np.floor(channels + 0.5), 0, 255).astype(np.uint8)
+
+
+def point_cloud(
+    depth: Float[np.ndarray, "h w"], camera: Num[np.ndarray, "3 3"]
+) -> Float[np.ndarray, "h w 3"]:
+    """The point that each pixel shows, in the camera's coordinates.
+
+    Args:
+        depth: Depth along the optical axis, in any unit.
+        camera: Camera matrix in pixels, the first pixel's centre being (0, 0).
+
+    Returns:
+        x to the right, y down and z along the axis, in the unit of the depth; NaN where it is NaN.
+    """
+    x, y = _rays(depth.shape, camera)
+    return np.stack([x * depth, y * depth, depth], axis=-1)
+
+
+def normals(
+    depth: Float[np.ndarray, "h w"], camera: Num[np.ndarray, "3 3"], radius: int
+) -> Float[np.ndarray, "h w 3"]:
+    """Unit normals of the planes that fit the surface around each pixel best.
+
+    A plane n·p = 1 seen along a pixel's ray (x, y, 1) has the inverse depth n·(x, y, 1), which is
+    linear in the pixel's position. The fit is the least-squares line of inverse depth over the
+    window, in which a depth camera that measures disparity errs alike near and far. It is the
+    equation of rcnn-depth's computeNormalsSquareSupport, with all points in one superpixel, solved
+    for positions relative to the window's mean, which loses fewer digits.
+
+    Args:
+        depth: Depth along the optical axis, positive; NaN where missing, which is left out.
+        camera: Camera matrix in pixels, the first pixel's centre being (0, 0).
+        radius: The window is the (2 radius + 1)² pixels around each pixel, cut off at the border.
+
+    Returns:
+        Normals that point away from the camera. NaN where the window's pixels with depth are fewer
+        than three or lie on a line.
+    """
+    plane = _fitted_planes(depth, camera, radius)
+    # The fitted inverse depth at the pixel, n·ray. Where noise makes it negative, the plane lies
+    # behind the camera and n points to it.
+    x, y = _rays(depth.shape, camera)
+    facing = plane[..., 0] * x + plane[..., 1] * y + plane[..., 2]
+    length = np.linalg.norm(plane, axis=-1)
+    return plane * (np.where(facing < 0, -1.0, 1.0) / length)[..., None]
+
+
+def _fitted_planes(
+    depth: Float[np.ndarray, "h w"], camera: Num[np.ndarray, "3 3"], radius: int
+) -> Float[np.ndarray, "h w 3"]:
+    """The n of the planes n·p = 1 of `normals`, in 1 / m; NaN where there is none."""
+    known = ~np.isnan(depth)
+    inverse = np.divide(1.0, depth, out=np.zeros(depth.shape), where=known)
+    rows, columns = np.indices(depth.shape, dtype=float)
+    u, v = columns * known, rows * known
+    terms = [known, u, v, u * columns, v * columns, v * rows]
+    terms += [inverse, inverse * columns, inverse * rows]
+    count, su, sv, suu, suv, svv, sq, suq, svq = _window_sums(np.stack(terms), radius)
+
+    # count² times the variances and covariances of column u, row v and inverse depth q. Those of
+    # the positions are integers, exact in float64, so that pixels on a line give exactly 0.
+    var_u, var_v, cov_uv = count * suu - su * su, count * svv - sv * sv, count * suv - su * sv
+    cov_uq, cov_vq = count * suq - su * sq, count * svq - sv * sq
+    determinant = var_u * var_v - cov_uv * cov_uv
+    determinant = np.where(determinant > 0.5, determinant, np.nan)
+    slope_u = (cov_uq * var_v - cov_vq * cov_uv) / determinant
+    slope_v = (cov_vq * var_u - cov_uq * cov_uv) / determinant
+
+    # From pixels to rays: u = fx x + cx and v = fy y + cy.
+    (fx, _, cx), (_, fy, cy), _ = np.asarray(camera, float)
+    count = np.maximum(count, 1)
+    on_axis = sq / count - slope_u * (su / count - cx) - slope_v * (sv / count - cy)
+    return np.stack([slope_u * fx, slope_v * fy, on_axis], axis=-1)
+
+
+def gravity(
+    normals: Float[np.ndarray, "*shape 3"], start: Num[np.ndarray, "3"] = _DOWN
+) -> Float[np.ndarray, "3"]:
+    """The direction of gravity in a room, estimated from the normals of its surfaces.
+
+    Each iteration takes the normals within a threshold of the present direction (or its opposite)
+    for floors and ceilings, and those within it of the perpendicular plane for walls, and finds
+    the direction most parallel to the former and most perpendicular to the latter: the eigenvector
+    to the smallest eigenvalue of the sum of n nᵀ over walls less that over floors. The phases and
+    their thresholds are `GRAVITY_PHASES`. Source: Gupta et al., CVPR 2013; rcnn-depth's
+    getYDir.
+
+    Args:
+        normals: Unit vectors; those with NaN are left out.
+        start: First guess, not zero: down in the picture unless given.
+
+    Returns:
+        A unit vector, on the side of the guess. Where the normals leave it open, as a single wall
+        does, the direction nearest to the guess among those that fit as well.
+    """
+    vectors = normals.reshape(-1, 3)
+    vectors = vectors[~np.isnan(vectors).any(axis=-1)]
+    down = np.asarray(start, float) / np.linalg.norm(start)
+    for threshold, iterations in GRAVITY_PHASES:
+        near, far = np.cos(np.radians(threshold)), np.sin(np.radians(threshold))
+        for _ in range(iterations):
+            cosine = np.abs(vectors @ down)
+            floors, walls = vectors[cosine > near], vectors[cosine < far]
+            down = _smallest_eigenvector(walls.T @ walls - floors.T @ floors, down)
+    return down
+
+
+def _smallest_eigenvector(
+    matrix: Float[np.ndarray, "3 3"], near: Float[np.ndarray, "3"]
+) -> Float[np.ndarray, "3"]:
+    """The unit vector nearest to `near` of the symmetric matrix's smallest eigenvalue."""
+    values, vectors = np.linalg.eigh(matrix)
+    # LAPACK picks any vectors where eigenvalues are equal, maybe all perpendicular to `near`.
+    equal = values - values[0] <= 1e-9 * np.abs(values).max()
+    basis = vectors[:, equal]
+    nearest = basis @ (basis.T @ near)
+    length = np.linalg.norm(nearest)
+    return nearest / length if length > 1e-9 else near
+
+
+def _rays(
+    shape: tuple[int, ...], camera: Num[np.ndarray, "3 3"]
+) -> tuple[Float[np.ndarray, "1 w"], Float[np.ndarray, "h 1"]]:
+    """x and y of the points of depth 1 that the columns and rows show."""
+    height, width = shape
+    (fx, _, cx), (_, fy, cy), _ = np.asarray(camera, float)
+    return (np.arange(width)[None, :] - cx) / fx, (np.arange(height)[:, None] - cy) / fy
+
+
+def _window_sums(values: Float[np.ndarray, "k h w"], radius: int) -> Float[np.ndarray, "k h w"]:
+    """Sums over the (2 radius + 1)² window around each pixel, cut off at the border."""
+    for axis in (1, 2):
+        size = values.shape[axis]
+        # A leading 0, so that the sum over first..last-1 is running[last] - running[first].
+        start = np.zeros_like(values[:, :1, :] if axis == 1 else values[:, :, :1])
+        running = np.concatenate([start, np.cumsum(values, axis=axis)], axis=axis)
+        first = np.maximum(np.arange(size) - radius, 0)
+        last = np.minimum(np.arange(size) + radius + 1, size)
+        values = running.take(last, axis=axis) - running.take(first, axis=axis)
+    return values
+
+
+def _filled(
+    depth: Float[np.ndarray, "h w"], known: Bool[np.ndarray, "h w"]
+) -> Float[np.ndarray, "h w"]:
+    """The depth with each unknown pixel replaced by the nearest known one."""
+    if known.all():
+        return depth
+    from scipy import ndimage
+
+    indices = np.empty((2, *depth.shape), np.int32)
+    ndimage.distance_transform_edt(
+        ~known, return_distances=False, return_indices=True, indices=indices
+    )
+    return depth[indices[0], indices[1]]
+
+
+def _check(
+    depth: np.ndarray, camera: np.ndarray, raw_depth: np.ndarray | None, per_metre: float
+) -> None:
+    """Raises a ValueError that lists everything wrong with the arguments of `hha`."""
+    problems = _depth_problems("depth", depth) + _camera_problems(np.asarray(camera))
+    if raw_depth is not None:
+        problems += _depth_problems("raw_depth", raw_depth)
+        if np.shape(raw_depth) != np.shape(depth):
+            problems.append(
+                f"raw_depth is {np.shape(raw_depth)} and depth {np.shape(depth)}; give both of "
+                "one frame, cut and scaled alike"
+            )
+    if not 0 < per_metre < np.inf:
+        problems.append(f"per_metre is {per_metre}; give the depth units in a metre, as 1000")
+    if problems:
+        raise ValueError("HHA cannot be computed: " + "; ".join(problems))
+
+
+def _depth_problems(name: str, depth: np.ndarray) -> list[str]:
+    problems = []
+    if np.ndim(depth) != 2 or 0 in np.shape(depth):
+        problems.append(f"{name} has the shape {np.shape(depth)}; give one value a pixel, (h, w)")
+    if (dtype := np.asarray(depth).dtype) != np.uint16:
+        problems.append(
+            f"{name} is {dtype}; give uint16, for metres np.rint(1000 * {name}).astype(np.uint16)"
+        )
+    elif np.size(depth) and not np.any(depth):
+        problems.append(f"{name} is 0, which means missing, in every pixel; leave this frame out")
+    return problems
+
+
+def _camera_problems(camera: np.ndarray) -> list[str]:
+    form = "give [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels, fx and fy above 0, without skew"
+    if camera.shape != (3, 3) or camera.dtype.kind not in "iuf":
+        return [f"camera is an array of {camera.dtype} of the shape {camera.shape}; {form}"]
+    (fx, skew, cx), (zero, fy, cy), last = camera
+    fixed = np.array([skew, zero, *last])
+    if (
+        not (np.isfinite([cx, cy]).all() and 0 < fx < np.inf and 0 < fy < np.inf)
+        or (fixed != (0, 0, 0, 0, 1)).any()
+    ):
+        return [f"camera is {camera.tolist()}; {form}"]
+    return []
