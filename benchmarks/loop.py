@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     from fcn_jax import config as configs
     from fcn_jax import data
     from fcn_jax.networks import initial_params
-    from fcn_jax.preprocessing import Preprocessing
+    from fcn_jax.preprocessing import CAFFE, Inputs
     from fcn_jax.training import run
     from fcn_jax.training.checkpoints import build_model
     from fcn_jax.training.step import create_state, data_mesh, make_train_step
@@ -35,11 +35,12 @@ def main(argv: list[str]) -> None:
     config: Any = CONFIG.value
     source = data.open_source(config.dataset, config.train_split, **configs.data_options(config))
     stage = run.Stage(0, config.stages[-1], 10**6, 1e-12)
-    model = build_model(config, stage.name, source.classes.num_classes)
+    inputs = Inputs.of(CAFFE)
+    model = build_model(config, stage.name, source.heads, inputs)
     optimizer = run.make_stage_optimizer(config, model, stage)
     mesh = data_mesh()
     state = create_state(initial_params(model, jax.random.key(0)), optimizer, mesh)
-    step = make_train_step(model, optimizer, Preprocessing(), mesh, key=jax.random.key(0))
+    step = make_train_step(model, optimizer, inputs, mesh, key=jax.random.key(0))
 
     with run.stage_batches(config, source, stage, mesh) as batches:
         fixed, _ = next(batches)

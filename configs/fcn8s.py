@@ -1,20 +1,22 @@
 """FCN-8s on PASCAL VOC 2011 and SBD, with the reference solver's values.
 
-Trains FCN-32s from the ImageNet weights of VGG16, from it FCN-16s, and from that FCN-8s.
-Expected mean IU on seg11valid: 63.6, 65.0 and 65.5 (published for the reference
-implementation; not repeated here). Three times
-100,000 steps of one whole image.
+Trains FCN-32s from the ImageNet weights of VGG16, from it FCN-16s, and from that FCN-8s. Expected
+mean IU on seg11valid: 63.6, 65.0 and 65.5 (published for the reference implementation; not
+repeated here). Three times 100,000 steps of one whole image.
 
     python train.py --config=configs/fcn8s.py --config.init=vgg16.npz --config.manual_dir=DIR
 
-DIR holds VOCdevkit and SBD (fcn_jax/data/voc.py names the places). To train on VOC alone:
+DIR holds VOCdevkit and SBD (docs/data.md names the places). To train on VOC alone:
 --config.train_split=train --config.eval_split=val
+
+The recipe of CVPR 2015 (minibatches of 20, momentum 0.9, learned skips):
+--config=configs/fcn8s.py:cvpr
 """
 
-from fcn_jax.config import default_config
+from fcn_jax.config import default_config, set_recipe
 
 
-def get_config():
+def get_config(recipe="pami"):
     config = default_config()
     config.dataset = "voc2012"
     config.dataset_options.sbd = ""  # The folder of SBD, where it is not found by itself.
@@ -33,4 +35,5 @@ def get_config():
     config.weight_decay = 5e-4
     config.eval_every = 4000
     config.checkpoint_every = 4000
+    set_recipe(config, recipe, cvpr_rate=1e-4)
     return config.lock()

@@ -1,12 +1,12 @@
 """FCN-8s "at once" on PASCAL VOC 2011 and SBD, with the reference solver's values.
 
-Trains all three strides together from the ImageNet weights of VGG16.
-Expected mean IU on seg11valid: 65.4 (published for the reference
-implementation; not repeated here). 300,000 steps of one whole image.
+Trains all three strides together from the ImageNet weights of VGG16. Expected mean IU on
+seg11valid: 65.4 (published for the reference implementation; not repeated here). 300,000 steps of
+one whole image.
 
     python train.py --config=configs/fcn8s_atonce.py --config.init=vgg16.npz --config.manual_dir=DIR
 
-DIR holds VOCdevkit and SBD (fcn_jax/data/voc.py names the places). To train on VOC alone:
+DIR holds VOCdevkit and SBD (docs/data.md names the places). To train on VOC alone:
 --config.train_split=train --config.eval_split=val
 """
 

@@ -222,7 +222,13 @@ _INCEPTIONS = {
 
 
 def googlenet(
-    padding: Padding, width: float, fc_width: int, *, norm: bool = True, large_kernel: int = 5
+    padding: Padding,
+    width: float,
+    fc_width: int,
+    *,
+    norm: bool = True,
+    large_kernel: int = 5,
+    pool4_kernel: int = 3,
 ) -> Backbone:
     """GoogLeNet (Inception v1) up to its last inception module, without the auxiliary heads.
 
@@ -237,6 +243,7 @@ def googlenet(
         norm: Whether the two local response normalisations are there (BVLC's model).
         large_kernel: Kernel of the layers called 5x5. torchvision's have 3, and no ``norm``; its
             batch normalisation is folded into the convolutions when its weights are read.
+        pool4_kernel: Kernel of the last pooling; torchvision's has 2, whatever its name.
     """
     del fc_width
     border = {"reference": 100, "same": 3, "native": 3}[padding]
@@ -256,8 +263,11 @@ def googlenet(
     for name, features in _INCEPTIONS.items():
         source = layers[-1].name
         layers += _inception(f"inception_{name}", source, tuple(map(conv, features)), large_kernel)
-        if name in ("3b", "4e"):
-            layers.append(Pool(f"pool{int(name[0])}/3x3_s2", pool))
+        if name == "3b":
+            layers.append(Pool("pool3/3x3_s2", pool))
+        if name == "4e":
+            even = Window(2, stride=2, ceil=True)
+            layers.append(Pool("pool4/3x3_s2", pool if pool4_kernel == 3 else even))
     layers[-1] = dataclasses.replace(layers[-1], dropout=True)
     return Backbone(
         tuple(layers),
@@ -297,5 +307,7 @@ BACKBONES: dict[str, BackboneBuilder] = {
     "alexnet": alexnet,
     "alexnet_torchvision": alexnet_torchvision,
     "googlenet": googlenet,
-    "googlenet_torchvision": functools.partial(googlenet, norm=False, large_kernel=3),
+    "googlenet_torchvision": functools.partial(
+        googlenet, norm=False, large_kernel=3, pool4_kernel=2
+    ),
 }

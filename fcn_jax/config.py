@@ -37,6 +37,13 @@ def default_config() -> ConfigDict:
     config.jitter = 0.0  # Strength of random brightness, contrast and saturation.
     config.canvas = ()  # (height, width) of batches; empty: as the largest image needs.
 
+    # ---- Inputs and outputs
+    # Each input of the network and the features of the data that it reads: "image+depth" joins
+    # their channels (early fusion), two inputs have a trunk each (late fusion).
+    config.inputs = ConfigDict({"image": "image"})
+    config.heads = ()  # Label maps that are learned; empty: all that the data have.
+    config.loss_weights = ConfigDict()  # Factor on each head's loss, where it is not 1.
+
     # ---- Networks
     config.stages = ("fcn32s", "fcn16s", "fcn8s")  # Trained in turn, each from the last.
     config.backbone = "vgg16"
@@ -45,7 +52,8 @@ def default_config() -> ConfigDict:
     config.fc_width = 4096  # Channels of fc6 and fc7.
     config.dropout = 0.5
     config.learned_upsampling = "intermediate"  # CVPR 2015; "none": PAMI; "all".
-    config.init = ""  # File of start weights; empty: random.
+    # Start weights: a file or a run's folder; "color=…,hha=…" for each input; empty: random.
+    config.init = ""
     config.freeze = ()  # Patterns of layers that are not trained, such as "conv1_*".
 
     # ---- Training
@@ -74,6 +82,43 @@ def default_config() -> ConfigDict:
     config.log_every = 20  # Steps.
     config.samples = 4  # Validation images drawn at each evaluation.
     return config
+
+
+def set_recipe(config: ConfigDict, recipe: str, cvpr_rate: float) -> None:
+    """Sets how the networks of a config are trained, by the argument of its config file.
+
+    ``pami`` leaves the config, which has the values of the published solvers, as it is. ``cvpr``
+    is the training of CVPR 2015 (section 4.3): minibatches of 20 images, momentum 0.9, the loss
+    as the mean over pixels, intermediate up-convolutions learned, skip stages at a hundredth of
+    the rate, at least 175 epochs.
+
+    Args:
+        config: Changed in place.
+        recipe: ``pami`` or ``cvpr``.
+        cvpr_rate: 1e-3 for AlexNet, 1e-4 for VGG16, 5e-5 for GoogLeNet.
+
+    Raises:
+        ValueError: If the recipe is unknown.
+    """
+    if recipe not in ("pami", "cvpr"):
+        raise ValueError(f"unknown recipe {recipe!r} after the config file; take pami or cvpr")
+    if recipe == "pami":
+        return
+    fields: Any = config
+    rates = (cvpr_rate, *[cvpr_rate / 100] * (len(fields.stages) - 1))
+    config.update(
+        batch_size=20,
+        accumulate=1,
+        steps=(),
+        epochs=(175.0,),
+        learning_rate=rates,
+        optimizer="sgd",
+        momentum=0.9,
+        weight_decay=5e-4,
+        bias_rate=2.0,
+        normalize_loss=True,
+        learned_upsampling="intermediate",
+    )
 
 
 # What may change when a run goes on: where files lie, and how often it looks up.
@@ -143,6 +188,17 @@ def validate(config: ConfigDict) -> None:
         check(fields[field] > 0, field, "must be positive")
     for field in ("eval_every", "samples", "num_workers", "warmup", "clip_norm", "weight_decay"):
         check(fields[field] >= 0, field, "must not be negative")
+    features = [part for joined in fields.inputs.values() for part in joined.split("+")]
+    check(
+        bool(features) and all(features),
+        "inputs",
+        "give each input the features it reads, such as 'image' or 'image+depth'",
+    )
+    check(
+        all(weight > 0 for weight in fields.loss_weights.values()),
+        "loss_weights",
+        "values must be positive",
+    )
     for field in ("crop", "canvas"):
         value = fields[field]
         good = len(value) in (0, 2) and all(isinstance(v, int) and v > 0 for v in value)
@@ -166,6 +222,25 @@ def per_stage(config: ConfigDict, field: str) -> tuple[Any, ...]:
     fields: Any = config
     values = tuple(fields[field])
     return values * len(fields.stages) if len(values) == 1 else values
+
+
+def start_files(config: ConfigDict) -> dict[str, str]:
+    """The files of start weights: by input where ``init`` names inputs, else one under ``""``.
+
+    Raises:
+        ValueError: If an input is named that the config does not have, or one is missing.
+    """
+    fields: Any = config
+    pairs = [part.partition("=") for part in fields.init.split(",")]
+    named = {name.strip(): path.strip() for name, equals, path in pairs if equals}
+    if not fields.init or not set(named) & set(fields.inputs):
+        return {"": fields.init} if fields.init else {}
+    if set(named) != set(fields.inputs):
+        raise ValueError(
+            f"config.init = {fields.init!r}: give a file for each input, "
+            + ",".join(f"{name}=FILE" for name in fields.inputs)
+        )
+    return named
 
 
 def data_options(config: ConfigDict) -> dict[str, Any]:

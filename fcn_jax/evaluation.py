@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int64, UInt8
+from jaxtyping import Array, UInt8
 
 from fcn_jax.classes import VOID
-from fcn_jax.data.transforms import Example, check_example
-from fcn_jax.inference import full_size_logits, most_likely, resize_image
+from fcn_jax.data.transforms import Example, check_example, size_of
+from fcn_jax.inference import full_size_logits, most_likely, resize_features
 from fcn_jax.losses import check_labels
 from fcn_jax.metrics import ConfusionMatrix
-from fcn_jax.preprocessing import Preprocessing
+from fcn_jax.preprocessing import Features, Inputs, Preprocessing
 
 # Batches the host may prepare ahead of the device: enough to keep it busy, few enough that
 # waiting inputs take little memory.
@@ -34,14 +34,14 @@ def evaluate(
     variables: Any,
     examples: Iterable[Example],
     *,
-    num_classes: int,
-    preprocessing: Preprocessing,
+    num_classes: int | Mapping[str, int],
+    preprocessing: Preprocessing | Inputs,
     scale: float = 1.0,
     batch_size: int = 8,
     mesh: Mesh | None = None,
     progress: Callable[[int], object] | None = None,
-    visit: Callable[[Example, UInt8[np.ndarray, "h w"]], object] | None = None,
-) -> Int64[np.ndarray, "c c"]:
+    visit: Callable[[Example, Any], object] | None = None,
+) -> Any:
     """Counts the pixels of each true and predicted class over a set of images.
 
     `fcn_jax.metrics.scores` makes the four figures of the counts. Each image size is compiled
@@ -51,39 +51,49 @@ def evaluate(
         model: The network.
         variables: Its parameters, ``{"params": ...}``.
         examples: Any iterable of examples, such as a source; sizes may differ.
-        num_classes: Classes of the labels and of the network.
+        num_classes: Classes of the labels and of the network; a dictionary of them by the names
+            of the label maps for a network of several heads, or for a label map that is not
+            called ``label``.
         preprocessing: How the network was trained to see pixels.
         scale: Factor on height and width before the network; the logits are interpolated back,
             so that the score is always that of the original pixels.
         batch_size: Images at a time, over all devices; rounded up to a multiple of them.
         mesh: Splits each batch over its axis ``data``; None runs on one device.
         progress: Called with the number of images done since the last call.
-        visit: Called with every example and its predicted label map, e.g. to draw some.
+        visit: Called with every example and its predicted label map, e.g. to draw some; with
+            a dictionary of label maps where ``num_classes`` is one.
 
     Returns:
-        The confusion matrix; rows are the truth, columns the prediction.
+        The confusion matrix, int64 (c, c); rows are the truth, columns the prediction. A
+        dictionary of them where ``num_classes`` is one.
 
     Raises:
         ValueError: If there is no example, or an example's arrays do not fit; it is named.
     """
+    named = isinstance(num_classes, Mapping)
+    heads: dict[str, int] = dict(num_classes) if named else {"label": num_classes}
+    inputs = Inputs.of(preprocessing)
     shards, replicated, split = _placement(mesh)
     variables = jax.device_put(variables, replicated)
-    matrix = jax.device_put(ConfusionMatrix.zeros(num_classes), replicated)
+    zeros = {head: ConfusionMatrix.zeros(classes) for head, classes in heads.items()}
+    matrices = jax.device_put(zeros, replicated)
 
-    def finish(group: list[Example], predictions: UInt8[Array, "b h w"]) -> None:
-        predictions.block_until_ready()
+    def finish(group: list[Example], predictions: dict[str, UInt8[Array, "b h w"]]) -> None:
+        jax.block_until_ready(predictions)
         if visit is not None:
-            for example, labels in zip(group, np.asarray(predictions), strict=False):
-                visit(example, labels)
+            host = jax.device_get(predictions)
+            for row, example in enumerate(group):
+                labels = {head: values[row] for head, values in host.items()}
+                visit(example, labels if named else labels["label"])
         if progress is not None:
             progress(len(group))
 
     running = collections.deque()
-    checked = (_checked(example, num_classes) for example in examples)
+    checked = (_checked(example, heads, inputs) for example in examples)
     for group, rows in _group_by_size(checked, batch_size, shards):
-        images, labels = jax.device_put(_stack(group, rows, scale), split)
-        matrix, predictions = _score_batch(
-            model, variables, matrix, images, labels, preprocessing=preprocessing
+        features, labels = jax.device_put(_stack(group, rows, scale, inputs, heads), split)
+        matrices, predictions = _score_batch(
+            model, variables, matrices, features, labels, preprocessing=inputs
         )
         running.append((group, predictions))
         if len(running) > _IN_FLIGHT:
@@ -92,29 +102,37 @@ def evaluate(
         raise ValueError("there is no example to evaluate")
     for group, predictions in running:
         finish(group, predictions)
-    return matrix.counts()
+    counts = {head: matrix.counts() for head, matrix in matrices.items()}
+    return counts if named else counts["label"]
 
 
-@functools.partial(jax.jit, static_argnames=("model", "preprocessing"), donate_argnames=("matrix",))
+@functools.partial(jax.jit, static_argnames=("model", "preprocessing"), donate_argnames="matrices")
 def _score_batch(
     model: nn.Module,
     variables: Any,
-    matrix: ConfusionMatrix,
-    images: UInt8[Array, "b h w 3"],
-    labels: UInt8[Array, "b height width"],
+    matrices: dict[str, ConfusionMatrix],
+    features: Features,
+    labels: dict[str, UInt8[Array, "b height width"]],
     *,
-    preprocessing: Preprocessing,
-) -> tuple[ConfusionMatrix, UInt8[Array, "b height width"]]:
-    """Adds a batch to the matrix, on the device; returns the label maps, too."""
-    _, height, width = labels.shape
+    preprocessing: Inputs,
+) -> tuple[dict[str, ConfusionMatrix], dict[str, UInt8[Array, "b height width"]]]:
+    """Adds a batch to each head's matrix, on the device; returns the label maps, too."""
+    _, height, width = next(iter(labels.values())).shape
     logits = full_size_logits(
-        model, variables, images, preprocessing=preprocessing, size=(height, width)
+        model, variables, features, preprocessing=preprocessing, size=(height, width)
     )
-    classes = matrix.low.shape[0]
-    if logits.shape[-1] != classes:
-        raise ValueError(f"the network has {logits.shape[-1]} classes, the labels {classes}")
-    predictions = most_likely(logits)
-    return matrix.update(labels, predictions), predictions
+    logits = logits if isinstance(logits, dict) else dict.fromkeys(labels, logits)
+    for head, matrix in matrices.items():
+        classes = matrix.low.shape[0]
+        if logits[head].shape[-1] != classes:
+            raise ValueError(
+                f"the network has {logits[head].shape[-1]} classes, the labels {classes}"
+            )
+    predictions = {head: most_likely(logits[head]) for head in labels}
+    counted = {
+        head: matrix.update(labels[head], predictions[head]) for head, matrix in matrices.items()
+    }
+    return counted, predictions
 
 
 def _placement(mesh: Mesh | None) -> tuple[int, NamedSharding | None, NamedSharding | None]:
@@ -127,13 +145,18 @@ def _placement(mesh: Mesh | None) -> tuple[int, NamedSharding | None, NamedShard
     return mesh.shape["data"], replicated, NamedSharding(mesh, PartitionSpec("data"))
 
 
-def _checked(example: Example, num_classes: int) -> Example:
+def _checked(example: Example, heads: Mapping[str, int], inputs: Inputs) -> Example:
     """Returns a sound example; raises ValueError that names it if it is not."""
+    if missing := [name for name in (*inputs.features, *heads) if name not in example]:
+        raise ValueError(
+            f"{example['id']}: {', '.join(missing)} is missing; there are {', '.join(example)}"
+        )
     check_example(example)
-    try:
-        check_labels(example["label"], num_classes)
-    except ValueError as error:
-        raise ValueError(f"{example['id']}: {error}") from None
+    for head, classes in heads.items():
+        try:
+            check_labels(example[head], classes)
+        except ValueError as error:
+            raise ValueError(f"{example['id']}: {error}") from None
     return example
 
 
@@ -149,7 +172,7 @@ def _group_by_size(
     pending: dict[tuple[int, ...], list[Example]] = {}
     filled = set()
     for example in examples:
-        size = example["image"].shape
+        size = size_of(example)
         group = pending.setdefault(size, [])
         group.append(example)
         if len(group) == full:
@@ -164,13 +187,23 @@ def _round_up(number: int, multiple: int) -> int:
 
 
 def _stack(
-    group: list[Example], rows: int, scale: float
-) -> tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b height width"]]:
-    """Stacks a group into a batch; rows beyond it are black and void, and so count nothing."""
-    resized = [resize_image(example["image"], scale) for example in group]
-    images = np.zeros((rows, *resized[0].shape), np.uint8)
-    labels = np.full((rows, *group[0]["label"].shape), VOID, np.uint8)
-    for row, (image, example) in enumerate(zip(resized, group, strict=True)):
-        images[row] = image
-        labels[row] = example["label"]
-    return images, labels
+    group: list[Example], rows: int, scale: float, inputs: Inputs, heads: Iterable[str]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Stacks a group into a batch of features, at the network's scale, and label maps.
+
+    Rows beyond the group are black and void, and so count nothing.
+    """
+
+    def stacked(examples: list[dict[str, np.ndarray]], fill: int) -> dict[str, np.ndarray]:
+        batch = {}
+        for name, first in examples[0].items():
+            batch[name] = np.full((rows, *first.shape), fill, first.dtype)
+            batch[name][: len(examples)] = [example[name] for example in examples]
+        return batch
+
+    features = [
+        resize_features({name: example[name] for name in inputs.features}, scale)
+        for example in group
+    ]
+    labels = [{head: example[head] for head in heads} for example in group]
+    return stacked(features, 0), stacked(labels, VOID)

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Shaped, UInt8
 
 from fcn_jax import ops
-from fcn_jax.preprocessing import Preprocessing
+from fcn_jax.preprocessing import Features, Inputs, Preprocessing
 
 if TYPE_CHECKING:
     from fcn_jax.training.checkpoints import Run
@@ -28,12 +28,14 @@ if TYPE_CHECKING:
 class Predictor:
     """A trained network that takes images as they are: uint8 RGB of any size.
 
-    Compiled once for each image size it meets.
+    A network of several inputs takes a dictionary of features instead of an image, such as
+    ``{"image": uint8 (h, w, 3), "depth": uint16 (h, w)}``; one of several heads gives a
+    dictionary of results. Compiled once for each image size it meets.
 
     Attributes:
         model: The network.
         variables: Its parameters, ``{"params": ...}``.
-        preprocessing: How it was trained to see pixels.
+        preprocessing: How it was trained to see pixels; `Inputs` where it reads more than an image.
         scale: Factor on height and width before the network; results are at the original size.
 
     Example:
@@ -43,79 +45,118 @@ class Predictor:
 
     model: nn.Module
     variables: Any
-    preprocessing: Preprocessing = dataclasses.field(default_factory=Preprocessing)
+    preprocessing: Preprocessing | Inputs = dataclasses.field(default_factory=Preprocessing)
     scale: float = 1.0
 
     @classmethod
     def from_run(cls, run: Run) -> Predictor:
         """The predictor of a trained workdir (`fcn_jax.training.checkpoints.load_run`)."""
         config: Any = run.config
-        return cls(run.model, run.variables, run.preprocessing, config.scale)
+        return cls(run.model, run.variables, run.inputs, config.scale)
 
-    def logits(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[Array, "h w c"]:
-        """Scores of every pixel for each class, float32, left on the device.
-
-        Raises:
-            ValueError: If the image is not uint8 of the shape (h, w, 3).
-        """
-        images = resize_image(image, self.scale)[None]
-        return _logits(
-            self.model,
-            self.variables,
-            images,
-            preprocessing=self.preprocessing,
-            size=image.shape[:2],
-        )[0]
-
-    def labels(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
-        """The most likely class of every pixel.
+    def logits(self, image: UInt8[np.ndarray, "h w 3"] | Features) -> Any:
+        """Scores of every pixel for each class, float32 (h, w, c), left on the device.
 
         Raises:
-            ValueError: If the image is not uint8 of the shape (h, w, 3).
+            ValueError: If the image is not uint8 of the shape (h, w, 3), or a feature is missing.
         """
-        images = resize_image(image, self.scale)[None]
-        labels = _labels(
-            self.model,
-            self.variables,
-            images,
-            preprocessing=self.preprocessing,
-            size=image.shape[:2],
-        )
-        return np.asarray(labels[0])
+        return jax.tree.map(lambda logits: logits[0], self._run(_logits, image))
 
-    def __call__(
-        self, images: Iterable[UInt8[np.ndarray, "h w 3"]]
-    ) -> list[UInt8[np.ndarray, "h w"]]:
+    def labels(self, image: UInt8[np.ndarray, "h w 3"] | Features) -> Any:
+        """The most likely class of every pixel, uint8 (h, w).
+
+        Raises:
+            ValueError: If the image is not uint8 of the shape (h, w, 3), or a feature is missing.
+        """
+        return jax.tree.map(lambda labels: np.asarray(labels[0]), self._run(_labels, image))
+
+    def __call__(self, images: Iterable[UInt8[np.ndarray, "h w 3"] | Features]) -> list[Any]:
         """Label maps of several images; their sizes may differ."""
         return [self.labels(image) for image in images]
+
+    def _run(self, function: Any, image: Any) -> Any:
+        inputs = Inputs.of(self.preprocessing)
+        features = _by_name(image, inputs)
+        resized = resize_features({name: features[name] for name in inputs.features}, self.scale)
+        return function(
+            self.model,
+            self.variables,
+            {name: value[None] for name, value in resized.items()},
+            preprocessing=inputs,
+            size=features[inputs.features[0]].shape[:2],
+        )
+
+
+def _by_name(image: Any, inputs: Inputs) -> dict[str, np.ndarray]:
+    """An example's features; a bare image stands for the only one."""
+    features = dict(image) if isinstance(image, Mapping) else {inputs.features[0]: image}
+    if missing := [name for name in inputs.features if name not in features]:
+        raise ValueError(
+            f"the network reads {', '.join(inputs.features)}; {', '.join(missing)} is missing: "
+            "pass a dictionary with all of them"
+        )
+    return features
 
 
 def full_size_logits(
     model: nn.Module,
     variables: Any,
-    images: UInt8[Array, "b h w 3"],
+    images: UInt8[Array, "b h w 3"] | Features,
     *,
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | Inputs,
     size: tuple[int, int],
-) -> Float[Array, "b height width c"]:
+) -> Any:
     """Normalises, runs the network, and interpolates its logits to ``size``; jit-able.
 
     Args:
         model: The network.
         variables: Its parameters.
-        images: RGB, already at the size the network is to see (`resize_image`).
+        images: RGB, already at the size the network is to see (`resize_image`); or a dictionary
+            of features.
         preprocessing: Applied on the device.
         size: Height and width of the result.
+
+    Returns:
+        float32 (b, height, width, classes); with several heads a dictionary of them.
     """
-    logits: Any = model.apply(variables, preprocessing.apply(images), train=False)
-    if logits.shape[1:3] == tuple(size):
-        return logits
-    return ops.resize_bilinear(logits, *size)
+    logits = model.apply(variables, Inputs.of(preprocessing).apply(images), train=False)
+
+    def resize(logits: Float[Array, "b h w c"]) -> Float[Array, "b height width c"]:
+        same = logits.shape[1:3] == tuple(size)
+        return logits if same else ops.resize_bilinear(logits, *size)
+
+    return jax.tree.map(resize, logits)
 
 
-def most_likely(logits: Float[Array, "b h w c"]) -> UInt8[Array, "b h w"]:
-    """The class of the largest logit of each pixel."""
-    return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
+def most_likely(logits: Any) -> Any:
+    """The class of the largest logit of each pixel, uint8 (b, h, w); for each head."""
+    return jax.tree.map(lambda x: jnp.argmax(x, axis=-1).astype(jnp.uint8), logits)
+
+
+def resize_features(
+    features: Mapping[str, Shaped[np.ndarray, "h w *c"]], scale: float
+) -> dict[str, Shaped[np.ndarray, "h2 w2 *c"]]:
+    """Resizes pictures bilinearly, and depth by nearest: between near and far there is nothing."""
+    return {
+        name: nearest(value, scale) if is_depth(value) else resize_image(value, scale)
+        for name, value in features.items()
+    }
+
+
+def is_depth(value: Shaped[np.ndarray, "h w *c"]) -> bool:
+    """Whether a feature is a depth image: 16 bits, millimetres."""
+    return value.dtype == np.uint16 and value.ndim == 2
+
+
+def nearest(values: Shaped[np.ndarray, "h w"], scale: float) -> Shaped[np.ndarray, "h2 w2"]:
+    """Resizes a map by a factor without mixing its values, pixel centres aligned."""
+    sides = [max(1, round(side * scale)) for side in values.shape]
+    # In integers, since Pillow's nearest neighbour rounds either way where two are as near.
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new)
+        for new, old in zip(sides, values.shape, strict=True)
+    )
+    return values[np.ix_(rows, columns)]
 
 
 def resize_image(image: UInt8[np.ndarray, "h w 3"], scale: float) -> UInt8[np.ndarray, "h2 w2 3"]:
@@ -126,8 +167,8 @@ def resize_image(image: UInt8[np.ndarray, "h w 3"], scale: float) -> UInt8[np.nd
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ValueError(
-            f"an image must be uint8 RGB of the shape (h, w, 3), got {image.dtype} {image.shape}; "
-            "fcn_jax.data.images.read_image makes one of any file"
+            f"an image must be uint8 RGB of the shape (h, w, 3) (or depth uint16 (h, w)), got "
+            f"{image.dtype} {image.shape}; fcn_jax.data.images.read_image makes one of any file"
         )
     if scale <= 0:
         raise ValueError(f"scale must be positive, got {scale}")
@@ -150,11 +191,11 @@ _logits = jax.jit(full_size_logits, static_argnames=_STATIC)
 def _labels(
     model: nn.Module,
     variables: Any,
-    images: UInt8[Array, "b h w 3"],
+    images: Features,
     *,
-    preprocessing: Preprocessing,
+    preprocessing: Inputs,
     size: tuple[int, int],
-) -> UInt8[Array, "b height width"]:
+) -> Any:
     return most_likely(
         full_size_logits(model, variables, images, preprocessing=preprocessing, size=size)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -92,12 +93,13 @@ class Scores:
 
     Attributes:
         pixel_accuracy: sum_i n_ii / sum_i t_i.
-        mean_accuracy: Mean of n_ii / t_i over the classes with t_i > 0.
-        mean_iu: Mean of IU_i over the classes in the truth or the prediction.
+        mean_accuracy: Mean of n_ii / t_i over the scored classes with t_i > 0.
+        mean_iu: Mean of IU_i over the scored classes in the truth or the prediction.
         frequency_weighted_iu: sum_i t_i IU_i / sum_i t_i.
         per_class_accuracy: n_ii / t_i; NaN where the class is not in the truth.
         per_class_iu: IU_i; NaN where the class is in neither.
         absent: The classes in neither, left out of the means.
+        unscored: The classes left out of the means because they were not to be scored.
     """
 
     pixel_accuracy: float
@@ -107,10 +109,16 @@ class Scores:
     per_class_accuracy: Float[np.ndarray, " c"]
     per_class_iu: Float[np.ndarray, " c"]
     absent: tuple[int, ...]
+    unscored: tuple[int, ...] = ()
 
 
-def scores(counts: Int[np.ndarray, "c c"]) -> Scores:
+def scores(counts: Int[np.ndarray, "c c"], scored: Sequence[int] | None = None) -> Scores:
     """The figures of a confusion matrix (rows: truth; columns: prediction).
+
+    Args:
+        counts: Pixels of each true and predicted class.
+        scored: The classes whose figures enter the means (`fcn_jax.ClassTable.scored`); None is
+            all. SIFT Flow leaves out three that its test set lacks.
 
     Raises:
         ValueError: If the matrix is not square, or holds no pixel.
@@ -127,12 +135,20 @@ def scores(counts: Int[np.ndarray, "c c"]) -> Scores:
     with np.errstate(invalid="ignore"):
         accuracy = np.where(truth > 0, hits / truth, np.nan)
         iu = np.where(union > 0, hits / union, np.nan)
+    chosen = list(range(len(counts)) if scored is None else scored)
     return Scores(
         pixel_accuracy=float(hits.sum() / total),
-        mean_accuracy=float(np.nanmean(accuracy)),
-        mean_iu=float(np.nanmean(iu)),
+        mean_accuracy=_mean(accuracy[chosen]),
+        mean_iu=_mean(iu[chosen]),
         frequency_weighted_iu=float(np.nansum(truth * iu) / total),
         per_class_accuracy=accuracy,
         per_class_iu=iu,
         absent=tuple(np.flatnonzero(union == 0).tolist()),
+        unscored=tuple(sorted(set(range(len(counts))) - set(chosen))),
     )
+
+
+def _mean(values: Float[np.ndarray, " c"]) -> float:
+    """The mean of the values that are there; 0 where none is."""
+    there = values[~np.isnan(values)]
+    return float(there.mean()) if there.size else 0.0

@@ -116,13 +116,16 @@ def align(backbone: Backbone, decoder: Decoder) -> Alignment:
             other; if the decoder needs more skips than the trunk names, the strides of the skips
             do not divide each other, or the cells cannot be made to coincide.
     """
-    geometry = trunk_geometry(backbone.layers)
-    current = geometry["score_fr"] = geometry[backbone.layers[-1].name]
     skips: list[Skip] = []
     up_windows: dict[str, UpWindow] = {}
     crops: dict[str, int] = {}
     if not decoder.upsample:
+        layers = (*backbone.layers, *backbone.classifier_pool)
+        geometry = trunk_geometry(layers)
+        geometry[backbone.classifier] = geometry[layers[-1].name]
         return Alignment(geometry, (), None, up_windows, crops)
+    geometry = trunk_geometry(backbone.layers)
+    current = geometry["score_fr"] = geometry[backbone.layers[-1].name]
 
     def upsample(name: str, source: Geometry, target: Geometry) -> Geometry:
         up_windows[name] = _bilinear_window(name, source, target)
@@ -139,6 +142,8 @@ def align(backbone: Backbone, decoder: Decoder) -> Alignment:
         )
         skips.append(Skip(name, feature, scale))
     final = f"upscore{current.stride}" if skips else "upscore"
+    if final in up_windows:  # from stride 2: upscore2 is the first, whatever its factor
+        final = "upscore"
     up = upsample(final, current, PIXELS)
     crops[final] = crop_offset(up, PIXELS)
     return Alignment(geometry, tuple(skips), final, up_windows, crops)
@@ -509,7 +514,7 @@ def smallest_input(layers: Sequence[Layer]) -> int:
         sizes: dict[str, int] = {}
         try:
             for layer in layers:
-                before = [sizes[name] if name else size for name in _sources(layer, sizes)][0]
+                before = next(sizes[name] if name else size for name in _sources(layer, sizes))
                 window = getattr(layer, "window", None)
                 sizes[layer.name] = window.output_size(before) if window else before
         except ValueError:

@@ -1,73 +1,205 @@
-"""From uint8 RGB pixels, as files store them, to the floats a network was trained on."""
+"""From stored pixels (uint8 pictures, 16-bit depth) to the floats a network was trained on.
+
+`Preprocessing` normalises one feature of an example; `Inputs` says which features a network reads,
+and in which of its streams.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """What a network expects of its input; it belongs to the parameters and travels with them.
+    """What a network expects of a feature; it belongs to the parameters and travels with them.
 
     The default is Caffe's: BGR on the 0..255 scale with the ImageNet mean subtracted.
 
     Attributes:
-        channel_order: Order of the channels the network reads.
-        mean: Subtracted after scaling, in that order.
+        channel_order: Order of the channels the network reads; ``rgb`` is as they are stored.
+        mean: Subtracted after scaling, in that order; one value for each channel.
         std: Divided by after that.
-        scale: Factor on the 0..255 values before the mean.
+        scale: Factor on the stored values before the mean.
+        log: Take the natural logarithm of the scaled values, at least 1 (depth).
+
+    Raises:
+        ValueError: If the numbers of values differ, or one that divides is 0.
     """
 
     channel_order: Literal["bgr", "rgb"] = "bgr"
     mean: tuple[float, ...] = (104.00699, 116.66877, 122.67892)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     scale: float = 1.0
+    log: bool = False
 
     def __post_init__(self) -> None:
         if self.channel_order not in ("bgr", "rgb"):
             raise ValueError(f"channel_order must be bgr or rgb, got {self.channel_order!r}")
-        if len(self.mean) != 3 or len(self.std) != 3 or 0 in (*self.std, self.scale):
-            raise ValueError(
-                f"mean and std need 3 values each, std and scale none that is 0; got {self}"
-            )
+        if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean):
+            raise ValueError(f"mean and std need 3 values each, or 1 for depth; got {self}")
+        if 0 in (*self.std, self.scale):
+            raise ValueError(f"std and scale need values of which none is 0; got {self}")
+
+    @property
+    def channels(self) -> int:
+        """Channels of the feature."""
+        return len(self.mean)
 
     def apply(
-        self, images: UInt8[Array, "b h w 3"], size: Int[Array, "b 2"] | None = None
-    ) -> Float[Array, "b h w 3"]:
+        self, images: UInt[Array, "b h w *c"], size: Int[Array, "b 2"] | None = None
+    ) -> Float[Array, "b h w c"]:
         """Normalises a batch on the device.
 
         Args:
-            images: RGB, 0..255.
+            images: RGB, 0..255; depth without an axis for the one channel.
             size: True height and width of each image on the canvas. Pixels beyond become
                 exactly 0, the value of the networks' own border padding.
 
         Returns:
             float32.
+
+        Raises:
+            ValueError: If the images have another number of channels.
         """
         x = jnp.asarray(images, jnp.float32)
+        if self.channels == 1 and x.ndim == 3:
+            x = x[..., None]
+        if x.ndim != 4 or x.shape[-1] != self.channels:
+            raise ValueError(
+                f"expected a batch of {self.channels}-channel images, got an array of the shape "
+                f"{images.shape}"
+            )
         if self.channel_order == "bgr":
             x = x[..., ::-1]
         mean, std = (jnp.array(v, jnp.float32)[None, None, None] for v in (self.mean, self.std))
-        x = (x * self.scale - mean) / std
+        x = x * self.scale
+        if self.log:
+            x = jnp.log(jnp.maximum(x, 1.0))
+        x = (x - mean) / std
         if size is None:
             return x
         rows = jnp.arange(x.shape[1])[None, :] < size[:, 0, None]
         columns = jnp.arange(x.shape[2])[None, :] < size[:, 1, None]
         return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], x, 0.0)
 
+    def on_scale_of(self, other: Preprocessing) -> Preprocessing:
+        """This feature's normalisation, brought to the range that ``other``'s weights expect.
+
+        Another feature than photographs (HHA) keeps its own mean and channel order.
+        """
+        if self.log or self.channels != other.channels:
+            return self
+        mean = tuple(m / self.scale * other.scale for m in self.mean)
+        return dataclasses.replace(self, mean=mean, std=other.std, scale=other.scale)
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Preprocessing:
+    def from_dict(cls, fields: Mapping[str, Any]) -> Preprocessing:
         """The inverse of `to_dict`; lists become tuples."""
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in fields.items()
         }
         return cls(**values)
+
+
+CAFFE = Preprocessing()
+"""What networks trained with Caffe on ImageNet expect."""
+
+Features = Mapping[str, Any]
+"""The features of examples by name, such as ``{"image": …, "depth": …}``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What a network reads of an example.
+
+    Attributes:
+        streams: For each input of the network its name, and the features it reads with their
+            normalisation; the channels of several features are joined (early fusion).
+
+    Example:
+        >>> color, depth = Preprocessing(), Preprocessing("rgb", (7.844,), (1.0,), log=True)
+        >>> Inputs.of({"image": {"image": color, "depth": depth}}).channels
+        {'image': 4}
+    """
+
+    streams: tuple[tuple[str, tuple[tuple[str, Preprocessing], ...]], ...]
+
+    @classmethod
+    def of(
+        cls, given: Preprocessing | Inputs | Mapping[str, Mapping[str, Preprocessing]]
+    ) -> Inputs:
+        """The inputs of a network that reads images alone, or of named streams of features."""
+        if isinstance(given, Inputs):
+            return given
+        if isinstance(given, Preprocessing):
+            given = {"image": {"image": given}}
+        return cls(tuple((stream, tuple(parts.items())) for stream, parts in given.items()))
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The features that are read, each once."""
+        return tuple(dict.fromkeys(name for _, parts in self.streams for name, _ in parts))
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Channels of each stream, for `create_model`."""
+        return {stream: sum(part.channels for _, part in parts) for stream, parts in self.streams}
+
+    @property
+    def sole(self) -> Preprocessing | None:
+        """The normalisation of the only feature; None where there are several."""
+        parts = [part for _, features in self.streams for _, part in features]
+        return parts[0] if len(parts) == 1 else None
+
+    def apply(self, features: Features | Array, size: Int[Array, "b 2"] | None = None) -> Any:
+        """Normalises a batch on the device.
+
+        Args:
+            features: Batches by name, more than are read will do; an array where one is read.
+            size: As for `Preprocessing.apply`.
+
+        Returns:
+            float32 (b, h, w, c), or a dictionary of them where there are several streams.
+
+        Raises:
+            ValueError: If a feature is missing.
+        """
+        if not isinstance(features, Mapping):
+            features = {self.features[0]: features}
+        if missing := [name for name in self.features if name not in features]:
+            raise ValueError(
+                f"the network reads {', '.join(self.features)}; {', '.join(missing)} is missing"
+            )
+        inputs = {
+            stream: jnp.concatenate(
+                [part.apply(features[name], size) for name, part in parts], axis=-1
+            )
+            for stream, parts in self.streams
+        }
+        return inputs if len(inputs) > 1 else next(iter(inputs.values()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, for JSON."""
+        return {
+            stream: {name: part.to_dict() for name, part in parts} for stream, parts in self.streams
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Inputs:
+        """The inverse of `to_dict`."""
+        return cls.of(
+            {
+                stream: {name: Preprocessing.from_dict(part) for name, part in parts.items()}
+                for stream, parts in fields.items()
+            }
+        )

@@ -42,23 +42,27 @@ FIGURES = {
 
 
 class Source(loader.Source, Protocol):
-    """What is scored on: random access to examples, and their classes."""
+    """What is scored on: random access to examples, and the classes of their label maps."""
 
-    classes: ClassTable
+    heads: dict[str, ClassTable]
 
 
 @dataclasses.dataclass(frozen=True)
 class StageResult:
-    """How one stage did.
+    """How one stage did on one kind of labels.
 
     Attributes:
         stage: The network.
+        head: Its output, and the label map that it was scored on.
+        classes: The classes of that output.
         step: The step of its checkpoint.
         counts: The confusion matrix; rows are the truth, columns the prediction.
         labels: Predicted label maps of the images chosen to be drawn, by index in the source.
     """
 
     stage: str
+    head: str
+    classes: ClassTable
     step: int
     counts: Int64[np.ndarray, "c c"]
     labels: Mapping[int, UInt8[np.ndarray, "h w"]]
@@ -66,7 +70,7 @@ class StageResult:
     @property
     def scores(self) -> Scores:
         """The figures of the confusion matrix."""
-        return scores(self.counts)
+        return scores(self.counts, self.classes.scored)
 
 
 def evaluate_run(
@@ -111,7 +115,7 @@ def evaluate_run(
         )
     folder = Path(workdir) / "report" if output is None else Path(output)
     write(results, source, folder)
-    show(results, source.classes, console)
+    show(results, console)
     console.print(f"report in {folder}", markup=False, highlight=False)
     return results
 
@@ -152,6 +156,8 @@ def evaluate_stages(
 ) -> list[StageResult]:
     """Scores networks on the same images, whole and at their original size, on all local devices.
 
+    There is a result for each network and each of its heads.
+
     Args:
         runs: The networks; each is taken from the iterable when its turn comes.
         source: Images with their true labels.
@@ -169,11 +175,12 @@ def evaluate_stages(
     for run in runs:
         _check_classes(run, source)
         config: Any = run.config
-        labels: dict[int, UInt8[np.ndarray, "h w"]] = {}
+        labels: dict[str, dict[int, np.ndarray]] = {head: {} for head in run.heads}
 
-        def keep(example: Example, predicted: np.ndarray, labels: dict = labels) -> None:
+        def keep(example: Example, predicted: dict[str, np.ndarray], labels: dict = labels) -> None:
             if example["index"] in drawn:
-                labels[example["index"]] = predicted
+                for head, values in predicted.items():
+                    labels[head][example["index"]] = values
 
         def advance(images: int, stage: str = run.stage) -> None:
             if progress is not None:
@@ -183,15 +190,20 @@ def evaluate_stages(
             run.model,
             run.variables,
             _numbered(source, count),
-            num_classes=run.classes.num_classes,
-            preprocessing=run.preprocessing,
+            num_classes={head: classes.num_classes for head, classes in run.heads.items()},
+            preprocessing=run.inputs,
             scale=config.scale,
             batch_size=config.eval_batch_size,
             mesh=mesh,
             progress=advance,
             visit=keep,
         )
-        results.append(StageResult(run.stage, run.step, counts, dict(sorted(labels.items()))))
+        results += [
+            StageResult(
+                run.stage, head, classes, run.step, counts[head], dict(sorted(labels[head].items()))
+            )
+            for head, classes in run.heads.items()
+        ]
     return results
 
 
@@ -202,20 +214,41 @@ def _numbered(source: Source, count: int) -> Iterator[Example]:
 
 
 def _check_classes(run: Run, source: Source) -> None:
-    trained, found = run.classes.names, source.classes.names
-    if trained != found:
-        raise ValueError(
-            f"{run.stage} was trained on the {len(trained)} classes {', '.join(trained[:5])}..., "
-            f"the data have the {len(found)} classes {', '.join(found[:5])}...; they must agree"
-        )
+    for head, classes in run.heads.items():
+        if head not in source.heads:
+            raise ValueError(
+                f"{run.stage} was trained on the labels {head!r}, the data have "
+                f"{', '.join(source.heads)}"
+            )
+        trained, found = classes.names, source.heads[head].names
+        if trained != found:
+            raise ValueError(
+                f"{run.stage} was trained on the {len(trained)} classes "
+                f"{', '.join(trained[:5])}..., the data have the {len(found)} classes "
+                f"{', '.join(found[:5])}...; they must agree"
+            )
+
+
+def by_head(results: Sequence[StageResult]) -> dict[str, list[StageResult]]:
+    """The results of each head."""
+    heads: dict[str, list[StageResult]] = {}
+    for result in results:
+        heads.setdefault(result.head, []).append(result)
+    return heads
 
 
 # ======================================================================== on the terminal
 
 
-def show(results: Sequence[StageResult], classes: ClassTable, console: Console) -> None:
-    """Prints the four figures of each stage, and the table of all classes."""
-    figures = Table(title="Scores", title_justify="left", box=SIMPLE_HEAD)
+def show(results: Sequence[StageResult], console: Console) -> None:
+    """Prints the four figures of each stage, and the table of all classes; for each head."""
+    heads = by_head(results)
+    for head, of_head in heads.items():
+        _show_head(of_head, console, title=f" of {head}" if len(heads) > 1 else "")
+
+
+def _show_head(results: Sequence[StageResult], console: Console, title: str) -> None:
+    figures = Table(title=f"Scores{title}", title_justify="left", box=SIMPLE_HEAD)
     figures.add_column("stage")
     for heading in FIGURES.values():
         figures.add_column(heading, justify="right")
@@ -224,7 +257,8 @@ def show(results: Sequence[StageResult], classes: ClassTable, console: Console) 
         figures.add_row(result.stage, *values)
     console.print(figures)
 
-    table = Table(title="Classes", title_justify="left", box=SIMPLE_HEAD)
+    classes = results[0].classes
+    table = Table(title=f"Classes{title}", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("class", no_wrap=True)
     table.add_column("pixels", justify="right")
     for result in results:
@@ -237,14 +271,19 @@ def show(results: Sequence[StageResult], classes: ClassTable, console: Console) 
         cells = ["-" if math.isnan(value) else f"{value:.4f}" for pair in pairs for value in pair]
         table.add_row(escape(name), f"{truth[label] / truth.sum():.2%}", *cells)
     console.print(table)
+
+    def remark(text: str, labels: Sequence[int]) -> None:
+        names = ", ".join(classes.names[label] for label in labels)
+        console.print(f"{text}: {names}", markup=False, highlight=False)
+
+    if unscored := all_scores[0].unscored:
+        remark("left out of the means by the data set's rule", unscored)
     for absent in sorted({figure.absent for figure in all_scores} - {()}):
         stages = [r.stage for r, s in zip(results, all_scores, strict=True) if s.absent == absent]
-        names = ", ".join(classes.names[label] for label in absent)
-        console.print(
+        remark(
             f"{', '.join(stages)}: neither in the truth nor predicted, and so left out of the "
-            f"means: {names}",
-            markup=False,
-            highlight=False,
+            "means",
+            absent,
         )
 
 
@@ -267,21 +306,29 @@ def write(results: Sequence[StageResult], source: Source, folder: str | Path) ->
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _remove_previous(folder)
-    classes = source.classes
+    heads = by_head(results)
     files = ["per_class.csv"]
-    _write_per_class(folder / "per_class.csv", results, classes)
+    _write_per_class(folder / "per_class.csv", results)
     for result in results:
-        name = f"confusion_{result.stage}"
-        _write_confusion(folder / f"{name}.csv", result.counts, classes)
-        draw_confusion(folder / f"{name}.png", result.counts, classes, title=result.stage)
+        name = f"confusion_{_named(result, heads)}"
+        _write_confusion(folder / f"{name}.csv", result.counts, result.classes)
+        title = _named(result, heads, " ")
+        draw_confusion(folder / f"{name}.png", result.counts, result.classes, title=title)
         files += [f"{name}.csv", f"{name}.png"]
-    files += _write_pictures(folder, results, source)
+    for head, of_head in heads.items():
+        suffix = f"_{head}" if len(heads) > 1 else ""
+        files += _write_pictures(folder, of_head, source, suffix, taken=files)
     content = {
         "data": repr(source),
-        "stages": {result.stage: _as_json(result, classes) for result in results},
+        "stages": {_named(result, heads): _as_json(result) for result in results},
         "files": files,
     }
     (folder / "scores.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def _named(result: StageResult, heads: Mapping[str, Any], between: str = "_") -> str:
+    """The stage's name, with the head's where there are several."""
+    return result.stage if len(heads) == 1 else f"{result.stage}{between}{result.head}"
 
 
 def _remove_previous(folder: Path) -> None:
@@ -298,8 +345,8 @@ def _remove_previous(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def _as_json(result: StageResult, classes: ClassTable) -> dict[str, Any]:
-    figures = result.scores
+def _as_json(result: StageResult) -> dict[str, Any]:
+    figures, classes = result.scores, result.classes
     per_class = {
         name: {
             "pixels": int(result.counts[label].sum()),
@@ -312,6 +359,7 @@ def _as_json(result: StageResult, classes: ClassTable) -> dict[str, Any]:
         "step": result.step,
         **{field: getattr(figures, field) for field in FIGURES},
         "absent": [classes.names[label] for label in figures.absent],
+        "unscored": [classes.names[label] for label in figures.unscored],
         "classes": per_class,
     }
 
@@ -320,13 +368,15 @@ def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
-def _write_per_class(path: Path, results: Sequence[StageResult], classes: ClassTable) -> None:
+def _write_per_class(path: Path, results: Sequence[StageResult]) -> None:
+    heads = by_head(results)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["stage", "class", "pixels", "iu", "accuracy"])
         for result in results:
-            for name, row in _as_json(result, classes)["classes"].items():
-                writer.writerow([result.stage, name, row["pixels"], row["iu"], row["accuracy"]])
+            stage = _named(result, heads)
+            for name, row in _as_json(result)["classes"].items():
+                writer.writerow([stage, name, row["pixels"], row["iu"], row["accuracy"]])
 
 
 def _write_confusion(path: Path, counts: Int64[np.ndarray, "c c"], classes: ClassTable) -> None:
@@ -369,17 +419,19 @@ def draw_confusion(
     figure.savefig(path, dpi=150)
 
 
-def _write_pictures(folder: Path, results: Sequence[StageResult], source: Source) -> list[str]:
-    """Draws the kept label maps; returns the files, relative to the folder."""
+def _write_pictures(
+    folder: Path, results: Sequence[StageResult], source: Source, suffix: str, taken: Sequence[str]
+) -> list[str]:
+    """Draws the kept label maps of one head; returns the files, relative to the folder."""
     files: list[str] = []
     for index in results[0].labels:
         example = source[index]
-        panels = {"image": example["image"], "truth": example["label"]}
+        panels = {"image": example["image"], "truth": example[results[0].head]}
         panels |= {result.stage: result.labels[index] for result in results}
         # Ids may hold slashes and more that no file name can, and need not be unique then.
-        name = "pictures/" + re.sub(r"[^\w.-]+", "_", example["id"])
-        file = f"{name}.png" if f"{name}.png" not in files else f"{name}_{index}.png"
+        name = "pictures/" + re.sub(r"[^\w.-]+", "_", example["id"]) + suffix
+        file = f"{name}.png" if f"{name}.png" not in (*taken, *files) else f"{name}_{index}.png"
         (folder / file).parent.mkdir(exist_ok=True)
-        drawing.side_by_side(panels, source.classes).save(folder / file)
+        drawing.side_by_side(panels, results[0].classes).save(folder / file)
         files.append(file)
     return files

@@ -8,6 +8,7 @@ import io
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import ClassVar
 
 import numpy as np
 import optax
@@ -22,7 +23,7 @@ from fcn_jax.classes import ClassRow, ClassTable
 from fcn_jax.inference import Predictor
 from fcn_jax.metrics import scores
 from fcn_jax.ops import bilinear_kernel
-from fcn_jax.preprocessing import Preprocessing
+from fcn_jax.preprocessing import CAFFE, Inputs
 from fcn_jax.training.checkpoints import StageCheckpoints, build_model, load_run
 from fcn_jax.training.step import create_state, data_mesh
 
@@ -41,7 +42,7 @@ SIZES = [(21, 33), (17, 30), (21, 33)]
 class FakeSource:
     """Images of noise and labels of the first two classes; ids that make poor file names."""
 
-    classes = CLASSES
+    heads: ClassVar = {"label": CLASSES}
     ids = ("left/1", "left_1", "right: 2")
 
     def __len__(self) -> int:
@@ -66,11 +67,12 @@ def make_workdir(folder: Path, stages: tuple[str, ...]) -> Path:
     (folder / "config.json").write_text(json.dumps(configs.to_plain(config)))
     fields = {
         "config": configs.to_plain(config),
-        "classes": CLASSES.to_dict(),
-        "preprocessing": Preprocessing().to_dict(),
+        "heads": {"label": CLASSES.to_dict()},
+        "inputs": Inputs.of(CAFFE).to_dict(),
     }
     for number, stage in enumerate(stages):
-        params = random_parameters(build_model(config, stage, CLASSES.num_classes), seed=number)
+        model = build_model(config, stage, {"label": CLASSES}, Inputs.of(CAFFE))
+        params = random_parameters(model, seed=number)
         for layer in params.values():
             if layer["kernel"].shape[2:] == (CLASSES.num_classes,) * 2:  # mixes no classes, then
                 layer["kernel"] = bilinear_kernel(len(layer["kernel"]), CLASSES.num_classes)
@@ -144,7 +146,7 @@ def test_pictures_have_names_of_their_own(evaluated, tmp_path) -> None:
     folder, results, _ = evaluated
     assert {path.name for path in (folder / "pictures").iterdir()} == {"left_1.png", "right_2.png"}
     everything = {index: np.zeros(size, np.uint8) for index, size in enumerate(SIZES)}
-    result = report.StageResult("fcn8s", 1, results[0].counts, everything)
+    result = report.StageResult("fcn8s", "label", CLASSES, 1, results[0].counts, everything)
     report.write([result], FakeSource(), tmp_path)
     names = {path.name for path in (tmp_path / "pictures").iterdir()}
     assert names == {"left_1.png", "left_1_1.png", "right_2.png"}
@@ -164,7 +166,11 @@ def test_an_earlier_report_is_replaced_and_other_files_kept(evaluated, tmp_path)
     _, results, _ = evaluated
     report.write(results, FakeSource(), tmp_path)
     (tmp_path / "pictures" / "mine.png").touch()
-    report.write([report.StageResult("fcn8s", 1, results[1].counts, {})], FakeSource(), tmp_path)
+    report.write(
+        [report.StageResult("fcn8s", "label", CLASSES, 1, results[1].counts, {})],
+        FakeSource(),
+        tmp_path,
+    )
     left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {
         "scores.json",
@@ -177,7 +183,7 @@ def test_an_earlier_report_is_replaced_and_other_files_kept(evaluated, tmp_path)
 
 def test_other_classes_are_refused(workdir) -> None:
     source = FakeSource()
-    source.classes = ClassTable((ClassRow("cat", (1, 1, 1)), ClassRow("dog", (2, 2, 2))))
+    source.heads = {"label": ClassTable((ClassRow("cat", (1, 1, 1)), ClassRow("dog", (2, 2, 2))))}
     with pytest.raises(ValueError, match=r"trained on the 3 classes ground.*2 classes cat"):
         report.evaluate_run(workdir, source, console=Console(file=io.StringIO()))
 

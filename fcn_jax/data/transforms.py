@@ -1,8 +1,9 @@
 """Random transforms of an image together with its label map, for training.
 
 Each takes an example and an explicit generator and returns a new example; nothing here reads
-files or knows of batches. An example is ``{"image": uint8 (h, w, 3) RGB, "label": uint8 (h, w),
-"id": str}``; void is 255.
+files. An example is a dictionary of arrays of one height and width, and its ``id``. Type and rank
+tell what an array is: uint8 (h, w, 3) is a picture (``image``, RGB; ``hha``), uint16 (h, w) depth
+in millimetres, uint8 (h, w) a label map (``label``, or several of other names), whose void is 255.
 """
 
 from __future__ import annotations
@@ -11,13 +12,28 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image, ImageEnhance
 
 from fcn_jax.classes import VOID
-from fcn_jax.inference import resize_image
+from fcn_jax.inference import nearest, resize_image
 
 Example = dict[str, Any]
+
+
+def arrays(example: Example) -> dict[str, np.ndarray]:
+    """The arrays of an example, by name."""
+    return {name: value for name, value in example.items() if isinstance(value, np.ndarray)}
+
+
+def is_label(value: np.ndarray) -> bool:
+    """Whether an array of an example is a label map."""
+    return value.ndim == 2 and value.dtype == np.uint8
+
+
+def size_of(example: Example) -> tuple[int, int]:
+    """Height and width of an example."""
+    height, width = next(iter(arrays(example).values())).shape[:2]
+    return height, width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,21 +70,15 @@ class Augmentation:
 
 
 def resize(example: Example, factor: float) -> Example:
-    """Scales both, at least to 1 pixel: the image bilinearly (antialiased), the label by nearest.
+    """Scales all arrays, at least to 1 pixel: pictures bilinearly (antialiased), others by nearest.
 
-    Both take pixel centres as the points that correspond.
+    All take pixel centres as the points that correspond.
     """
-    label = example["label"]
-    height, width = (max(1, round(side * factor)) for side in label.shape)
-    if (height, width) == label.shape:
-        return example
-    image = resize_image(example["image"], factor)
-    # In integers, since Pillow's nearest neighbour rounds either way where two are as near.
-    rows, columns = (
-        (2 * np.arange(new) + 1) * old // (2 * new)
-        for new, old in zip((height, width), label.shape, strict=True)
-    )
-    return {**example, "image": image, "label": label[np.ix_(rows, columns)]}
+    resized = {
+        name: nearest(value, factor) if value.ndim == 2 else resize_image(value, factor)
+        for name, value in arrays(example).items()
+    }
+    return {**example, **resized}
 
 
 def random_crop(example: Example, size: tuple[int, int], rng: np.random.Generator) -> Example:
@@ -78,26 +88,22 @@ def random_crop(example: Example, size: tuple[int, int], rng: np.random.Generato
     void.
     """
     window = []
-    for have, want in zip(example["label"].shape, size, strict=True):
+    for have, want in zip(size_of(example), size, strict=True):
         start = int(rng.integers(max(0, have - want) + 1))
         window.append(slice(start, start + want))
     rows, columns = window
-    return {
-        **example,
-        "image": example["image"][rows, columns],
-        "label": example["label"][rows, columns],
-    }
+    return {**example, **{name: value[rows, columns] for name, value in arrays(example).items()}}
 
 
 def random_flip(example: Example, rng: np.random.Generator) -> Example:
     """Mirrors left to right with probability 1/2."""
     if rng.random() < 0.5:
         return example
-    return {**example, "image": example["image"][:, ::-1], "label": example["label"][:, ::-1]}
+    return {**example, **{name: value[:, ::-1] for name, value in arrays(example).items()}}
 
 
 def random_jitter(example: Example, strength: float, rng: np.random.Generator) -> Example:
-    """Changes brightness, contrast and saturation by factors in 1 ± strength."""
+    """Changes brightness, contrast and saturation of ``image`` by factors in 1 ± strength."""
     image = Image.fromarray(np.ascontiguousarray(example["image"]))
     for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         image = change(image).enhance(float(rng.uniform(1 - strength, 1 + strength)))
@@ -116,33 +122,35 @@ def place_on_canvas(
         multiple: See ``canvas``.
 
     Returns:
-        ``image`` uint8 (b, h, w, 3), ``label`` uint8 (b, h, w), ``size`` int32 (b, 2) true
-        height and width of each image, ``id`` array of str (b,).
+        The arrays with a batch axis (``image`` uint8 (b, h, w, 3), ``label`` uint8 (b, h, w) …),
+        ``size`` int32 (b, 2) true height and width of each image, ``id`` array of str (b,).
 
     Raises:
         ValueError: If an image is larger than the canvas; names it.
     """
-    sizes = np.array([example["label"].shape for example in examples], np.int32)
+    sizes = np.array([size_of(example) for example in examples], np.int32)
     if canvas is None:
         height, width = sizes.max(axis=0).tolist()
         if (sizes != sizes[0]).any():
             height, width = (-(-side // multiple) * multiple for side in (height, width))
     else:
         height, width = canvas
-    batch: dict[str, np.ndarray] = {
-        "image": np.zeros((len(examples), height, width, 3), np.uint8),
-        "label": np.full((len(examples), height, width), VOID, np.uint8),
-        "size": sizes,
-        "id": np.array([example["id"] for example in examples]),
-    }
-    for row, (example, (rows, columns)) in enumerate(zip(examples, sizes, strict=True)):
+    for example, (rows, columns) in zip(examples, sizes, strict=True):
         if rows > height or columns > width:
             raise ValueError(
                 f"{example['id']}: the image of {rows}x{columns} pixels does not fit the canvas "
                 f"of {height}x{width}; enlarge config.canvas, or set config.crop to it"
             )
-        batch["image"][row, :rows, :columns] = example["image"]
-        batch["label"][row, :rows, :columns] = example["label"]
+    batch: dict[str, np.ndarray] = {
+        "size": sizes,
+        "id": np.array([example["id"] for example in examples]),
+    }
+    for name, first in arrays(examples[0]).items():
+        fill = VOID if is_label(first) else 0
+        shape = (len(examples), height, width, *first.shape[2:])
+        batch[name] = np.full(shape, fill, first.dtype)
+        for row, (example, (rows, columns)) in enumerate(zip(examples, sizes, strict=True)):
+            batch[name][row, :rows, :columns] = example[name]
     return batch
 
 
@@ -150,14 +158,23 @@ def check_example(example: Example) -> Example:
     """Returns a sound example.
 
     Raises:
-        ValueError: If the arrays are not uint8 of one size; names the example.
+        ValueError: If an array is of no kind that examples have, or of another size than the
+            others; names the example and the array.
     """
-    image: UInt8[np.ndarray, "h w 3"] = example["image"]
-    label: UInt8[np.ndarray, "h w"] = example["label"]
-    good = image.dtype == label.dtype == np.uint8 and image.shape == (*label.shape, 3)
-    if not good:
-        raise ValueError(
-            f"{example['id']}: expected uint8 image (h, w, 3) and label (h, w), got "
-            f"{image.dtype} {image.shape} and {label.dtype} {label.shape}"
+    found = arrays(example)
+    height, width = size_of(example)
+    for name, value in found.items():
+        kind = (value.dtype.name, *value.shape[2:])
+        good = kind in (("uint8", 3), ("uint8",), ("uint16",)) and value.shape[:2] == (
+            height,
+            width,
         )
+        if not good:
+            raise ValueError(
+                f"{example['id']}: expected uint8 pictures (h, w, 3), uint8 label maps (h, w) and "
+                f"uint16 depth (h, w) of one size, got {name} {value.dtype} {value.shape} where "
+                f"others have {height}x{width}"
+            )
+    if not any(is_label(value) for value in found.values()):
+        raise ValueError(f"{example['id']}: there is no label map among {', '.join(found)}")
     return example

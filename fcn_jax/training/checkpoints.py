@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -19,9 +20,9 @@ from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from fcn_jax.classes import ClassTable
-from fcn_jax.config import from_plain
-from fcn_jax.networks import SEGMENTERS, FCN, create_model
-from fcn_jax.preprocessing import Preprocessing
+from fcn_jax.config import from_plain, to_plain
+from fcn_jax.networks import FCN, SEGMENTERS, create_model
+from fcn_jax.preprocessing import Inputs
 from fcn_jax.training.step import TrainState
 
 Which = Literal["best", "last"]
@@ -93,7 +94,7 @@ class StageCheckpoints:
         Args:
             state: The train state; its step numbers the checkpoint.
             data: The data iterator's position.
-            run: Config, classes and preprocessing, plain values (see `load_run`).
+            run: Config, classes and inputs, plain values (`describe_run`).
             metrics: ``{"mean_iu": …}`` and others where the state was scored.
         """
         self._manager.save(
@@ -172,8 +173,8 @@ class Run:
     Attributes:
         model: The network.
         variables: ``{"params": …}``.
-        preprocessing: What its input must go through.
-        classes: Names and colours of its classes.
+        inputs: What it reads of an example, and how that is normalised.
+        heads: Names and colours of the classes of each output.
         config: The run's config.
         stage: The stage it comes from.
         step: The step within the stage.
@@ -181,26 +182,45 @@ class Run:
 
     model: FCN
     variables: dict[str, Any]
-    preprocessing: Preprocessing
-    classes: ClassTable
+    inputs: Inputs
+    heads: dict[str, ClassTable]
     config: ConfigDict
     stage: str
     step: int
 
+    @property
+    def classes(self) -> ClassTable:
+        """The classes of the first output."""
+        return next(iter(self.heads.values()))
 
-def build_model(config: ConfigDict, stage: str, num_classes: int) -> FCN:
+
+def build_model(
+    config: ConfigDict, stage: str, heads: Mapping[str, ClassTable], inputs: Inputs
+) -> FCN:
     """The network of a stage of a config."""
     learned = config.learned_upsampling
     return create_model(
         stage,
         backbone=config.backbone,
-        num_classes=num_classes,
+        num_classes={head: classes.num_classes for head, classes in heads.items()},
+        inputs=inputs.channels,
         padding=config.padding,
         width=config.width,
         fc_width=config.fc_width,
         dropout=config.dropout,
         learned_upsampling=learned,
     )
+
+
+def describe_run(
+    config: ConfigDict, heads: Mapping[str, ClassTable], inputs: Inputs
+) -> dict[str, Any]:
+    """What a checkpoint holds besides arrays, as plain values."""
+    return {
+        "config": to_plain(config),
+        "heads": {head: classes.to_dict() for head, classes in heads.items()},
+        "inputs": inputs.to_dict(),
+    }
 
 
 def available_stages(workdir: str | Path) -> list[str]:
@@ -251,12 +271,13 @@ def load_run(workdir: str | Path, stage: str | None = None, which: Which = "best
         step = checkpoints.step(which)
     assert step is not None
     config = from_plain(fields["config"])
-    classes = ClassTable.from_dict(fields["classes"])
+    heads = {head: ClassTable.from_dict(table) for head, table in fields["heads"].items()}
+    inputs = Inputs.from_dict(fields["inputs"])
     return Run(
-        model=build_model(config, stage, classes.num_classes),
+        model=build_model(config, stage, heads, inputs),
         variables={"params": params},
-        preprocessing=Preprocessing.from_dict(fields["preprocessing"]),
-        classes=classes,
+        inputs=inputs,
+        heads=heads,
         config=config,
         stage=stage,
         step=step,

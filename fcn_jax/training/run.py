@@ -25,9 +25,9 @@ from fcn_jax.data import loader
 from fcn_jax.data.transforms import Augmentation
 from fcn_jax.evaluation import evaluate
 from fcn_jax.metrics import Scores, scores
-from fcn_jax.networks import SEGMENTERS, FCN, abstract_params, initial_params
-from fcn_jax.preprocessing import Preprocessing
-from fcn_jax.training.checkpoints import StageCheckpoints, build_model
+from fcn_jax.networks import FCN, SEGMENTERS, abstract_params, initial_params
+from fcn_jax.preprocessing import CAFFE, Inputs, Preprocessing
+from fcn_jax.training.checkpoints import StageCheckpoints, build_model, describe_run
 from fcn_jax.training.journal import Journal
 from fcn_jax.training.optimizer import make_optimizer, make_schedule
 from fcn_jax.training.step import (
@@ -69,8 +69,8 @@ class Task:
     stages: tuple[Stage, ...]
     train_source: data.Source
     eval_source: data.Source
-    classes: ClassTable
-    preprocessing: Preprocessing
+    heads: dict[str, ClassTable]
+    inputs: Inputs
     mesh: Mesh
     journal: Journal
 
@@ -96,12 +96,16 @@ def train(config: ConfigDict, workdir: str | Path) -> data.Source:
     configs.validate(config)
     workdir = Path(workdir)
     _check_same_run(config, workdir)
-    if config.init and not (workdir / "checkpoints").exists():
-        weights.load(config.init)  # a file that cannot be read is an error now, not after the data
+    # A file that cannot be read is an error now, not after the data are prepared.
+    begun = (workdir / "inputs.json").exists()
+    start = {} if begun else _load_start_weights(config)
     options = configs.data_options(config)
     train_source = data.open_source(config.dataset, config.train_split, **options)
     eval_source = data.open_source(config.dataset, config.eval_split, **options)
     data.check_disjoint(train_source, eval_source)
+    heads = _choose_heads(config, train_source)
+    inputs = _known_inputs(workdir) if begun else _choose_inputs(config, train_source, start)
+    del start
     mesh = data_mesh()
     _check_batch_size(config, len(train_source))
 
@@ -109,7 +113,9 @@ def train(config: ConfigDict, workdir: str | Path) -> data.Source:
     if first:
         workdir.mkdir(parents=True, exist_ok=True)
         _write_json(workdir / "config.json", configs.to_plain(config))
-        _write_json(workdir / "classes.json", train_source.classes.to_dict())
+        tables = {head: classes.to_dict() for head, classes in heads.items()}
+        _write_json(workdir / "classes.json", tables)
+        _write_json(workdir / "inputs.json", inputs.to_dict())
     names = tuple(config.stages)
     with Journal(workdir, names, silent=not first) as journal, StopSignal() as stop:
         task = Task(
@@ -118,15 +124,16 @@ def train(config: ConfigDict, workdir: str | Path) -> data.Source:
             stages=_stages(config, len(train_source)),
             train_source=train_source,
             eval_source=eval_source,
-            classes=train_source.classes,
-            preprocessing=Preprocessing(),
+            heads=heads,
+            inputs=inputs,
             mesh=mesh,
             journal=journal,
         )
+        classes = " and ".join(str(table.num_classes) for table in heads.values())
         journal.say(
             f"{config.dataset}: {len(train_source)} training and {len(eval_source)} evaluation "
-            f"images, {task.classes.num_classes} classes; {jax.device_count()} "
-            f"{jax.devices()[0].platform} device(s); in {workdir}"
+            f"images, {classes} classes; {jax.device_count()} {jax.devices()[0].platform} "
+            f"device(s); in {workdir}"
         )
         for note in dict.fromkeys((*train_source.notes, *eval_source.notes)):
             journal.say(f"note: {note}")
@@ -141,7 +148,7 @@ def train(config: ConfigDict, workdir: str | Path) -> data.Source:
 def _run_stage(task: Task, stage: Stage, stop: StopSignal) -> None:
     """Trains a stage to its end, from its last checkpoint or from the stage before."""
     config, journal = task.config, task.journal
-    model = build_model(config, stage.name, task.classes.num_classes)
+    model = build_model(config, stage.name, task.heads, task.inputs)
     optimizer = make_stage_optimizer(config, model, stage)
     key = jax.random.fold_in(jax.random.key(config.seed), stage.index)
 
@@ -165,12 +172,13 @@ def _run_stage(task: Task, stage: Stage, stop: StopSignal) -> None:
         train_step = make_train_step(
             model,
             optimizer,
-            task.preprocessing,
+            task.inputs,
             task.mesh,
             key=jax.random.fold_in(key, 2),
             normalize_loss=config.normalize_loss,
             cell_fraction=config.cell_fraction,
             frozen=config.freeze,
+            loss_weights=config.loss_weights,
         )
         with batches, journal.progress(stage.name, done or 0, stage.steps):
             _loop(task, stage, stop, model, train_step, state, batches, checkpoints)
@@ -188,12 +196,8 @@ def _loop(
 ) -> None:
     """The training loop: step, log, evaluate, save."""
     config, journal = task.config, task.journal
-    watch = LossWatch(stage.name, task.classes.num_classes)
-    run = {
-        "config": configs.to_plain(config),
-        "classes": task.classes.to_dict(),
-        "preprocessing": task.preprocessing.to_dict(),
-    }
+    watch = LossWatch(stage.name)
+    run = describe_run(config, task.heads, task.inputs)
     step = int(state.step)
     clock, clocked = time.perf_counter(), step
     while step < stage.steps:
@@ -237,9 +241,9 @@ def _evaluate(
 ) -> dict[str, float]:
     """Scores the evaluation split, records the figures, and draws a few predictions."""
     config, journal = task.config, task.journal
-    samples: list[tuple[Any, np.ndarray]] = []
+    samples: list[tuple[Any, dict[str, np.ndarray]]] = []
 
-    def keep(example: Any, labels: np.ndarray) -> None:
+    def keep(example: Any, labels: dict[str, np.ndarray]) -> None:
         if len(samples) < config.samples:
             samples.append((example, labels))
 
@@ -250,30 +254,32 @@ def _evaluate(
         model,
         {"params": jax.tree.map(lambda x: x.addressable_data(0), state.params)},
         loader.evaluation_examples(task.eval_source, part),
-        num_classes=task.classes.num_classes,
-        preprocessing=task.preprocessing,
+        num_classes={head: classes.num_classes for head, classes in task.heads.items()},
+        preprocessing=task.inputs,
         scale=config.scale,
         batch_size=config.eval_batch_size,
         mesh=local,
         visit=keep,
     )
     if jax.process_count() > 1:
-        counts = np.asarray(multihost_utils.process_allgather(counts)).sum(axis=0)
-    result = scores(counts)
-    metrics = _figures(result)
+        gathered = multihost_utils.process_allgather(counts)
+        counts = {head: np.asarray(values).sum(axis=0) for head, values in gathered.items()}
+    metrics: dict[str, float] = {}
+    for head, classes in task.heads.items():
+        figures = _figures(scores(counts[head], classes.scored))
+        prefix = f"{head}/" if len(task.heads) > 1 else ""
+        metrics |= {f"{prefix}{name}": value for name, value in figures.items()}
+        journal.say(
+            f"{stage.name} step {step}: {prefix.replace('/', '  ')}"
+            + "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items())
+        )
+        for number, (example, labels) in enumerate(samples):
+            panels = {"image": example["image"], "truth": example[head], stage.name: labels[head]}
+            name = f"sample{number}{'_' + head if prefix else ''}"
+            journal.picture(stage.name, step, name, drawing.side_by_side(panels, classes))
+    # By this the best checkpoint is chosen.
+    metrics["mean_iu"] = float(np.mean([v for k, v in metrics.items() if k.endswith("mean_iu")]))
     journal.record(stage.name, step, {f"eval/{name}": value for name, value in metrics.items()})
-    journal.say(
-        f"{stage.name} step {step}: "
-        + "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in metrics.items())
-    )
-    for number, (example, labels) in enumerate(samples):
-        panels = {
-            "image": example["image"],
-            "truth": example["label"],
-            stage.name: labels,
-        }
-        picture = drawing.side_by_side(panels, task.classes)
-        journal.picture(stage.name, step, f"sample{number}", picture)
     return metrics
 
 
@@ -288,13 +294,17 @@ def _start_params(task: Task, stage: Stage, model: FCN, key: jax.Array) -> dict[
             source = weights.flatten(checkpoints.restore_params("last"))
         origin = f"{previous}, its last step"
     elif task.config.init:
-        source = weights.load(task.config.init)
+        found = _load_start_weights(task.config)
+        source = found.get("", found)
         origin = task.config.init
     else:
         task.journal.say(f"{stage.name}: starts from random weights")
         return initial_params(model, key)
     params, report = weights.transplant(
-        abstract_params(model), source, replaceable=model.score_layers
+        abstract_params(model),
+        source,
+        replaceable=model.score_layers,
+        streams=[name for name, _ in model.streams] if len(model.streams) > 1 else (),
     )
     task.journal.say(f"{stage.name}: starts from {origin}\n{report}")
     # Initial values only of what was left: a random number generator takes seconds to compile.
@@ -360,6 +370,54 @@ def _stages(config: ConfigDict, images: int) -> tuple[Stage, ...]:
     rates = configs.per_stage(config, "learning_rate")
     rows = zip(config.stages, steps, rates, strict=True)
     return tuple(Stage(index, *row) for index, row in enumerate(rows))
+
+
+# ======================================================================== inputs and outputs
+
+
+def _load_start_weights(config: ConfigDict) -> dict[str, weights.Weights]:
+    return {name: weights.load(path) for name, path in configs.start_files(config).items()}
+
+
+def _choose_heads(config: ConfigDict, source: data.Source) -> dict[str, ClassTable]:
+    """The label maps that are learned, with their classes."""
+    if unknown := [name for name in config.heads if name not in source.heads]:
+        raise ValueError(
+            f"config.heads names {', '.join(unknown)}, {source!r} has {', '.join(source.heads)}"
+        )
+    return {name: source.heads[name] for name in config.heads or source.heads}
+
+
+def _choose_inputs(
+    config: ConfigDict, source: data.Source, start: dict[str, weights.Weights]
+) -> Inputs:
+    """The features of each input, normalised as the start weights expect them.
+
+    Weights of Caffe's kind take the means of the data set, as in the reference; others (RGB from
+    0 to 1) bring their own.
+    """
+    own = data.row_of(config.dataset).preprocessing
+    streams: dict[str, dict[str, Preprocessing]] = {}
+    for stream, joined in config.inputs.items():
+        found = start.get(stream, start.get(""))
+        given = (found.preprocessing if found else None) or CAFFE
+        streams[stream] = {}
+        for feature in joined.split("+"):
+            if feature not in source.features:
+                raise ValueError(
+                    f"config.inputs.{stream} reads {feature!r}, {source!r} has "
+                    f"{', '.join(source.features)}"
+                )
+            usual = own.get(feature, CAFFE)
+            if given != CAFFE:
+                usual = given if feature == "image" else usual.on_scale_of(given)
+            streams[stream][feature] = usual
+    return Inputs.of(streams)
+
+
+def _known_inputs(workdir: Path) -> Inputs:
+    """The inputs of a run that goes on."""
+    return Inputs.from_dict(json.loads((workdir / "inputs.json").read_text()))
 
 
 # ======================================================================== checks and records

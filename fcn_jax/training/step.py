@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from fcn_jax.losses import cross_entropy, sample_cells
 from fcn_jax.networks import FCN
-from fcn_jax.preprocessing import Preprocessing
+from fcn_jax.preprocessing import Inputs, Preprocessing
 from fcn_jax.training.optimizer import matches_any
 
 
@@ -38,13 +38,16 @@ class StepFigures:
     """What a step reports; it stays on the device until somebody asks.
 
     Attributes:
-        loss: Cross-entropy per valid pixel, in nats; NaN if a label was invalid.
-        valid: Valid pixels.
+        loss: Cross-entropy per valid pixel, in nats; NaN if a label was invalid. With several
+            heads the sum of theirs, each times its weight.
+        head_losses: The same for each head, unweighted.
+        valid: Valid pixels, over all heads.
         invalid: Pixels whose label is neither a class nor void.
         gradient_norm: Global norm of the gradient.
     """
 
     loss: Float[Array, ""]
+    head_losses: dict[str, Float[Array, ""]]
     valid: Int[Array, ""]
     invalid: Int[Array, ""]
     gradient_norm: Float[Array, ""]
@@ -71,15 +74,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def make_train_step(
     model: FCN,
     optimizer: optax.GradientTransformation,
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | Inputs,
     mesh: Mesh,
     *,
     key: Array,
     normalize_loss: bool = False,
     cell_fraction: float = 1.0,
     frozen: Sequence[str] = (),
+    loss_weights: Mapping[str, float] | None = None,
 ) -> TrainStep:
-    """Compiles a step of the optimiser on the pixelwise cross-entropy.
+    """Compiles a step of the optimiser on the pixelwise cross-entropy, summed over the heads.
 
     The state is donated: use the returned one. Dropout and patch sampling draw from ``key``
     folded with the step, so that a resumed run repeats them.
@@ -87,26 +91,33 @@ def make_train_step(
     Args:
         model: The network.
         optimizer: From `make_optimizer`.
-        preprocessing: Applied to the batch's uint8 images on the device.
+        preprocessing: Applied to the batch's features on the device.
         mesh: Devices; a batch is split over its ``data`` axis, the gradient summed over it.
         key: Random key of the stage.
         normalize_loss: Divide the loss by the number of valid pixels (the paper sums).
         cell_fraction: Part of the final-layer cells that are trained on (paper, figure 5).
         frozen: Patterns of layer names whose gradient is not computed; give the optimiser the
             same ones.
+        loss_weights: Factor on the loss of each head; 1 where none is given.
 
     Returns:
-        ``step(state, batch)`` for batches of ``image`` uint8 (b, h, w, 3), ``label`` uint8
-        (b, h, w) with void 255, and ``size`` int32 (b, 2).
+        ``step(state, batch)`` for batches of the features that are read (``image`` uint8
+        (b, h, w, 3)), a label map uint8 (b, h, w) with void 255 by the name of each head
+        (``label`` where there is one), and ``size`` int32 (b, 2).
     """
+    inputs = Inputs.of(preprocessing)
     cells = model.alignment.geometry["score_fr"]
+    weights = {head: 1.0 for head, _ in model.heads} | dict(loss_weights or {})
 
     def step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, StepFigures]:
         dropout_key, cell_key = jax.random.split(jax.random.fold_in(key, state.step))
-        images = preprocessing.apply(batch["image"], batch["size"])
-        labels = batch["label"]
+        images = inputs.apply(batch, batch["size"])
+        labels = {head: batch[head] for head, _ in model.heads}
         if cell_fraction < 1:
-            labels = sample_cells(cell_key, labels, cell_fraction, cells)
+            labels = {
+                head: sample_cells(cell_key, values, cell_fraction, cells)
+                for head, values in labels.items()
+            }
 
         def objective(params: Any) -> tuple[Array, Any]:
             params = {
@@ -116,14 +127,24 @@ def make_train_step(
             logits: Any = model.apply(
                 {"params": params}, images, train=True, rngs={"dropout": dropout_key}
             )
-            loss = cross_entropy(logits, labels)
-            return loss.mean if normalize_loss else loss.total, loss
+            logits = logits if len(labels) > 1 else dict.fromkeys(labels, logits)
+            losses = {head: cross_entropy(logits[head], labels[head]) for head in labels}
+            minimised = sum(
+                weights[head] * (loss.mean if normalize_loss else loss.total)
+                for head, loss in losses.items()
+            )
+            return minimised, losses
 
-        gradient, loss = jax.grad(objective, has_aux=True)(state.params)
+        gradient, losses = jax.grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradient)))
-        figures = StepFigures(loss.mean, loss.valid, loss.invalid, norm)
+        figures = StepFigures(
+            loss=sum(weights[head] * loss.mean for head, loss in losses.items()),
+            head_losses={head: loss.mean for head, loss in losses.items()},
+            valid=sum(loss.valid for loss in losses.values()),
+            invalid=sum(loss.invalid for loss in losses.values()),
+            gradient_norm=jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradient))),
+        )
         return TrainState(state.step + 1, params, opt_state), figures
 
     whole, split = replicated(mesh), batch_sharding(mesh)

@@ -35,9 +35,8 @@ class LossWatch:
     none goes unchecked.
     """
 
-    def __init__(self, stage: str, num_classes: int) -> None:
+    def __init__(self, stage: str) -> None:
         self._stage = stage
-        self._num_classes = num_classes
         self._pending: list[tuple[int, Sequence[str], StepFigures]] = []
 
     def add(self, step: int, ids: Sequence[str], figures: StepFigures) -> None:
@@ -48,7 +47,8 @@ class LossWatch:
         """Checks the steps since the last check.
 
         Returns:
-            Loss per valid pixel and gradient norm, their means over those steps.
+            Loss per valid pixel (with several heads also of each) and gradient norm, their means
+            over those steps.
 
         Raises:
             Diverged: If a loss was not finite, or a label invalid; names the step and images.
@@ -60,8 +60,8 @@ class LossWatch:
             if figures.invalid:
                 raise Diverged(
                     f"{self._stage} step {step}: {int(figures.invalid)} pixels have a label that "
-                    f"is neither a class (0 to {self._num_classes - 1}) nor void (255), in one of "
-                    f"the images {images}; mend the label files"
+                    f"is neither a class nor void (255), in one of the images {images}; mend the "
+                    "label files"
                 )
             if not np.isfinite(figures.loss) or not np.isfinite(figures.gradient_norm):
                 raise Diverged(
@@ -69,10 +69,15 @@ class LossWatch:
                     f"{figures.gradient_norm} on the images {images}; the last checkpoint is "
                     "untouched. Lower config.learning_rate, or set config.clip_norm"
                 )
-        return {
+        means = {
             "loss": float(np.mean([figures.loss for figures in host])),
             "gradient_norm": float(np.mean([figures.gradient_norm for figures in host])),
         }
+        heads = host[0].head_losses
+        if len(heads) > 1:
+            for head in heads:
+                means[f"loss_{head}"] = float(np.mean([f.head_losses[head] for f in host]))
+        return means
 
 
 class StopSignal:

@@ -1,0 +1,36 @@
+"""FCN-32s on colour on NYUDv2, with the reference solver's values.
+
+Expected on test, of FCN-32s: 60.0, 42.2, 29.2, 43.9 (pixel acc., mean acc., mean IU, f.w. IU;
+CVPR 2015, table 4; not repeated here). 300,000 steps of one whole image, 40 classes.
+
+    python train.py --config=configs/nyud_color.py --config.manual_dir=DIR \
+        --config.init=vgg16.npz
+
+DIR holds the reference's nyud.tar.gz (docs/data.md).
+"""
+
+from ml_collections import ConfigDict
+
+from fcn_jax.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.dataset = "nyudv2"
+    config.train_split = "trainval"
+    config.eval_split = "test"
+
+    config.inputs = ConfigDict({"color": "image"})
+    config.stages = ("fcn32s",)
+    config.padding = "reference"
+    config.learned_upsampling = "none"
+
+    config.batch_size = 1
+    config.steps = (300_000,)
+    config.optimizer = "sgd"
+    config.learning_rate = (1e-10,)
+    config.momentum = 0.99
+    config.weight_decay = 5e-4
+    config.eval_every = 4000
+    config.checkpoint_every = 4000
+    return config.lock()

@@ -1,0 +1,37 @@
+"""FCN-32s on colour and depth, early fusion, on NYUDv2, with the reference solver's values.
+
+Expected on test, of FCN-32s: 61.5, 42.4, 30.5, 45.5 (pixel acc., mean acc., mean IU, f.w. IU;
+CVPR 2015, table 4; not repeated here). 300,000 steps of one whole image, 40 classes.
+
+    python train.py --config=configs/nyud_color_depth.py --config.manual_dir=DIR \
+        --config.init=vgg16.npz
+
+DIR holds the reference's nyud.tar.gz (docs/data.md). The first layer reads four channels, the
+logarithm of depth last; its fourth filter starts as the mean of the three.
+"""
+
+from ml_collections import ConfigDict
+
+from fcn_jax.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.dataset = "nyudv2"
+    config.train_split = "trainval"
+    config.eval_split = "test"
+
+    config.inputs = ConfigDict({"color_depth": "image+depth"})
+    config.stages = ("fcn32s",)
+    config.padding = "reference"
+    config.learned_upsampling = "none"
+
+    config.batch_size = 1
+    config.steps = (300_000,)
+    config.optimizer = "sgd"
+    config.learning_rate = (1e-10,)
+    config.momentum = 0.99
+    config.weight_decay = 5e-4
+    config.eval_every = 4000
+    config.checkpoint_every = 4000
+    return config.lock()
