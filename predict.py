@@ -1,9 +1,13 @@
-"""Segments photographs with a trained network.
+"""Segments photographs with a trained network, or shows where a class is seen.
 
     python predict.py --workdir=DIR IMAGES... --output=DIR [--stage=fcn8s] [--checkpoint=best]
+    python predict.py --weights=FILE IMAGES... --output=DIR [--model=fcn8s] [--classes=FILE]
+    python predict.py --weights=FILE IMAGES... --output=DIR --heatmap="tabby cat"
 
 IMAGES are files, or folders to search. Writes labels/NAME.png (class numbers, shown in the
-classes' colours) and overlays/NAME.png (colours over the photograph), at the photographs' size.
+classes' colours) and overlays/NAME.png (colours over the photograph), at the photographs' size;
+with --heatmap instead heatmaps/NAME.png, the class's scores over the photograph. FILE holds
+published weights of any kind that fcn_jax.weights.load reads, also of a classifier.
 A file that cannot be read is reported, the others are done all the same, and the exit code is 1.
 """
 
@@ -12,8 +16,18 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from fcn_jax.classes import ClassTable
+    from fcn_jax.inference import Predictor
+
+    Draw = Callable[[np.ndarray], dict[str, Image.Image]]
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -22,16 +36,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line's values."""
     parser = argparse.ArgumentParser(
         prog="predict.py",
-        usage="python predict.py --workdir=DIR IMAGES... --output=DIR [options]; --help lists them",
-        description="Segments photographs with a trained network.",
+        usage="python predict.py (--workdir=DIR | --weights=FILE) IMAGES... --output=DIR "
+        "[options]; --help lists them",
+        description="Segments photographs with a trained network, or shows where a class is seen.",
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("images", nargs="+", type=Path, help="image files, or folders to search")
-    add("--workdir", required=True, help="the folder of a training run")
-    add("--output", required=True, type=Path, help="the folder for labels and overlays")
+    add("--output", required=True, type=Path, help="the folder for the results")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", help="the folder of a training run")
+    source.add_argument("--weights", help="a weight file, of a classifier or an FCN")
     add("--stage", help="such as fcn16s; default: the last trained")
     add("--checkpoint", choices=("best", "last"), default="best", help="default: best")
+    add("--model", help="the weights' network; default: as their layers suggest")
+    add("--classes", help="file of class names; default: the run's, or by their number")
+    add("--heatmap", help="draw the scores of this class, a name or a number from 0")
     return parser.parse_intermixed_args(argv)
 
 
@@ -71,41 +91,143 @@ def _unique(name: Path, taken: set[str]) -> Path:
     return chosen
 
 
+# ======================================================================== the network
+
+
+def load_network(args: argparse.Namespace) -> tuple[str, Predictor, dict[str, list[str]], Any]:
+    """What it is, the network, its class names by head, and its class tables (None without)."""
+    from fcn_jax import classes, weights
+    from fcn_jax.inference import Predictor
+    from fcn_jax.preprocessing import CAFFE
+    from fcn_jax.training.checkpoints import load_run
+    from fcn_jax.weights import recognition
+
+    if args.workdir:
+        run = load_run(args.workdir, args.stage, args.checkpoint)
+        names = {head: list(table.names) for head, table in run.heads.items()}
+        return f"{run.stage} step {run.step}", Predictor.from_run(run), names, run.heads
+    loaded = weights.load(args.weights)
+    model = recognition.network_of(loaded, args.model)
+    predictor = Predictor(
+        model, {"params": recognition.params_of(loaded, model)}, loaded.preprocessing or CAFFE
+    )
+    if args.classes and len(model.heads) == 1:
+        given = classes.read_names(args.classes)
+        if len(given) != model.heads[0][1]:
+            raise ValueError(
+                f"{args.classes} names {len(given)} classes, the network has {model.heads[0][1]}"
+            )
+        names = {model.heads[0][0]: given}
+    else:
+        names = {head: classes.usual_names(number) for head, number in model.heads}
+    tables = {
+        head: classes.table_from_names(given) if not predictor.classifies else None
+        for head, given in names.items()
+    }
+    return loaded.kind, predictor, names, tables
+
+
+def find_class(wanted: str, names: dict[str, list[str]]) -> tuple[str, int]:
+    """The head and the number of a class, by its name, a part of it, or the number.
+
+    Raises:
+        ValueError: If no class or several are meant; the message lists some.
+    """
+    for head, of_head in names.items():
+        if wanted.isdecimal() and int(wanted) < len(of_head):
+            return head, int(wanted)
+    tests: list[Callable[[str], bool]] = [
+        lambda name: name.casefold() == wanted.casefold(),
+        lambda name: wanted.casefold() in [part.strip().casefold() for part in name.split(",")],
+        lambda name: wanted.casefold() in name.casefold(),
+    ]
+    every = [(head, number) for head, of_head in names.items() for number in range(len(of_head))]
+    for fits in tests:
+        found = [(head, number) for head, number in every if fits(names[head][number])]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            meant = ", ".join(names[head][number] for head, number in found[:5])
+            raise ValueError(f"--heatmap={wanted} may mean {meant}; give the whole name")
+    known = ", ".join(names[head][number] for head, number in every[:20])
+    raise ValueError(f"--heatmap={wanted}: there is no such class; there are {known} …")
+
+
+# ======================================================================== pictures
+
+
+def draw_labels(predictor: Predictor, tables: dict[str, ClassTable], image: Any) -> Any:
+    """Label map and overlay of an image, by folder; for each head."""
+    from PIL import Image
+
+    from fcn_jax import drawing
+
+    labels = predictor.labels(image)
+    labels = labels if isinstance(labels, dict) else {next(iter(tables)): labels}
+    pictures = {}
+    for head, values in labels.items():
+        suffix = f"_{head}" if len(labels) > 1 else ""
+        overlay = drawing.overlay(image, values, tables[head])
+        pictures[f"labels{suffix}"] = drawing.palette_image(values, tables[head])
+        pictures[f"overlays{suffix}"] = Image.fromarray(overlay)
+    return pictures
+
+
+def draw_heatmap(predictor: Predictor, head: str, number: int, image: Any) -> Any:
+    """The scores of a class over an image."""
+    import numpy as np
+    from PIL import Image
+
+    from fcn_jax import drawing
+
+    scores = predictor.score_map(image, number, head)
+    return {"heatmaps": Image.fromarray(drawing.heatmap(image, np.asarray(scores)))}
+
+
+# ======================================================================== the program
+
+
 def main(argv: list[str] | None = None) -> int:
     """Predicts, and returns the exit code."""
     args = parse(argv)
 
-    import jax
-    from absl import logging
-    from PIL import Image
-    from rich.progress import track
+    import functools
 
-    from fcn_jax import drawing
-    from fcn_jax.data.images import read_image
-    from fcn_jax.inference import Predictor
-    from fcn_jax.training.checkpoints import load_run
+    from absl import logging
 
     logging.set_verbosity(logging.ERROR)  # below it orbax tells a great deal
     try:
         files = find_images(args.images, args.output)
-        run = load_run(args.workdir, args.stage, args.checkpoint)
+        title, predictor, names, tables = load_network(args)
+        if args.heatmap:
+            head, number = find_class(args.heatmap, names)
+            title = f"{title}: {names[head][number]}"
+            draw: Draw = functools.partial(draw_heatmap, predictor, head, number)
+        elif predictor.classifies:
+            raise ValueError(f"{title} is a classifier: give --heatmap=CLASS")
+        else:
+            draw = functools.partial(draw_labels, predictor, tables)
         args.output.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         print(f"predict.py: {error}", file=sys.stderr)
         return 2
+    failed = predict(files, args.output, draw, title)
+    print(f"{len(files) - failed} of {len(files)} images in {args.output}")
+    return 1 if failed else 0
 
-    predictor = Predictor.from_run(run)
+
+def predict(files: list[tuple[Path, Path]], output: Path, draw: Draw, title: str) -> int:
+    """Draws every file; returns how many could not be."""
+    import jax
+    from rich.progress import track
+
+    from fcn_jax.data.images import read_image
+
     failed = 0
-    for file, name in track(files, f"{run.stage} step {run.step}"):
+    for file, name in track(files, title):
         try:
-            image = read_image(file)
-            labels = predictor.labels(image)
-            overlay = Image.fromarray(drawing.overlay(image, labels, run.classes))
-            for kind, picture in (
-                ("labels", drawing.palette_image(labels, run.classes)),
-                ("overlays", overlay),
-            ):
-                target = args.output / kind / f"{name}.png"
+            for kind, picture in draw(read_image(file)).items():
+                target = output / kind / f"{name}.png"
                 target.parent.mkdir(parents=True, exist_ok=True)
                 picture.save(target)
         except (ValueError, OSError) as error:
@@ -114,8 +236,7 @@ def main(argv: list[str] | None = None) -> int:
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
             failed += 1
             print(f"predict.py: {file}: too large? {str(error)[:200]}", file=sys.stderr)
-    print(f"{len(files) - failed} of {len(files)} images in {args.output}")
-    return 1 if failed else 0
+    return failed
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from fcn_jax.config import default_config
 def get_config():
     config = default_config()
     config.dataset = "nyudv2"
+    config.dataset_options.camera = ()  # (fx, fy, cx, cy) of depth images of another size.
     config.train_split = "trainval"
     config.eval_split = "test"
 

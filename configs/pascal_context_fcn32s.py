@@ -18,6 +18,7 @@ from fcn_jax.config import default_config, set_recipe
 def get_config(recipe="pami"):
     config = default_config()
     config.dataset = "pascal_context"
+    config.dataset_options.context = ""  # The folder of trainval/ and labels.txt, if apart.
     config.train_split = "train"
     config.eval_split = "val"
 

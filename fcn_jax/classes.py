@@ -18,6 +18,8 @@ import dataclasses
 import functools
 import io
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +44,15 @@ class ClassRow:
         color: Its colour in pictures and in RGB masks: red, green, blue, 0..255.
         ignored: True for void: these pixels neither train nor score.
         id: The class's value in stored label files; None means the row's place in the table.
+        scored: False for a class that trains but is left out of the means over classes, such as
+            one that is absent from the test set.
     """
 
     name: str
     color: tuple[int, int, int]
     ignored: bool = False
     id: int | None = None
+    scored: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +60,8 @@ class ClassTable:
     """The classes of a data set, in order.
 
     Raises:
-        ValueError: if there is no class that counts or more than 255, two rows share a name or an
-            id, or a colour is not three integers in 0..255.
+        ValueError: if there is no class that counts or more than 255, none of them is scored, two
+            rows share a name or an id, or a colour is not three integers in 0..255.
     """
 
     rows: tuple[ClassRow, ...]
@@ -67,6 +72,8 @@ class ClassTable:
                 f"a class table needs 1 to {MAX_CLASSES} classes that are not ignored, "
                 f"but this one has {self.num_classes}"
             )
+        if not self.scored:
+            raise ValueError("a class table needs a class that is scored, but this one has none")
         columns: dict[str, list[Any]] = {
             "name": [row.name for row in self.rows],
             "id": list(self.ids),
@@ -102,6 +109,11 @@ class ClassTable:
     def num_classes(self) -> int:
         """How many classes count."""
         return len(self.counted)
+
+    @property
+    def scored(self) -> tuple[int, ...]:
+        """The labels that enter the means over classes: all but those of rows not `scored`."""
+        return tuple(label for label, row in enumerate(self.counted) if row.scored)
 
     @property
     def palette(self) -> UInt8[np.ndarray, "256 3"]:
@@ -148,6 +160,18 @@ class ClassTable:
                 f"{VOID} is void)"
             )
         return self._lookup[raw].astype(np.uint8)
+
+    def with_void(self, ids: Iterable[int]) -> ClassTable:
+        """The table with further ids that are void, whether they are of its rows or of none."""
+        void = set(ids)
+        rows = tuple(
+            dataclasses.replace(row, ignored=True) if raw_id in void else row
+            for row, raw_id in zip(self.rows, self.ids, strict=True)
+        )
+        # Ids of rows without one are their places, which rows added at the end leave as they are.
+        extra = sorted(void - set(self.ids) - {VOID})
+        more = (ClassRow(f"void {raw_id}", VOID_COLOR, ignored=True, id=raw_id) for raw_id in extra)
+        return ClassTable((*rows, *more))
 
     def to_dict(self) -> dict[str, Any]:
         """The table as JSON types; `from_dict` reads it back."""
@@ -196,13 +220,28 @@ def table_from_names(names: list[str], first_id: int = 0) -> ClassTable:
     return ClassTable(tuple(rows))
 
 
+def _with_void_zero(names: list[str], unscored: tuple[str, ...] = ()) -> ClassTable:
+    """A table for files in which 0 is void and the names are 1, 2, ..., in VOC's palette."""
+    rows = [
+        dataclasses.replace(row, scored=row.name not in unscored)
+        for row in table_from_names(names, first_id=1).rows
+    ]
+    return ClassTable((ClassRow("void", (0, 0, 0), ignored=True, id=0), *rows))
+
+
+def _words(text: str) -> list[str]:
+    """The names in a text, separated by commas."""
+    return [name.strip() for name in text.replace("\n", " ").split(",")]
+
+
 def load_class_table(path: str | Path, first_id: int = 0) -> ClassTable:
     """Read a person's class table.
 
     Three kinds of file are understood:
 
     * `.csv` with a header: `name`, then `r`, `g`, `b` (or `color` as `#ff8000` or `255 128 0`),
-      and optionally `id` (the value in label files) and `ignored` (true for void);
+      and optionally `id` (the value in label files), `ignored` (true for void) and `scored`
+      (false for a class that trains but is left out of the means);
     * `.json`: a list of names, a list of objects with the same fields as the csv (`color` may be a
       list), an object of name -> colour, or what `ClassTable.to_dict` writes;
     * any other: one name a line.
@@ -220,6 +259,17 @@ def load_class_table(path: str | Path, first_id: int = 0) -> ClassTable:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a class table: {error}") from error
+
+
+def read_names(path: str | Path) -> list[str]:
+    """The class names of a file with one a line; ImageNet's ``n02123045 tabby, …`` without its id.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    names = [re.sub(r"^n\d{8}\s+", "", line.strip()) for line in lines]
+    return [name for name in names if name]
 
 
 def has_colors(path: str | Path) -> bool:
@@ -272,9 +322,10 @@ def _row(fields: dict[str, Any], index: int, first_id: int) -> ClassRow:
     except ValueError as error:
         raise ValueError(f"class '{name}': {error}") from None
     ignored = str(fields.get("ignored", "")).lower() in ("true", "yes", "1", "x")
+    scored = str(fields.get("scored", "")).lower() not in ("false", "no", "0")
     if color is None:
         color = VOID_COLOR if ignored else voc_color(raw_id % 256)
-    return ClassRow(name, color, ignored, raw_id)
+    return ClassRow(name, color, ignored, raw_id, scored)
 
 
 def _given_color(fields: dict[str, Any]) -> tuple[int, int, int] | None:
@@ -350,3 +401,134 @@ VOC = table_from_names(
     ]
 )
 """PASCAL VOC: twenty objects and background; 255 in its files is void."""
+
+NYUDV2 = _with_void_zero(
+    _words("""
+        wall, floor, cabinet, bed, chair, sofa, table, door, window, bookshelf, picture, counter,
+        blinds, desk, shelves, curtain, dresser, pillow, mirror, floor mat, clothes, ceiling, books,
+        refridgerator, television, paper, towel, shower curtain, box, whiteboard, person,
+        night stand, toilet, sink, lamp, bathtub, bag, otherstructure, otherfurniture, otherprop
+    """)
+)
+"""NYUDv2 in the forty classes of Gupta et al. (CVPR 2013), spelt as published; 0 is void."""
+
+SIFT_FLOW_SEMANTIC = _with_void_zero(
+    _words("""
+        awning, balcony, bird, boat, bridge, building, bus, car, cow, crosswalk, desert, door,
+        fence, field, grass, moon, mountain, person, plant, pole, river, road, rock, sand, sea,
+        sidewalk, sign, sky, staircase, streetlight, sun, tree, window
+    """),
+    unscored=("cow", "desert", "moon"),  # absent from the test set
+)
+"""SIFT Flow's 33 semantic classes; 0 is void."""
+
+SIFT_FLOW_GEOMETRIC = _with_void_zero(["sky", "horizontal", "vertical"])
+"""SIFT Flow's three geometric classes; 0 (and -1 in its files) is void."""
+
+PASCAL_CONTEXT = table_from_names(
+    [
+        *VOC.names,
+        *_words("""
+            bag, bed, bench, book, building, cabinet, ceiling, clothes, computer, cup, door, fence,
+            floor, flower, food, grass, ground, keyboard, light, mountain, mouse, curtain, platform,
+            sign, plate, road, rock, shelves, sidewalk, sky, snow, bedcloth, track, tree, truck,
+            wall, water, window, wood
+        """),
+    ]
+)
+"""PASCAL-Context: background and the 59 most frequent classes, VOC's twenty first."""
+
+OXFORD_IIIT_PET = ClassTable(
+    (
+        ClassRow("pet", (230, 97, 1), id=1),
+        ClassRow("background", (40, 44, 52), id=2),
+        ClassRow("not classified", VOID_COLOR, ignored=True, id=3),
+    )
+)
+"""Oxford-IIIT Pet's trimaps: 1 foreground, 2 background; 3, the outline, is "not classified"."""
+
+SCENE_PARSE_150 = _with_void_zero(
+    _words("""
+        wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk,
+        person, earth, door, table, mountain, plant, curtain, chair, car, water, painting, sofa,
+        shelf, house, sea, mirror, rug, field, armchair, seat, fence, desk, rock, wardrobe, lamp,
+        bathtub, railing, cushion, base, box, column, signboard, chest of drawers, counter, sand,
+        sink, skyscraper, fireplace, refrigerator, grandstand, path, stairs, runway, case,
+        pool table, pillow, screen door, stairway, river, bridge, bookcase, blind, coffee table,
+        toilet, flower, book, hill, bench, countertop, stove, palm, kitchen island, computer,
+        swivel chair, boat, bar, arcade machine, hovel, bus, towel, light, truck, tower, chandelier,
+        awning, streetlight, booth, television receiver, airplane, dirt track, apparel, pole, land,
+        bannister, escalator, ottoman, bottle, buffet, poster, stage, van, ship, fountain,
+        conveyer belt, canopy, washer, plaything, swimming pool, stool, barrel, basket, waterfall,
+        tent, bag, minibike, cradle, oven, ball, food, step, tank, trade name, microwave, pot,
+        animal, bicycle, lake, dishwasher, screen, blanket, sculpture, hood, sconce, vase,
+        traffic light, tray, ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower,
+        radiator, glass, clock, flag
+    """)
+)
+"""The scene parsing benchmark of ADE20K: 150 classes; 0, everything else, is void."""
+
+SCENE_PARSE_OBJECTS = table_from_names(
+    _words("""
+        other, bed, windowpane, cabinet, person, door, table, curtain, chair, car, painting, sofa,
+        shelf, mirror, armchair, seat, fence, desk, wardrobe, lamp, bathtub, railing, cushion, box,
+        column, signboard, chest of drawers, counter, sink, fireplace, refrigerator, stairs, case,
+        pool table, pillow, screen door, bookcase, coffee table, toilet, flower, book, bench,
+        countertop, stove, palm, kitchen island, computer, swivel chair, boat, arcade machine, bus,
+        towel, light, truck, chandelier, awning, streetlight, booth, television receiver, airplane,
+        apparel, pole, bannister, ottoman, bottle, van, ship, fountain, washer, plaything, stool,
+        barrel, basket, bag, minibike, oven, ball, food, step, trade name, microwave, pot, animal,
+        bicycle, dishwasher, screen, sculpture, hood, sconce, vase, traffic light, tray, ashcan,
+        fan, plate, monitor, bulletin board, radiator, glass, clock, flag
+    """)
+)
+"""The hundred object classes of ADE20K's instance task (Places Challenge 2017); 0 is all else."""
+
+CITYSCAPES = ClassTable(
+    (
+        ClassRow("road", (128, 64, 128), id=7),
+        ClassRow("sidewalk", (244, 35, 232), id=8),
+        ClassRow("building", (70, 70, 70), id=11),
+        ClassRow("wall", (102, 102, 156), id=12),
+        ClassRow("fence", (190, 153, 153), id=13),
+        ClassRow("pole", (153, 153, 153), id=17),
+        ClassRow("traffic light", (250, 170, 30), id=19),
+        ClassRow("traffic sign", (220, 220, 0), id=20),
+        ClassRow("vegetation", (107, 142, 35), id=21),
+        ClassRow("terrain", (152, 251, 152), id=22),
+        ClassRow("sky", (70, 130, 180), id=23),
+        ClassRow("person", (220, 20, 60), id=24),
+        ClassRow("rider", (255, 0, 0), id=25),
+        ClassRow("car", (0, 0, 142), id=26),
+        ClassRow("truck", (0, 0, 70), id=27),
+        ClassRow("bus", (0, 60, 100), id=28),
+        ClassRow("train", (0, 80, 100), id=31),
+        ClassRow("motorcycle", (0, 0, 230), id=32),
+        ClassRow("bicycle", (119, 11, 32), id=33),
+        ClassRow("unlabeled", (0, 0, 0), ignored=True, id=0),
+        ClassRow("ego vehicle", (0, 0, 0), ignored=True, id=1),
+        ClassRow("rectification border", (0, 0, 0), ignored=True, id=2),
+        ClassRow("out of roi", (0, 0, 0), ignored=True, id=3),
+        ClassRow("static", (0, 0, 0), ignored=True, id=4),
+        ClassRow("dynamic", (111, 74, 0), ignored=True, id=5),
+        ClassRow("ground", (81, 0, 81), ignored=True, id=6),
+        ClassRow("parking", (250, 170, 160), ignored=True, id=9),
+        ClassRow("rail track", (230, 150, 140), ignored=True, id=10),
+        ClassRow("guard rail", (180, 165, 180), ignored=True, id=14),
+        ClassRow("bridge", (150, 100, 100), ignored=True, id=15),
+        ClassRow("tunnel", (150, 120, 90), ignored=True, id=16),
+        ClassRow("polegroup", (153, 153, 153), ignored=True, id=18),
+        ClassRow("caravan", (0, 0, 90), ignored=True, id=29),
+        ClassRow("trailer", (0, 0, 110), ignored=True, id=30),
+    )
+)
+"""Cityscapes: the nineteen classes of its benchmark out of the ids 0..33 of its label files."""
+
+
+def usual_names(num_classes: int) -> list[str]:
+    """The names that a network of so many classes usually has; numbers where that is unknown."""
+    tables = (VOC, NYUDV2, SIFT_FLOW_SEMANTIC, SIFT_FLOW_GEOMETRIC, PASCAL_CONTEXT)
+    for table in tables:
+        if table.num_classes == num_classes:
+            return list(table.names)
+    return [f"class {number}" for number in range(num_classes)]

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from fcn_jax.classes import VOID, ClassTable
@@ -42,6 +42,33 @@ def palette_image(labels: UInt8[np.ndarray, "h w"], classes: ClassTable) -> Imag
     image = Image.fromarray(labels)
     image.putpalette(classes.palette.tobytes())  # turns mode L into P and keeps the values
     return image
+
+
+def heatmap(
+    image: UInt8[np.ndarray, "h w 3"],
+    scores: Float[np.ndarray, "h w"],
+    *,
+    alpha: float = 0.6,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Lays a class's scores over the photograph in grey, from blue (lowest) over green to red.
+
+    Args:
+        image: The photograph.
+        scores: Of each pixel, on any scale; their own range is spread over the colours.
+        alpha: Weight of the colours.
+
+    Raises:
+        ValueError: If the two differ in size.
+    """
+    if scores.shape != image.shape[:2]:
+        raise ValueError(f"scores of {scores.shape} do not fit an image of {image.shape[:2]}")
+    low, high = float(scores.min()), float(scores.max())
+    place = (scores - low) / (high - low) if high > low else np.zeros_like(scores)
+    # Each primary is a triangle over the range, as in the "jet" of the paper's figure 2.
+    peaks = np.array([0.75, 0.5, 0.25])
+    colors = np.clip(1.5 - np.abs(4 * (place[..., None] - peaks)), 0, 1)
+    grey = image.mean(axis=-1, keepdims=True)
+    return np.rint((1 - alpha) * grey + alpha * 255 * colors).astype(np.uint8)
 
 
 def overlay(

@@ -18,6 +18,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Shaped, UInt8
 
 from fcn_jax import ops
+from fcn_jax.alignment import Geometry
+from fcn_jax.networks import FCN
 from fcn_jax.preprocessing import Features, Inputs, Preprocessing
 
 if TYPE_CHECKING:
@@ -57,6 +59,8 @@ class Predictor:
     def logits(self, image: UInt8[np.ndarray, "h w 3"] | Features) -> Any:
         """Scores of every pixel for each class, float32 (h, w, c), left on the device.
 
+        Of a classifier: of every cell of its map.
+
         Raises:
             ValueError: If the image is not uint8 of the shape (h, w, 3), or a feature is missing.
         """
@@ -69,6 +73,30 @@ class Predictor:
             ValueError: If the image is not uint8 of the shape (h, w, 3), or a feature is missing.
         """
         return jax.tree.map(lambda labels: np.asarray(labels[0]), self._run(_labels, image))
+
+    def score_map(
+        self, image: UInt8[np.ndarray, "h w 3"] | Features, class_number: int, head: str = ""
+    ) -> Float[np.ndarray, "h w"]:
+        """The scores of one class over an image, at its size; also of a classifier.
+
+        Args:
+            image: As for `logits`.
+            class_number: Counted from 0.
+            head: Which head's class, where the network has several.
+        """
+        logits = self.logits(image)
+        logits = logits[head] if isinstance(logits, dict) else logits
+        scores = np.asarray(logits[..., class_number])
+        if not self.classifies:
+            return scores
+        size = _by_name(image, Inputs.of(self.preprocessing)).popitem()[1].shape[:2]
+        model: Any = self.model
+        return over_image(scores, model.alignment.geometry[model.backbone.classifier], size)
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the network is a classifier, whose logits are a coarse map."""
+        return isinstance(self.model, FCN) and not self.model.decoder.upsample
 
     def __call__(self, images: Iterable[UInt8[np.ndarray, "h w 3"] | Features]) -> list[Any]:
         """Label maps of several images; their sizes may differ."""
@@ -114,18 +142,40 @@ def full_size_logits(
         images: RGB, already at the size the network is to see (`resize_image`); or a dictionary
             of features.
         preprocessing: Applied on the device.
-        size: Height and width of the result.
+        size: Height and width of the result; a classifier's map stays as it is.
 
     Returns:
         float32 (b, height, width, classes); with several heads a dictionary of them.
     """
     logits = model.apply(variables, Inputs.of(preprocessing).apply(images), train=False)
+    if isinstance(model, FCN) and not model.decoder.upsample:
+        return logits
 
     def resize(logits: Float[Array, "b h w c"]) -> Float[Array, "b height width c"]:
         same = logits.shape[1:3] == tuple(size)
         return logits if same else ops.resize_bilinear(logits, *size)
 
     return jax.tree.map(resize, logits)
+
+
+def over_image(
+    scores: Float[np.ndarray, "h w"], cells: Geometry, size: tuple[int, int]
+) -> Float[np.ndarray, "height width"]:
+    """Spreads a coarse map over the image that it was computed from, bilinearly.
+
+    Args:
+        scores: One value for each cell.
+        cells: Where the cells lie (``model.alignment.geometry``).
+        size: Height and width of the image. Beyond the outermost cells their values go on.
+    """
+    for axis, pixels in enumerate(size):
+        place = (np.arange(pixels) - float(cells.offset)) / float(cells.stride)
+        place = place.clip(0, scores.shape[axis] - 1)
+        low = np.floor(place).astype(int)
+        high = np.minimum(low + 1, scores.shape[axis] - 1)
+        part = (place - low).reshape([-1 if a == axis else 1 for a in range(2)])
+        scores = scores.take(low, axis) * (1 - part) + scores.take(high, axis) * part
+    return scores
 
 
 def most_likely(logits: Any) -> Any:

@@ -20,7 +20,7 @@ import scipy.io
 from PIL import Image
 
 from fcn_jax.classes import CAMVID, VOC
-from fcn_jax.data import DATASETS, Source, check_disjoint, open_source, prepare
+from fcn_jax.data import Source, check_disjoint, open_source, prepare
 
 SMALL: dict[str, Any] = {"train": 6, "val": 3, "size": 48}
 SEG11VALID = ("2007_000033", "2007_000042", "2007_000061")
@@ -106,9 +106,18 @@ def test_source_is_a_sequence_with_a_stable_name(tmp_path):
     copy = pickle.loads(pickle.dumps(source))
     np.testing.assert_array_equal(copy[1]["image"], source[1]["image"])
     assert repr(copy) == repr(source)
-    moved = shutil.copytree(path, tmp_path / "elsewhere" / "1.0.0")
+    moved = shutil.copytree(path, tmp_path / "elsewhere" / "2.0.0")
     assert repr(Source(moved, "val")) == repr(source)
     np.testing.assert_array_equal(Source(moved, "val")[0]["image"], source[0]["image"])
+
+
+def test_copies_of_another_version_are_refused(tmp_path):
+    path = prepare("shapes", data_dir=tmp_path, **SMALL)
+    metadata = json.loads((path / "metadata.json").read_text())
+    metadata["classes"] = metadata.pop("heads")["label"]  # as version 1.0.0 had it
+    (path / "metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(ValueError, match="prepared by another version of fcn_jax; delete it"):
+        Source(path, "train")
 
 
 def test_split_expressions(tmp_path):
@@ -135,7 +144,8 @@ def test_split_expressions(tmp_path):
 
 
 def test_unknown_names_list_what_exists(tmp_path):
-    with pytest.raises(ValueError, match="'cityscapes'; there are shapes, camvid, voc2012, folder"):
+    message = r"'cityscapes'; there are shapes, camvid, .*, folder, and tfds:NAME"
+    with pytest.raises(ValueError, match=message):
         prepare("cityscapes", data_dir=tmp_path)
     with pytest.raises(ValueError, match="no option 'sede'; it has train, val, size, seed"):
         prepare("shapes", data_dir=tmp_path, sede=1)
@@ -178,7 +188,7 @@ def test_killed_preparation_is_never_taken_for_complete(tmp_path):
     source = open_source("shapes", "train", data_dir=tmp_path, **options)
     assert len(source) == 700
     assert source[699]["image"].shape == (48, 48, 3)
-    assert [path.name for path in config_dir.iterdir()] == ["1.0.0"]  # and nothing left over
+    assert [path.name for path in config_dir.iterdir()] == ["2.0.0"]  # and nothing left over
 
 
 def _prepare_small(data_dir: Path) -> str:
@@ -358,7 +368,7 @@ def test_sbd_list_that_holds_seg11valid_is_refused(tmp_path, rng):
     voc_tree(tmp_path / "VOC2012", rng, VOC_IDS)
     save_sbd(tmp_path / "SBD/cls/2008_1.mat", np.zeros((3, 3)))
     (tmp_path / "SBD/train.txt").write_text("2008_1\n2007_000033\n")
-    with pytest.raises(ValueError, match=r"1 images .*train\.txt and seg11valid: 2007_000033"):
+    with pytest.raises(ValueError, match=r"1 images .*seg11valid and .*train\.txt: 2007_000033"):
         prepare("voc2012", data_dir=tmp_path / "d", manual_dir=tmp_path)
 
 
@@ -440,5 +450,4 @@ def test_prepared_copies_are_plain_tfds(tmp_path):
     example = builder.as_data_source(split="val")[0]
     assert example["image"].shape == (48, 48, 3)
     assert example["label"].shape == (48, 48, 1)
-    assert json.loads((path / "metadata.json").read_text())["classes"]["classes"]
-    assert set(DATASETS) == {"shapes", "camvid", "voc2012", "folder"}
+    assert json.loads((path / "metadata.json").read_text())["heads"]["label"]["classes"]

@@ -182,3 +182,13 @@ def test_perfect_prediction_scores_one():
 def test_no_figures_of_nonsense(counts, message):
     with pytest.raises(ValueError, match=message):
         scores(counts)
+
+
+def test_classes_that_are_not_scored_are_left_out_of_the_means_alone():
+    counts = np.random.default_rng(9).integers(1, 50, (5, 5))
+    whole, part = scores(counts), scores(counts, scored=(0, 2, 3))
+    assert part.mean_iu == pytest.approx(np.mean(whole.per_class_iu[[0, 2, 3]]))
+    assert part.mean_accuracy == pytest.approx(np.mean(whole.per_class_accuracy[[0, 2, 3]]))
+    assert part.pixel_accuracy == whole.pixel_accuracy
+    assert part.frequency_weighted_iu == whole.frequency_weighted_iu
+    assert (whole.unscored, part.unscored) == ((), (1, 4))

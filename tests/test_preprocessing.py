@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fcn_jax import Preprocessing
+from fcn_jax.preprocessing import Inputs
 
 
 @pytest.fixture
@@ -62,10 +63,83 @@ def test_survives_json():
     [
         ({"channel_order": "gbr"}, "bgr or rgb, got 'gbr'"),
         ({"mean": (1.0,)}, "3 values"),
-        ({"std": (1.0, 0.0, 1.0)}, "none that is 0"),
-        ({"scale": 0.0}, "none that is 0"),
+        ({"std": (1.0, 0.0, 1.0)}, "none is 0"),
+        ({"scale": 0.0}, "none is 0"),
     ],
 )
 def test_fields_are_checked(fields, message):
     with pytest.raises(ValueError, match=message):
         Preprocessing(**fields)
+
+
+# ======================================================================== inputs
+
+COLOR = Preprocessing()
+DEPTH = Preprocessing("rgb", (7.844,), (1.0,), log=True)
+HHA = Preprocessing("rgb", (132.431, 94.076, 118.477))
+
+
+def random_features(size: tuple[int, int] = (4, 5)) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(3)
+    return {
+        "image": rng.integers(0, 256, (2, *size, 3), np.uint8),
+        "hha": rng.integers(0, 256, (2, *size, 3), np.uint8),
+        "depth": rng.integers(0, 9999, (2, *size)).astype(np.uint16),
+    }
+
+
+def test_depth_is_read_as_its_logarithm():
+    depth = np.array([[[0, 1, 1000, 65535]]], np.uint16)
+    expected = np.log([1.0, 1.0, 1000.0, 65535.0]) - 7.844  # 0 is missing, and no number's log
+    result = DEPTH.apply(depth)
+    assert result.shape == (1, 1, 4, 1)
+    np.testing.assert_allclose(np.asarray(result).ravel(), expected, rtol=1e-5)
+
+
+def test_early_fusion_joins_the_channels():
+    features = random_features()
+    inputs = Inputs.of({"color_depth": {"image": COLOR, "depth": DEPTH}})
+    result = inputs.apply(features)
+    assert inputs.channels == {"color_depth": 4}
+    np.testing.assert_array_equal(result[..., :3], COLOR.apply(features["image"]))
+    np.testing.assert_array_equal(result[..., 3:], DEPTH.apply(features["depth"]))
+
+
+def test_late_fusion_gives_every_stream_its_own():
+    features = random_features()
+    inputs = Inputs.of({"color": {"image": COLOR}, "hha": {"hha": HHA}})
+    result = inputs.apply(features)
+    assert inputs.features == ("image", "hha")
+    assert inputs.sole is None
+    np.testing.assert_array_equal(result["color"], COLOR.apply(features["image"]))
+    expected = features["hha"] - np.array(HHA.mean)  # in the stored order of channels
+    np.testing.assert_allclose(result["hha"], expected, atol=1e-4)
+
+
+def test_inputs_survive_json():
+    inputs = Inputs.of({"color": {"image": COLOR, "depth": DEPTH}, "hha": {"hha": HHA}})
+    assert Inputs.from_dict(json.loads(json.dumps(inputs.to_dict()))) == inputs
+
+
+def test_an_image_alone_stands_for_the_only_feature():
+    image = random_features()["image"]
+    np.testing.assert_array_equal(Inputs.of(COLOR).apply(image), COLOR.apply(image))
+    assert Inputs.of(COLOR).sole == COLOR
+
+
+def test_what_is_missing_is_named():
+    inputs = Inputs.of({"color": {"image": COLOR}, "hha": {"hha": HHA}})
+    with pytest.raises(ValueError, match="reads image, hha; hha is missing"):
+        inputs.apply({"image": random_features()["image"]})
+    with pytest.raises(ValueError, match="batch of 1-channel images"):
+        DEPTH.apply(random_features()["image"])
+
+
+def test_other_features_follow_the_range_of_the_weights():
+    """HHA for weights that expect RGB from 0 to 1 divided by a deviation."""
+    torchvision = Preprocessing("rgb", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1 / 255)
+    hha = random_features()["hha"]
+    result = HHA.on_scale_of(torchvision).apply(hha)
+    expected = (hha / 255 - np.array(HHA.mean) / 255) / np.array(torchvision.std)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+    assert DEPTH.on_scale_of(torchvision) == DEPTH

@@ -16,7 +16,8 @@ from random_parameters import random_parameters
 import fcn_jax
 from fcn_jax import VOID, Preprocessing
 from fcn_jax.alignment import Window
-from fcn_jax.backbones import Conv, Pool
+from fcn_jax.backbones import Backbone, Conv, Pool
+from fcn_jax.preprocessing import Inputs
 from fcn_jax.training.optimizer import make_optimizer, make_schedule
 from fcn_jax.training.step import (
     all_finite,
@@ -32,19 +33,21 @@ CLASSES = 4
 def small_backbone(padding, width, fc_width):
     """Two layers, which compile in no time; dropout on the last."""
     del padding, width
-    return (
-        Conv("stem", 8, Window(3, pad=1)),
-        Pool("pool", Window(2, stride=2, ceil=True)),
-        Conv("top", fc_width, Window(3, pad=1), dropout=True),
+    return Backbone(
+        (
+            Conv("stem", 8, Window(3, pad=1)),
+            Pool("pool", Window(2, stride=2, ceil=True)),
+            Conv("top", fc_width, Window(3, pad=1), dropout=True),
+        )
     )
 
 
-def build(dropout: float = 0.0, **options):
+def build(dropout: float = 0.0, num_classes=CLASSES, **options):
     """Random numbers take longest to compile: without dropout unless it is the point."""
     return fcn_jax.create_model(
         "fcn32s",
         backbone=small_backbone,
-        num_classes=CLASSES,
+        num_classes=num_classes,
         fc_width=16,
         dropout=dropout,
         **options,
@@ -120,6 +123,70 @@ def test_gradient_by_hand(normalize):
     norm = np.sqrt(sum((np.asarray(g, np.float64) ** 2).sum() for g in jax.tree.leaves(gradient)))
     assert float(figures.gradient_norm) == pytest.approx(norm, rel=1e-5)
     assert int(after.step) == 1
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_several_inputs_and_heads(normalize):
+    """A loss for each head, each with its weight; the streams see their own features."""
+    color, hha = Preprocessing(), Preprocessing("rgb", (132.0, 94.0, 118.0))
+    depth = Preprocessing("rgb", (7.8,), (1.0,), log=True)
+    inputs = Inputs.of({"color": {"image": color, "depth": depth}, "hha": {"hha": hha}})
+    model = build(num_classes={"sem": CLASSES, "geo": 2}, inputs=inputs.channels)
+    rng = np.random.default_rng(5)
+    batch = random_batch()
+    shape = batch["label"].shape
+    batch["sem"], batch["geo"] = (
+        batch.pop("label"),
+        rng.choice([0, 1, VOID], shape).astype(np.uint8),
+    )
+    batch["hha"] = rng.integers(0, 256, (*shape, 3), np.uint8)
+    batch["depth"] = rng.integers(0, 9000, shape).astype(np.uint16)
+    batch["size"] = np.full_like(batch["size"], shape[1:])
+    weights = {"geo": 0.25}
+
+    rate = 1.0 if normalize else 1e-3
+    optimizer = sgd(rate, momentum=0.0, bias_rate=1.0)
+    step = make_train_step(
+        model,
+        optimizer,
+        inputs,
+        data_mesh(),
+        key=jax.random.key(0),
+        normalize_loss=normalize,
+        loss_weights=weights,
+    )
+    params = random_parameters(model, 0)
+    after, figures = step(create_state(params, optimizer, data_mesh()), batch)
+
+    bgr = batch["image"][..., ::-1] - np.float32((104.00699, 116.66877, 122.67892))
+    log_depth = np.log(np.maximum(batch["depth"], 1)).astype(np.float32) - np.float32(7.8)
+    images = {
+        "color": np.concatenate([bgr, log_depth[..., None]], axis=-1),
+        "hha": batch["hha"] - np.float32((132, 94, 118)),
+    }
+
+    def head_loss(params, head):
+        labels = batch[head]
+        logits = model.apply({"params": params}, images)[head]
+        counted = labels != VOID
+        hot = np.eye(logits.shape[-1], dtype=np.float32)[np.where(counted, labels, 0)]
+        hot *= counted[..., None]
+        return -jnp.sum(hot * jax.nn.log_softmax(logits)), counted.sum()
+
+    def objective(params):
+        (sem, of_sem), (geo, of_geo) = head_loss(params, "sem"), head_loss(params, "geo")
+        return sem / of_sem + 0.25 * geo / of_geo if normalize else sem + 0.25 * geo
+
+    gradient = jax.jit(jax.grad(objective))(params)
+    for ours, old, truth in zip(
+        *map(jax.tree.leaves, (after.params, params, gradient)), strict=True
+    ):
+        tolerance = 1e-5 * np.abs(truth).max() + 5e-7 / rate
+        np.testing.assert_allclose((old - np.asarray(ours)) / rate, truth, atol=tolerance)
+    per_pixel = {head: float(np.divide(*head_loss(params, head))) for head in ("sem", "geo")}
+    assert {k: float(v) for k, v in figures.head_losses.items()} == pytest.approx(per_pixel, 1e-5)
+    assert float(figures.loss) == pytest.approx(per_pixel["sem"] + 0.25 * per_pixel["geo"], 1e-5)
+    assert int(figures.valid) == sum((batch[head] != VOID).sum() for head in ("sem", "geo"))
 
 
 def test_what_lies_beyond_the_image_does_not_count():

@@ -3,8 +3,9 @@
     source = fcn_jax.data.open_source("camvid", "train", data_dir="data", manual_dir="CamVid")
     source[0]["image"]  # uint8 (h, w, 3)
 
-`DATASETS` lists what there is. Importing this module is cheap; a data set's builder is imported
-when it is first prepared.
+`DATASETS` lists what there is; besides, `tfds:NAME` is any data set of TensorFlow Datasets with an
+image and a mask. Importing this module is cheap; a data set's builder is imported when it is first
+prepared.
 """
 
 from __future__ import annotations
@@ -14,17 +15,25 @@ import dataclasses
 import importlib
 import inspect
 import io
-import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fcn_jax.classes import CAMVID, SHAPES, VOC, ClassTable
-from fcn_jax.data.source import Source, check_disjoint
+from fcn_jax.data.locking import lock
+from fcn_jax.data.source import Source, check_disjoint, split_sizes
+from fcn_jax.preprocessing import Preprocessing
 
-__all__ = ["DATASETS", "DataSet", "Source", "check_disjoint", "open_source", "prepare"]
+__all__ = [
+    "DATASETS",
+    "DataSet",
+    "Source",
+    "check_disjoint",
+    "open_source",
+    "prepare",
+    "row_of",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,24 +44,65 @@ class DataSet:
         builder: Import path of the TFDS builder, "module:class". The module also has
             `config(manual_dir, **options)`, which gives the builder configuration that keeps
             differently prepared copies apart.
-        classes: The class table; None where it comes with the data.
         from_files: Whether it is made from a person's files or a download, which need not be at
             hand any more once it has been prepared.
-        aliases: Split names that stand for several: {"trainval": "train+val"}.
+        aliases: Split names that stand for others: {"trainval": "train+val"}.
+        preprocessing: The normalisation of inputs that the published networks were trained with,
+            by the input's name; `Preprocessing()` for those it does not list.
     """
 
     builder: str
-    classes: ClassTable | None
     from_files: bool = True
-    aliases: dict[str, str] = dataclasses.field(default_factory=dict)
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    preprocessing: Mapping[str, Preprocessing] = dataclasses.field(default_factory=dict)
 
+
+TRAINVAL = {"trainval": "train+val"}
 
 DATASETS: dict[str, DataSet] = {
-    "shapes": DataSet("fcn_jax.data.shapes:Shapes", SHAPES, from_files=False),
-    "camvid": DataSet("fcn_jax.data.camvid:Camvid", CAMVID),
-    "voc2012": DataSet("fcn_jax.data.voc:Voc2012", VOC, aliases={"trainval": "train+val"}),
-    "folder": DataSet("fcn_jax.data.folder:Folder", None),
+    "shapes": DataSet("fcn_jax.data.shapes:Shapes", from_files=False),
+    "camvid": DataSet("fcn_jax.data.camvid:Camvid"),
+    "voc2012": DataSet("fcn_jax.data.voc:Voc2012", aliases=TRAINVAL),
+    "sbd": DataSet("fcn_jax.data.sbd:Sbd"),
+    "nyudv2": DataSet(
+        "fcn_jax.data.nyudv2:Nyudv2",
+        aliases=TRAINVAL,
+        preprocessing={
+            "image": Preprocessing(mean=(116.190, 97.203, 92.318)),
+            "hha": Preprocessing(channel_order="rgb", mean=(132.431, 94.076, 118.477)),
+            "depth": Preprocessing(channel_order="rgb", mean=(7.844,), std=(1.0,), log=True),
+        },
+    ),
+    "sift_flow": DataSet(
+        "fcn_jax.data.sift_flow:SiftFlow",
+        preprocessing={"image": Preprocessing(mean=(114.578, 115.294, 108.353))},
+    ),
+    "pascal_context": DataSet(
+        "fcn_jax.data.pascal_context:PascalContext",
+        aliases=TRAINVAL,
+        preprocessing={"image": Preprocessing(mean=(104.007, 116.669, 122.679))},
+    ),
+    "folder": DataSet("fcn_jax.data.folder:Folder"),
 }
+
+READY_PREFIX = "tfds:"
+_READY = DataSet("fcn_jax.data.ready:Ready", from_files=False, aliases={"val": "validation"})
+
+
+def row_of(name: str) -> DataSet:
+    """The row of a data set: of `DATASETS`, or that of every `tfds:NAME`.
+
+    Raises:
+        ValueError: for an unknown data set; lists those that there are.
+    """
+    if name.startswith(READY_PREFIX):
+        return _READY
+    if name not in DATASETS:
+        raise ValueError(
+            f"unknown data set '{name}'; there are {', '.join(DATASETS)}, and {READY_PREFIX}NAME "
+            "for those of TensorFlow Datasets"
+        )
+    return DATASETS[name]
 
 
 def prepare(
@@ -61,7 +111,7 @@ def prepare(
     """Prepare a data set, or find the copy that was prepared before.
 
     Args:
-        name: A name in `DATASETS`.
+        name: A name in `DATASETS`, or `tfds:NAME`.
         data_dir: Where prepared data sets lie, each in `NAME/CONFIG/VERSION`.
         manual_dir: The person's own copy of the original files, where the data set needs one.
             Once prepared, it can be left out, as long as only one copy lies in `data_dir`.
@@ -75,30 +125,31 @@ def prepare(
             them.
         FileNotFoundError: if files are missing; the message says which file to put where.
     """
-    if name not in DATASETS:
-        raise ValueError(f"unknown data set '{name}'; there are {', '.join(DATASETS)}")
+    row = row_of(name)
     data_dir = Path(data_dir).expanduser().absolute()
     manual_dir = None if manual_dir is None else Path(manual_dir).expanduser().absolute()
     options = {key: value for key, value in options.items() if value is not None}
     if manual_dir is not None and not manual_dir.is_dir():
         raise FileNotFoundError(f"{name}: there is no folder {manual_dir} (manual_dir)")
-    module_name, class_name = DATASETS[name].builder.split(":")
+    module_name, class_name = row.builder.split(":")
     module = importlib.import_module(module_name)
-    known = list(inspect.signature(module.config).parameters)[1:]
+    given = {"name": name.removeprefix(READY_PREFIX), "data_dir": data_dir} if row is _READY else {}
+    known = [*inspect.signature(module.config).parameters][1 + len(given) :]
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(
             f"{name} has no option '{unknown[0]}'; it has {', '.join(known) or 'none'}"
         )
-    if manual_dir is None and DATASETS[name].from_files and (copy := _only_copy(name, data_dir)):
-        return copy
-    config = module.config(manual_dir, **options)
+    builder_class = getattr(module, class_name)
+    if manual_dir is None and row.from_files:
+        copy = _only_copy(name, data_dir, str(builder_class.VERSION))
+        if copy is not None:
+            return copy
+    config = module.config(manual_dir, **given, **options)
     with _quiet_tfds():
-        builder = getattr(module, class_name)(
-            config=config, data_dir=str(data_dir), file_format="array_record"
-        )
+        builder = builder_class(config=config, data_dir=str(data_dir), file_format="array_record")
     path = Path(builder.data_dir)
     if not path.exists():  # TFDS renames its folder to this when it is complete
-        with _lock(data_dir, name):
+        with lock(data_dir, builder.name):
             _build(builder, manual_dir)
     return path
 
@@ -114,7 +165,7 @@ def open_source(
     """One split of a data set, which is prepared first if need be.
 
     Args:
-        name: A name in `DATASETS`.
+        name: A name in `DATASETS`, or `tfds:NAME`.
         split: A split name, or an expression of TFDS such as "train[:100]" or "train+val".
         data_dir, manual_dir, **options: As for `prepare`.
 
@@ -123,13 +174,14 @@ def open_source(
             list of those that exist.
     """
     path = prepare(name, data_dir=data_dir, manual_dir=manual_dir, **options)
-    return Source(path, DATASETS[name].aliases.get(split, split))
+    if split not in split_sizes(path):
+        split = row_of(name).aliases.get(split, split)
+    return Source(path, split)
 
 
-def _only_copy(name: str, data_dir: Path) -> Path | None:
+def _only_copy(name: str, data_dir: Path, version: str) -> Path | None:
     """The prepared copy of a data set whose files are not given, or None where there is none."""
-    copies = sorted(path.parent for path in data_dir.glob(f"{name}/*/*.*.*/dataset_info.json"))
-    copies = [path for path in copies if "incomplete" not in path.name]
+    copies = sorted(path.parent for path in data_dir.glob(f"{name}/*/{version}/dataset_info.json"))
     if len(copies) > 1:
         raise ValueError(
             f"several copies of {name} have been prepared in {data_dir}: give the folder of the "
@@ -169,18 +221,3 @@ def _quiet_tfds() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(verbosity)
-
-
-@contextlib.contextmanager
-def _lock(data_dir: Path, name: str) -> Iterator[None]:
-    """One process at a time prepares a data set; the others wait and then find it."""
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: two processes at once would both do the work
-        yield
-        return
-    data_dir.mkdir(parents=True, exist_ok=True)
-    # The kernel drops the lock when its process ends, however that happens.
-    with open(os.path.join(data_dir, f".{name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

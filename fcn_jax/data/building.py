@@ -1,8 +1,8 @@
-"""What all data sets share: how image and label pairs are written as a TFDS data set.
+"""What all data sets share: how examples are written as a TFDS data set.
 
-TFDS's own writer keeps a whole split in memory to shuffle it and, above 1 GB, needs TensorFlow. A
-`PairBuilder` streams its pairs in order into one ArrayRecord file per split instead: order is the
-loader's business, memory stays flat, and the progress bar knows the total. Everything else (the
+TFDS's own writer keeps a whole split in memory to shuffle it and, above 1 GB, needs TensorFlow. An
+`ExampleBuilder` streams its examples in order into one ArrayRecord file per split instead: order is
+the loader's business, memory stays flat, and the progress bar knows the total. Everything else (the
 incomplete folder that is renamed when done, the metadata, `as_data_source`,
 `tfds.builder_from_directory`) is TFDS's.
 """
@@ -13,30 +13,43 @@ import dataclasses
 import hashlib
 import io
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import UInt8
-from PIL import Image
+from jaxtyping import UInt8, UInt16
 from tensorflow_datasets.core.splits import SplitDict
 from tensorflow_datasets.core.utils import tqdm_utils
 
 from fcn_jax.classes import ClassTable
-from fcn_jax.data.images import LabelKind, encoded_image, read_label
+from fcn_jax.data.images import (
+    Encoded,
+    LabelKind,
+    encode_png,
+    encoded_image,
+    read_label,
+)
 
-Encoded = tuple[bytes, UInt8[np.ndarray, "h w"]]
-"""An image as the bytes of its file, and its labels: 0..C-1 or 255."""
+Kind = Literal["picture", "depth", "labels"]
+"""What an array of an example is: uint8 (h, w, 3); uint16 (h, w), in mm; uint8 (h, w) labels."""
+
+IMAGE_AND_LABEL: Mapping[str, Kind] = {"image": "picture", "label": "labels"}
+
+Part = Encoded | UInt16[np.ndarray, "h w"] | UInt8[np.ndarray, "h w"]
+"""One array of an example: a picture as the bytes of its file, a depth image, or a label map."""
+
+Read = Callable[[Path], Part]
+"""How a file is read."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
-    """One example to be: its id, and how to get its image and labels when its turn comes."""
+class Entry:
+    """One example to be: its id, and how to get its arrays when its turn comes."""
 
     id: str
-    load: Callable[[], Encoded]
+    load: Callable[[], Mapping[str, Part]]
 
 
 @dataclasses.dataclass
@@ -44,20 +57,31 @@ class Contents:
     """All that a data set will hold, before any pixel is stored.
 
     Attributes:
-        splits: The pairs of every split, in the order they will be stored.
-        classes: The class table; it is stored beside the data.
+        splits: The entries of every split, in the order they will be stored.
+        heads: The class table of every label map, by its name; they are stored beside the data.
         source: Where the data come from, in words.
         notes: What a person should know about this copy, e.g. how much of the set is there.
     """
 
-    splits: Mapping[str, Sequence[Pair]]
-    classes: ClassTable
+    splits: Mapping[str, Sequence[Entry]]
+    heads: Mapping[str, ClassTable]
     source: str
     notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass
-class FilesConfig(tfds.core.BuilderConfig):
+class ExamplesConfig(tfds.core.BuilderConfig):
+    """Builder configuration.
+
+    Attributes:
+        arrays: What every array of an example is, by its name; inputs first, "image" before others.
+    """
+
+    arrays: Mapping[str, Kind] = dataclasses.field(default_factory=lambda: dict(IMAGE_AND_LABEL))
+
+
+@dataclasses.dataclass
+class FilesConfig(ExamplesConfig):
     """Builder configuration of a data set that is made from a person's files.
 
     Attributes:
@@ -69,21 +93,50 @@ class FilesConfig(tfds.core.BuilderConfig):
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def file_pair(
-    pair_id: str, image: Path, label: Path, read: Callable[[Path], UInt8[np.ndarray, "h w"]]
-) -> Pair:
-    """A pair of files; `read` turns the label file into labels."""
+def file_entry(entry_id: str, files: Mapping[str, tuple[Path, Read]]) -> Entry:
+    """An example made of files.
 
-    def load() -> Encoded:
-        content, size = encoded_image(image)
-        labels = read(label)
-        if labels.shape != size:
+    Args:
+        entry_id: Its id.
+        files: The file of every array, and how it is read. All must have the size of the first.
+    """
+
+    def load() -> dict[str, Part]:
+        parts = {name: read(path) for name, (path, read) in files.items()}
+        check_sizes(parts, {name: str(path) for name, (path, _) in files.items()})
+        return parts
+
+    return Entry(entry_id, load)
+
+
+def check_sizes(parts: Mapping[str, Part], names: Mapping[str, str]) -> None:
+    """Refuse arrays of different sizes.
+
+    Args:
+        parts: The arrays of an example; the first sets the size.
+        names: What to call each in the message, e.g. its file.
+
+    Raises:
+        ValueError: naming the two that differ, and their sizes.
+    """
+    sizes = {name: _size(part) for name, part in parts.items()}
+    first = next(iter(sizes))
+    for name, size in sizes.items():
+        if size != sizes[first]:
             raise ValueError(
-                f"{label}: {_size(labels.shape)} pixels, but its image {image} has {_size(size)}"
+                f"{names[name]}: {_shown(size)} pixels, but its {first} {names[first]} has "
+                f"{_shown(sizes[first])}"
             )
-        return content, labels
 
-    return Pair(pair_id, load)
+
+def _size(part: Part) -> tuple[int, int]:
+    if isinstance(part, Encoded):
+        return part.size
+    return part.shape[0], part.shape[1]
+
+
+def _shown(size: Sequence[int]) -> str:
+    return f"{size[1]}x{size[0]}"
 
 
 def read_labels(
@@ -104,49 +157,36 @@ def read_labels(
         raise ValueError(f"{path}: {error}") from None
 
 
-def fingerprint(files: Iterable[Path], *options: Any) -> str:
-    """A short hash of files' names, sizes and times, and of options.
+def image_and_label(
+    entry_id: str, image: Path, label: Path, read: Callable[[Path], UInt8[np.ndarray, "h w"]]
+) -> Entry:
+    """An example of two files, "image" and "label"; `read` turns the second into labels."""
+    return file_entry(entry_id, {"image": (image, encoded_image), "label": (label, read)})
 
-    It names the prepared copy, so that a changed source is prepared anew and two sources are never
-    taken for each other.
+
+class ExampleBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A TFDS builder of examples for segmentation; a subclass says which there are.
+
+    Its configuration is an `ExamplesConfig`, which says what arrays an example has.
     """
-    digest = hashlib.sha256(repr(options).encode())
-    for path in sorted(files):
-        status = path.stat()
-        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:12]
 
-
-def named(items: Iterable[Any], limit: int = 5) -> str:
-    """The first few of many names, for a message."""
-    names = [str(item) for item in items]
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
-
-
-def _size(shape: Sequence[int]) -> str:
-    return f"{shape[1]}x{shape[0]}"
-
-
-class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A TFDS builder of image and label pairs; a subclass says which pairs there are."""
-
-    VERSION = tfds.core.Version("1.0.0")
+    # Prepared copies of another version are never read. 2: several inputs and label maps.
+    VERSION = tfds.core.Version("2.0.0")
 
     def contents(self, config: Any, dl_manager: tfds.download.DownloadManager) -> Contents:
-        """The pairs of every split. Find all problems here, before anything is written."""
+        """The entries of every split. Find all problems here, before anything is written."""
         raise NotImplementedError
 
+    def _arrays(self) -> Mapping[str, Kind]:
+        config: Any = self.builder_config
+        return config.arrays
+
     def _info(self) -> tfds.core.DatasetInfo:
+        arrays = {name: _feature(kind) for name, kind in self._arrays().items()}
         return tfds.core.DatasetInfo(
             builder=self,
             description=type(self).__doc__,
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(None, None, 3)),
-                    "label": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
-                    "id": tfds.features.Text(),
-                }
-            ),
+            features=tfds.features.FeaturesDict({**arrays, "id": tfds.features.Text()}),
             metadata=tfds.core.MetadataDict(),
             disable_shuffling=True,
         )
@@ -155,31 +195,45 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         contents = self.contents(self.builder_config, dl_manager)
         for note in contents.notes:
             print(f"{self.name}: {note}", file=sys.stderr)
+        arrays = self._arrays()
+        assert [name for name, kind in arrays.items() if kind == "labels"] == [*contents.heads]
         assert self.info.metadata is not None  # see _info
-        self.info.metadata.update(
-            classes=contents.classes.to_dict(),
+        metadata: Any = self.info.metadata
+        metadata.update(
+            features={name: kind for name, kind in arrays.items() if kind != "labels"},
+            heads={name: table.to_dict() for name, table in contents.heads.items()},
             source=contents.source,
             notes=list(contents.notes),
-            ids={name: [pair.id for pair in pairs] for name, pairs in contents.splits.items()},
+            ids={name: [] for name in contents.splits},
             digests={name: [] for name in contents.splits},
         )
         return {
-            name: self._generate_examples(name, pairs, self.info.metadata["digests"][name])
-            for name, pairs in contents.splits.items()
+            name: self._generate_examples(
+                name, entries, metadata["ids"][name], metadata["digests"][name]
+            )
+            for name, entries in contents.splits.items()
         }
 
     def _generate_examples(
-        self, split: str, pairs: Sequence[Pair], digests: list[str]
+        self, split: str, entries: Sequence[Entry], ids: list[str], digests: list[str]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        bar = tqdm_utils.tqdm(pairs, desc=f"{self.name} {split}", unit=" images")
-        for pair in bar:
-            image, labels = pair.load()
-            digests.append(hashlib.sha256(image).hexdigest()[:16])
-            # TFDS encodes arrays with TensorFlow, but takes a PIL image without; a grey one, for
-            # OpenCV would decode a palette as colours.
+        seen: set[str] = set()
+        bar = tqdm_utils.tqdm(entries, desc=f"{self.name} {split}", unit=" images")
+        for entry in bar:
+            if entry.id in seen:
+                raise ValueError(f"{self.name}: two examples of {split} have the id '{entry.id}'")
+            seen.add(entry.id)
+            parts = entry.load()
+            # TFDS encodes arrays with TensorFlow, but takes the bytes of a file as they are.
+            files = {
+                name: part.content if isinstance(part, Encoded) else encode_png(part)
+                for name, part in parts.items()
+            }
+            ids.append(entry.id)
+            digests.append(hashlib.sha256(files["image"]).hexdigest()[:16])
             yield (
-                pair.id,
-                {"image": io.BytesIO(image), "label": Image.fromarray(labels), "id": pair.id},
+                entry.id,
+                {**{name: io.BytesIO(file) for name, file in files.items()}, "id": entry.id},
             )
 
     def _download_and_prepare(
@@ -216,3 +270,10 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             num_bytes=num_bytes,
             filename_template=template,
         )
+
+
+def _feature(kind: Kind) -> tfds.features.FeatureConnector:
+    if kind == "picture":
+        return tfds.features.Image(shape=(None, None, 3))
+    dtype = np.uint16 if kind == "depth" else np.uint8
+    return tfds.features.Image(shape=(None, None, 1), dtype=dtype, encoding_format="png")

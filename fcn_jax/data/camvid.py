@@ -20,14 +20,13 @@ import tensorflow_datasets as tfds
 from fcn_jax.classes import CAMVID
 from fcn_jax.data.building import (
     Contents,
+    Entry,
+    ExampleBuilder,
     FilesConfig,
-    Pair,
-    PairBuilder,
-    file_pair,
-    fingerprint,
-    named,
+    image_and_label,
     read_labels,
 )
+from fcn_jax.data.files import fingerprint, named
 from fcn_jax.data.images import image_files
 
 SPLITS = ("train", "val", "test")
@@ -44,7 +43,7 @@ def config(manual_dir: Path | None) -> FilesConfig:
     return FilesConfig(name=f"files-{fingerprint(files)}", root=root)
 
 
-class Camvid(PairBuilder):
+class Camvid(ExampleBuilder):
     """CamVid: frames of a driving car, in eleven classes."""
 
     def contents(self, config: FilesConfig, dl_manager: tfds.download.DownloadManager) -> Contents:
@@ -52,8 +51,10 @@ class Camvid(PairBuilder):
         root = _root(config.root)
         found = _pairs(root)
         read = functools.partial(read_labels, table=CAMVID)
-        splits: dict[str, list[Pair]] = {
-            split: [file_pair(name, image, label, read) for name, (image, label) in pairs.items()]
+        splits: dict[str, list[Entry]] = {
+            split: [
+                image_and_label(name, image, label, read) for name, (image, label) in pairs.items()
+            ]
             for split, pairs in found.items()
         }
         for split in ("val", "test"):
@@ -62,7 +63,7 @@ class Camvid(PairBuilder):
                 raise ValueError(
                     f"{root}: {len(shared)} images are in train and in {split}: {named(shared)}"
                 )
-        return Contents(splits, CAMVID, source=str(root))
+        return Contents(splits, {"label": CAMVID}, source=str(root))
 
 
 def _root(manual_dir: Path | None) -> Path:

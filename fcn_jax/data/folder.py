@@ -38,15 +38,15 @@ import tensorflow_datasets as tfds
 from jaxtyping import Int64, UInt8
 from tensorflow_datasets.core.utils import tqdm_utils
 
-from fcn_jax.classes import VOID, VOID_COLOR, ClassRow, ClassTable, has_colors, load_class_table
+from fcn_jax.classes import VOID, ClassTable, has_colors, load_class_table
 from fcn_jax.data.building import (
     Contents,
+    ExampleBuilder,
     FilesConfig,
-    PairBuilder,
-    file_pair,
-    fingerprint,
+    image_and_label,
     read_labels,
 )
+from fcn_jax.data.files import fingerprint
 from fcn_jax.data.images import LabelKind, image_files
 
 SPLITS = ("train", "val", "test")
@@ -134,7 +134,7 @@ def config(
     return FilesConfig(name=name, root=manual_dir, options=options)
 
 
-class Folder(PairBuilder):
+class Folder(ExampleBuilder):
     """A person's own images and masks."""
 
     def contents(self, config: FilesConfig, dl_manager: tfds.download.DownloadManager) -> Contents:
@@ -145,12 +145,12 @@ class Folder(PairBuilder):
             raise ValueError(_listed(problems, found.root))
         splits = {
             split: [
-                file_pair(name, image, mask, found.read_mask)
+                image_and_label(name, image, mask, found.read_mask)
                 for name, (image, mask) in pairs.items()
             ]
             for split, pairs in found.splits.items()
         }
-        return Contents(splits, found.classes, source=str(found.root))
+        return Contents(splits, {"label": found.classes}, source=str(found.root))
 
 
 def find(
@@ -171,7 +171,7 @@ def find(
         raise ValueError(f"folder: mask_kind '{mask_kind}' is not one of auto, index, color")
     globs = _globs(root, images, masks)
     class_file = _class_file(root, classes)
-    table = _with_void(load_class_table(class_file, first_id), void)
+    table = load_class_table(class_file, first_id).with_void(void)
     problems: list[str] = []
     if "{split}" in globs[0]:
         splits = {
@@ -222,10 +222,11 @@ def check(found: Found) -> tuple[list[str], Int64[np.ndarray, "256"]]:
 def _examine(found: Found, image: Path, mask: Path) -> tuple[str, Int64[np.ndarray, "256"], str]:
     """The problem of a pair or "", pixels of each label, and a digest of the image's pixels."""
     try:
-        content, labels = file_pair("", image, mask, found.read_mask).load()
+        parts: Any = image_and_label("", image, mask, found.read_mask).load()
     except (ValueError, OSError) as error:
         return str(error), np.zeros(256, np.int64), ""
-    return "", np.bincount(labels.ravel(), minlength=256), hashlib.sha256(content).hexdigest()
+    counts = np.bincount(parts["label"].ravel(), minlength=256)
+    return "", counts, hashlib.sha256(parts["image"].content).hexdigest()
 
 
 def _one_class(found: Found, pixels: Int64[np.ndarray, "256"]) -> str:
@@ -277,16 +278,6 @@ def _class_file(root: Path, classes: str | Path | None) -> Path:
         "write classes.txt with one class name a line, the first being id 0 (option first_id); for "
         "masks that hold colours write classes.csv with the first line name,r,g,b"
     )
-
-
-def _with_void(table: ClassTable, void: Sequence[int]) -> ClassTable:
-    rows = tuple(
-        dataclasses.replace(row, ignored=True) if raw_id in void else row
-        for row, raw_id in zip(table.rows, table.ids, strict=True)
-    )
-    extra = sorted(set(void) - set(table.ids) - {VOID})
-    more = (ClassRow(f"void {raw_id}", VOID_COLOR, ignored=True, id=raw_id) for raw_id in extra)
-    return ClassTable((*rows, *more))
 
 
 def _pairs(

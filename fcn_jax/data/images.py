@@ -12,10 +12,10 @@ import contextlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, Num, UInt8
+from jaxtyping import Int32, Num, UInt8, UInt16
 from PIL import Image, ImageOps
 
 from fcn_jax.classes import VOID, ClassTable
@@ -156,6 +156,29 @@ def _color_code(colors: UInt8[np.ndarray, "*shape 3"]) -> Int32[np.ndarray, "*sh
     return red << 16 | green << 8 | blue
 
 
+def read_depth(source: str | Path | bytes, name: str | None = None) -> UInt16[np.ndarray, "h w"]:
+    """Read a depth image: a 16-bit grey file in millimetres, 0 where nothing was measured.
+
+    Args:
+        source: A path, or the bytes of the file.
+        name: What to call the file in messages; the path where None.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file, if it cannot be read or has other than 16 bits.
+    """
+    with _opened(source, name) as image:
+        if image.mode not in _SIXTEEN_BIT:
+            raise ValueError(
+                "a depth image is a grey PNG of 16 bits in millimetres, but this one has mode "
+                f"{image.mode} of {len(image.getbands())} channels of 8 bits"
+            )
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"depths {values.min()}..{values.max()} are outside 16 bits")
+        return values.astype(np.uint16)
+
+
 def image_files(folder: Path, pattern: str = "*") -> list[Path]:
     """The files in a folder that have an image's extension, in the order of their names."""
     return sorted(
@@ -165,26 +188,43 @@ def image_files(folder: Path, pattern: str = "*") -> list[Path]:
     )
 
 
-def encoded_image(path: str | Path) -> tuple[bytes, tuple[int, int]]:
-    """An image's bytes for storage, and its (height, width) in pixels.
+class Encoded(NamedTuple):
+    """An image as the bytes of its file, and its (height, width) in pixels."""
+
+    content: bytes
+    size: tuple[int, int]
+
+
+def encoded_image(source: str | Path | bytes, name: str | None = None) -> Encoded:
+    """An image for storage.
 
     Upright 8-bit RGB and grey JPEG and PNG files are stored as they are, which costs neither time
     nor quality; every other kind is read and written as PNG.
 
+    Args:
+        source: A path, or the bytes of the file.
+        name: What to call the image in messages; the path where None.
+
     Raises:
         FileNotFoundError, ValueError: as `read_image`.
     """
-    content = Path(path).read_bytes()
-    with _opened(content, str(path)) as image:
+    if not isinstance(source, bytes):
+        name = name or str(source)
+        source = Path(source).read_bytes()
+    with _opened(source, name) as image:
         upright = image.getexif().get(EXIF_ORIENTATION, 1) == 1
         if image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L") and upright:
-            return content, (image.height, image.width)
-    pixels = read_image(content, str(path))
-    return encode_png(pixels), (pixels.shape[0], pixels.shape[1])
+            return Encoded(source, (image.height, image.width))
+    return encoded_pixels(read_image(source, name))
 
 
-def encode_png(pixels: UInt8[np.ndarray, "h w *c"]) -> bytes:
-    """A uint8 RGB image or single-channel map as the bytes of a PNG file."""
+def encoded_pixels(pixels: UInt8[np.ndarray, "h w 3"]) -> Encoded:
+    """An RGB array for storage, as PNG."""
+    return Encoded(encode_png(pixels), (pixels.shape[0], pixels.shape[1]))
+
+
+def encode_png(pixels: UInt8[np.ndarray, "h w *c"] | UInt16[np.ndarray, "h w"]) -> bytes:
+    """A uint8 RGB image or a single-channel map of 8 or 16 bits as the bytes of a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", compress_level=4)
     return buffer.getvalue()

@@ -23,8 +23,8 @@ import tensorflow_datasets as tfds
 from jaxtyping import Float, UInt8
 
 from fcn_jax.classes import SHAPES, VOID
-from fcn_jax.data.building import Contents, Encoded, Pair, PairBuilder
-from fcn_jax.data.images import encode_png
+from fcn_jax.data.building import Contents, Entry, ExampleBuilder, ExamplesConfig, Part
+from fcn_jax.data.images import encoded_pixels
 
 Map = Float[np.ndarray, "h w"]
 VOID_BORDER = 1.5  # px outside the outline
@@ -35,7 +35,7 @@ STRIPES = {"disc": 0.1, "box": 0.3, "triangle": 0.5, "ring": 0.7, "star": 0.9}  
 
 
 @dataclasses.dataclass
-class ShapesConfig(tfds.core.BuilderConfig):
+class ShapesConfig(ExamplesConfig):
     """How many pictures of what size, from which seed."""
 
     train: int = 400
@@ -74,29 +74,29 @@ def config(
     return ShapesConfig(name=name, train=train, val=val, size=size, seed=seed)
 
 
-class Shapes(PairBuilder):
+class Shapes(ExampleBuilder):
     """Textured shapes with thin parts over textured ground, made from a seed."""
 
     def contents(self, config: ShapesConfig, dl_manager: tfds.download.DownloadManager) -> Contents:
         del dl_manager
 
-        def pair(split: str, number: int) -> Pair:
+        def entry(split: str, number: int) -> Entry:
             seed = (config.seed, ("train", "val").index(split), number)
-            return Pair(f"{split}_{number:05d}", functools.partial(_encoded, seed, config.size))
+            return Entry(f"{split}_{number:05d}", functools.partial(_encoded, seed, config.size))
 
         return Contents(
             splits={
-                split: [pair(split, number) for number in range(count)]
+                split: [entry(split, number) for number in range(count)]
                 for split, count in (("train", config.train), ("val", config.val))
             },
-            classes=SHAPES,
+            heads={"label": SHAPES},
             source=f"made by fcn_jax from seed {config.seed}",
         )
 
 
-def _encoded(seed: tuple[int, ...], size: int) -> Encoded:
+def _encoded(seed: tuple[int, ...], size: int) -> dict[str, Part]:
     image, label = draw_example(np.random.default_rng(seed), size)
-    return encode_png(image), label
+    return {"image": encoded_pixels(image), "label": label}
 
 
 def draw_example(

@@ -11,14 +11,19 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from fcn_jax.classes import ClassTable
-from fcn_jax.data.images import read_image, read_label
+from fcn_jax.data.images import read_depth, read_image, read_label
 
 
 class Source:
-    """One split of a prepared data set: `len(source)`, `source[i]`, and its class table.
+    """One split of a prepared data set: `len(source)`, `source[i]`, and its class tables.
 
-    An example is `{"image": uint8 (h, w, 3) RGB, "label": uint8 (h, w) in 0..C-1 or 255 for void,
-    "id": str}`. Examples are in the order of the data set, without shuffling.
+    An example is a dictionary of arrays of one height and width, and its "id", a str:
+
+    * pictures, uint8 (h, w, 3): "image", which is RGB, and others such as "hha";
+    * "depth", where there is one, uint16 (h, w): millimetres, 0 where nothing was measured;
+    * label maps, uint8 (h, w): 0..C-1, and 255 for void. A single one is called "label".
+
+    Examples are in the order of the data set, without shuffling.
 
     A source can be pickled: the copy opens the files again when first read, so that it costs
     little to send to a worker process.
@@ -28,12 +33,15 @@ class Source:
         split: A split name, or an expression of TFDS: "train[:10%]", "train+val".
 
     Attributes:
-        classes: The class table of the data set.
+        features: The names of the inputs, "image" first.
+        heads: The class table of every label map, by its name.
         ids: The id of every example.
+        digests: A hash of every image's file.
         notes: What a person should know about this copy of the data, e.g. missing images.
 
     Raises:
-        ValueError: if the split does not exist; the message lists those that do.
+        ValueError: if the split does not exist; the message lists those that do. If the copy was
+            prepared by another version of this package.
     """
 
     def __init__(self, path: str | Path, split: str) -> None:
@@ -43,12 +51,26 @@ class Source:
         metadata = json.loads((self.path / "metadata.json").read_text())
         info = json.loads((self.path / "dataset_info.json").read_text())
         self.name = "/".join(filter(None, (info["name"], info.get("configName"), info["version"])))
-        self.classes = ClassTable.from_dict(metadata["classes"])
+        if "heads" not in metadata:
+            raise ValueError(
+                f"{self.path} was prepared by another version of fcn_jax; delete it and prepare "
+                "the data set again"
+            )
+        self.heads = {
+            name: ClassTable.from_dict(table) for name, table in metadata["heads"].items()
+        }
+        self._kinds: dict[str, str] = metadata["features"]
+        self.features = tuple(self._kinds)
         self.notes = tuple(metadata["notes"])
         sizes = {name: len(ids) for name, ids in metadata["ids"].items()}
         rows = _rows(split, sizes, self.name, self.notes)
         self.ids = tuple(metadata["ids"][name][i] for name, i in rows)
         self.digests = tuple(metadata["digests"][name][i] for name, i in rows)
+
+    @property
+    def classes(self) -> ClassTable:
+        """The class table of the first label map."""
+        return next(iter(self.heads.values()))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -58,14 +80,18 @@ class Source:
         if not -len(self) <= position < len(self):
             raise IndexError(f"{self!r} has no example {position}")
         if self._reader is None:
-            self._reader = _open_reader(self.path, self.split)
+            self._reader = _open_reader(self.path, self.split, (*self.features, *self.heads))
         record = self._reader[position % len(self)]
         example_id = record["id"].decode()
-        return {
-            "image": read_image(record["image"], example_id),
-            "label": read_label(record["label"], kind="index", name=example_id).astype(np.uint8),
-            "id": example_id,
+        inputs = {
+            name: (read_depth if kind == "depth" else read_image)(record[name], example_id)
+            for name, kind in self._kinds.items()
         }
+        labels = {
+            name: read_label(record[name], kind="index", name=example_id).astype(np.uint8)
+            for name in self.heads
+        }
+        return {**inputs, **labels, "id": example_id}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[i] for i in range(len(self)))
@@ -131,10 +157,16 @@ def _rows(
     return rows
 
 
-def _open_reader(path: Path, split: str) -> Any:
+def split_sizes(path: str | Path) -> dict[str, int]:
+    """The number of examples in every split of a prepared data set."""
+    metadata = json.loads((Path(path) / "metadata.json").read_text())
+    return {name: len(ids) for name, ids in metadata["ids"].items()}
+
+
+def _open_reader(path: Path, split: str, arrays: tuple[str, ...]) -> Any:
     import tensorflow_datasets as tfds
 
     # The bytes come undecoded: TFDS would decode with OpenCV on one machine, Pillow on another.
     skip = tfds.decode.SkipDecoding()
     builder: Any = tfds.builder_from_directory(str(path))
-    return builder.as_data_source(split=split, decoders={"image": skip, "label": skip})
+    return builder.as_data_source(split=split, decoders=dict.fromkeys(arrays, skip))

@@ -31,11 +31,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.resources
-import urllib.request
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -44,13 +41,22 @@ from jaxtyping import UInt8
 from fcn_jax.classes import VOC
 from fcn_jax.data.building import (
     Contents,
+    ExampleBuilder,
     FilesConfig,
-    PairBuilder,
-    file_pair,
-    fingerprint,
-    named,
+    image_and_label,
     read_labels,
 )
+from fcn_jax.data.files import (
+    by_stem,
+    check_reachable,
+    complete,
+    fingerprint,
+    listed_ids,
+    package_ids,
+    refuse_shared,
+    shortfalls,
+)
+from fcn_jax.data.matlab import read_mat_labels
 
 VOC_URL = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
 VOC_SHA256 = "e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb"
@@ -61,13 +67,10 @@ SBD_URL = (
 )
 FULL_SIZES = {"train": 1464, "val": 1449, "seg11valid": 736, "sbd_train": 8498}
 SBD_PLACES = ("benchmark_RELEASE/dataset", "benchmark_RELEASE", "SBD", "sbd")
+PHOTOGRAPHS = (".jpg", ".jpeg", ".png")
 
-
-class Files(NamedTuple):
-    """Photograph and label of one id."""
-
-    image: Path
-    label: Path
+Splits = dict[str, dict[str, dict[str, Path]]]
+"""The files "image" and "label" of every id of every split."""
 
 
 def config(manual_dir: Path | None, *, sbd: str | Path | None = None) -> FilesConfig:
@@ -94,12 +97,12 @@ def config(manual_dir: Path | None, *, sbd: str | Path | None = None) -> FilesCo
     else:
         sbd_root = None if sbd == "download" else _find_sbd(sbd, manual_dir, devkit)
         splits, _ = find_splits(devkit, sbd_root)
-        files = [path for pairs in splits.values() for pair in pairs.values() for path in pair]
+        files = all_files(splits)
     name = f"files-{fingerprint(set(files), options)}"
     return FilesConfig(name=name, root=manual_dir, options=options)
 
 
-class Voc2012(PairBuilder):
+class Voc2012(ExampleBuilder):
     """PASCAL VOC 2012 segmentation: twenty classes of objects and background."""
 
     def contents(self, config: FilesConfig, dl_manager: tfds.download.DownloadManager) -> Contents:
@@ -107,14 +110,7 @@ class Voc2012(PairBuilder):
         devkit = (_find_devkit(root) if root else None) or self._fetch_devkit(dl_manager, root)
         sbd_root = self._sbd_root(dl_manager, devkit, root, options.get("sbd"))
         found, notes = find_splits(devkit, sbd_root)
-        splits = {
-            split: [
-                file_pair(voc_id, files.image, files.label, read_voc_label)
-                for voc_id, files in pairs.items()
-            ]
-            for split, pairs in found.items()
-        }
-        return Contents(splits, VOC, source=f"{devkit}, SBD: {sbd_root}", notes=tuple(notes))
+        return voc_contents(found, f"{devkit}, SBD: {sbd_root}", notes)
 
     def _fetch_devkit(self, dl_manager: tfds.download.DownloadManager, root: Path | None) -> Path:
         folder = _fetch(dl_manager, VOC_URL, root)
@@ -148,8 +144,7 @@ def _fetch(dl_manager: tfds.download.DownloadManager, url: str, root: Path | Non
     archive = root / Path(url).name if root else None
     try:
         if archive is None or not archive.exists():
-            # TFDS tries an unreachable host for minutes; this finds out within seconds.
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=20).close()
+            check_reachable(url)
             archive = Path(dl_manager.download(url))
     except Exception as error:  # requests', urllib's, TFDS's and the socket's own types
         raise FileNotFoundError(
@@ -178,9 +173,24 @@ def _what_to_put(root: Path | None, url: str = VOC_URL) -> str:
     return f"{what} {root}, which has neither"
 
 
-def find_splits(
-    devkit: Path, sbd_root: Path | None
-) -> tuple[dict[str, dict[str, Files]], list[str]]:
+def voc_contents(splits: Splits, source: str, notes: Sequence[str]) -> Contents:
+    """Examples with VOC's labels."""
+    entries = {
+        split: [
+            image_and_label(voc_id, files["image"], files["label"], read_voc_label)
+            for voc_id, files in found.items()
+        ]
+        for split, found in splits.items()
+    }
+    return Contents(entries, {"label": VOC}, source, tuple(notes))
+
+
+def all_files(splits: Splits) -> set[Path]:
+    """Every file of every split."""
+    return {p for found in splits.values() for files in found.values() for p in files.values()}
+
+
+def find_splits(devkit: Path, sbd_root: Path | None) -> tuple[Splits, tuple[str, ...]]:
     """The files of every id in every split, and notes on what is missing.
 
     Args:
@@ -192,20 +202,18 @@ def find_splits(
         ValueError: if splits share images.
     """
     folder = devkit / "ImageSets/Segmentation"
-    lists: dict[str, Sequence[str]] = {n: _ids(folder / f"{n}.txt") for n in ("train", "val")}
-    _refuse_shared("ImageSets train", lists["train"], "ImageSets val", lists["val"])
+    lists: dict[str, Sequence[str]] = {n: listed_ids(folder / f"{n}.txt") for n in ("train", "val")}
+    refuse_shared("voc2012", {f"ImageSets {name}": ids for name, ids in lists.items()})
     lists["seg11valid"] = seg11valid_ids()
-    images = _by_stem(devkit / "JPEGImages", (".jpg", ".jpeg", ".png"))
-    labels = _by_stem(devkit / "SegmentationClass", (".png",))
-    splits = {name: _present(ids, images, labels) for name, ids in lists.items()}
+    images = by_stem(devkit / "JPEGImages", PHOTOGRAPHS)
+    labels = by_stem(devkit / "SegmentationClass", (".png",))
+    splits = {
+        name: complete(ids, {"image": images, "label": labels}) for name, ids in lists.items()
+    }
     if sbd_root is not None:
         splits["sbd_train"] = _sbd_train(sbd_root, images, labels, set(lists["train"]))
-    notes = [
-        f"{split} has {len(splits[split])} of the {full} images of the full set"
-        for split, full in FULL_SIZES.items()
-        if split in splits and len(splits[split]) < full
-    ]
-    splits = {name: pairs for name, pairs in splits.items() if pairs}
+    notes = shortfalls(splits, FULL_SIZES)
+    splits = {name: found for name, found in splits.items() if found}
     if not splits:
         raise FileNotFoundError(
             f"voc2012: {devkit} holds no image of ImageSets/Segmentation/train.txt or val.txt "
@@ -216,37 +224,27 @@ def find_splits(
 
 def _sbd_train(
     root: Path, voc_images: dict[str, Path], voc_labels: dict[str, Path], voc_train: set[str]
-) -> dict[str, Files]:
+) -> dict[str, dict[str, Path]]:
     held_out = seg11valid_ids()
-    folder = root / "cls" if (root / "cls").is_dir() else root
-    labels = _by_stem(folder, (".mat", ".png"))
-    ids = _ids(root / "train.txt")
-    _refuse_shared(f"{root / 'train.txt'}", ids, "seg11valid", held_out)
+    images, labels = sbd_files(root)
+    ids = listed_ids(root / "train.txt")
+    refuse_shared("voc2012", {"seg11valid": held_out, str(root / "train.txt"): ids})
     if not ids:
         ids = sorted(set(labels) - set(held_out))
-    images = {**voc_images, **_by_stem(root / "img", (".jpg", ".jpeg", ".png"))}
     train_labels = {voc_id: path for voc_id, path in voc_labels.items() if voc_id in voc_train}
-    return _present(ids, images, {**train_labels, **labels})
+    return complete(ids, {"image": {**voc_images, **images}, "label": {**train_labels, **labels}})
 
 
-def _present(
-    ids: Iterable[str], images: dict[str, Path], labels: dict[str, Path]
-) -> dict[str, Files]:
-    return {i: Files(images[i], labels[i]) for i in ids if i in images and i in labels}
-
-
-def _refuse_shared(name_a: str, a: Iterable[str], name_b: str, b: Iterable[str]) -> None:
-    if shared := sorted(set(a) & set(b)):
-        raise ValueError(
-            f"voc2012: {len(shared)} images are in both {name_a} and {name_b}: {named(shared)}"
-        )
+def sbd_files(root: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """SBD's photographs and its labels, by id."""
+    folder = root / "cls" if (root / "cls").is_dir() else root
+    return by_stem(root / "img", PHOTOGRAPHS), by_stem(folder, (".mat", ".png"))
 
 
 @functools.cache
 def seg11valid_ids() -> tuple[str, ...]:
     """The 736 ids of VOC 2011 val that are not in SBD's train set."""
-    text = importlib.resources.files("fcn_jax.data").joinpath("seg11valid.txt").read_text()
-    return tuple(text.split())
+    return tuple(package_ids("seg11valid"))
 
 
 def read_voc_label(path: Path) -> UInt8[np.ndarray, "h w"]:
@@ -255,35 +253,9 @@ def read_voc_label(path: Path) -> UInt8[np.ndarray, "h w"]:
     Raises:
         ValueError: naming the file, if it cannot be read or holds ids of no class.
     """
-    if path.suffix != ".mat":
-        return read_labels(path, VOC)
-    import scipy.io
-
-    try:
-        raw = scipy.io.loadmat(path)["GTcls"]["Segmentation"].flat[0]
-        return VOC.to_labels(np.asarray(raw))
-    except Exception as error:  # scipy raises many types for broken files
-        raise ValueError(
-            f"{path}: cannot read GTcls.Segmentation as VOC labels: {error}"
-        ) from error
-
-
-def _ids(path: Path) -> list[str]:
-    """The ids a split file lists, each once, in its order; none if it is not there."""
-    if not path.exists():
-        return []
-    return list(
-        dict.fromkeys(line.split()[0] for line in path.read_text().splitlines() if line.strip())
-    )
-
-
-def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """Files of a folder by name without suffix; earlier suffixes win."""
-    if not folder.is_dir():
-        return {}
-    files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes]
-    files.sort(key=lambda path: suffixes.index(path.suffix.lower()), reverse=True)
-    return {path.stem: path for path in files}
+    if path.suffix == ".mat":
+        return read_mat_labels(path, "GTcls/Segmentation", VOC)
+    return read_labels(path, VOC)
 
 
 def _find_devkit(manual_dir: Path) -> Path | None:
@@ -304,7 +276,7 @@ def _find_sbd(sbd: str | Path | None, manual_dir: Path, devkit: Path) -> Path | 
     if sbd is not None:
         given = Path(sbd).expanduser().absolute()
         for root in (given, *(given / place for place in ("dataset", *SBD_PLACES))):
-            if (root / "cls").is_dir() or _by_stem(root, (".mat", ".png")):
+            if (root / "cls").is_dir() or by_stem(root, (".mat", ".png")):
                 return root
         raise FileNotFoundError(
             f"voc2012: {given} (option sbd) holds no folder cls with ID.mat or ID.png, nor such "

@@ -396,23 +396,35 @@ def _choose_inputs(
     Weights of Caffe's kind take the means of the data set, as in the reference; others (RGB from
     0 to 1) bring their own.
     """
-    own = data.row_of(config.dataset).preprocessing
+    usual = data.row_of(config.dataset).preprocessing
     streams: dict[str, dict[str, Preprocessing]] = {}
     for stream, joined in config.inputs.items():
         found = start.get(stream, start.get(""))
-        given = (found.preprocessing if found else None) or CAFFE
-        streams[stream] = {}
-        for feature in joined.split("+"):
-            if feature not in source.features:
-                raise ValueError(
-                    f"config.inputs.{stream} reads {feature!r}, {source!r} has "
-                    f"{', '.join(source.features)}"
-                )
-            usual = own.get(feature, CAFFE)
-            if given != CAFFE:
-                usual = given if feature == "image" else usual.on_scale_of(given)
-            streams[stream][feature] = usual
+        features = joined.split("+")
+        if unknown := [name for name in features if name not in source.features]:
+            raise ValueError(
+                f"config.inputs.{stream} reads {', '.join(unknown)}; {source!r} has "
+                f"{', '.join(source.features)}"
+            )
+        streams[stream] = {
+            name: _normalisation(name, usual.get(name, CAFFE), found) for name in features
+        }
     return Inputs.of(streams)
+
+
+def _normalisation(
+    feature: str, usual: Preprocessing, start: weights.Weights | None
+) -> Preprocessing:
+    """How a feature is normalised, given the data set's way and the start weights."""
+    given = start.preprocessing if start else None
+    if isinstance(given, Inputs):
+        known = {name: part for _, parts in given.streams for name, part in parts}
+        if feature in known:
+            return known[feature]
+        given = given.sole
+    if given is None or given == CAFFE:
+        return usual
+    return given if feature == "image" else usual.on_scale_of(given)
 
 
 def _known_inputs(workdir: Path) -> Inputs:

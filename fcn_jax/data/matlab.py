@@ -1,0 +1,85 @@
+"""Label maps in MATLAB files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+from fcn_jax.classes import ClassTable
+
+
+def read_mat(path: Path, variable: str) -> Int32[np.ndarray, "h w"]:
+    """A map of ids from a `.mat` file of any version.
+
+    Args:
+        path: The file. Versions up to 7 are read with SciPy; version 7.3, which is HDF5, with h5py.
+        variable: Its name; the field of a struct as "GTcls/Segmentation".
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file, if it cannot be read or the variable is no map of integers.
+    """
+    import scipy.io
+
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        value = _field(scipy.io.loadmat(path), variable)
+    except NotImplementedError:  # SciPy's word for version 7.3
+        value = _read_hdf5(path, variable)
+    except Exception as error:  # SciPy raises many types for broken files
+        raise ValueError(f"{path}: cannot read {variable}: {error}") from error
+    if value.ndim != 2 or value.dtype.kind not in "uibf":
+        raise ValueError(
+            f"{path}: cannot read {variable} as a map of ids: {value.dtype} of shape {value.shape}"
+        )
+    with np.errstate(invalid="ignore"):  # infinity and NaN become something else, and are refused
+        ids = value.astype(np.int32)
+    if not np.array_equal(ids, value):
+        raise ValueError(f"{path}: {variable} holds fractions, which are no class ids")
+    return ids
+
+
+def read_mat_labels(path: Path, variable: str, table: ClassTable) -> UInt8[np.ndarray, "h w"]:
+    """Labels from a `.mat` file that holds the ids of `table`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_mat`, and for ids of no class.
+    """
+    ids = read_mat(path, variable)
+    try:
+        return table.to_labels(ids)
+    except ValueError as error:
+        raise ValueError(f"{path}: {variable}: {error}") from None
+
+
+def _field(content: Any, variable: str) -> np.ndarray:
+    """A variable, or the field of a struct, out of what SciPy returns."""
+    for name in variable.split("/"):
+        names = content.dtype.names if isinstance(content, np.ndarray) else content
+        if name not in (names or ()):
+            there = [key for key in names or () if not key.startswith("__")]
+            raise ValueError(f"it holds {', '.join(there) or 'nothing'}")
+        content = content[name]
+        while isinstance(content, np.ndarray) and content.dtype == object and content.size == 1:
+            content = content.flat[0]  # a struct's field is a 1x1 array of objects
+    return np.asarray(content)
+
+
+def _read_hdf5(path: Path, variable: str) -> np.ndarray:
+    try:
+        import h5py
+    except ImportError:
+        raise ValueError(
+            f"{path}: MATLAB's version 7.3, which needs h5py (pip install h5py), or save it again "
+            "with save(..., '-v7')"
+        ) from None
+    try:
+        with h5py.File(path) as file:
+            dataset: Any = file[variable]
+            return np.asarray(dataset[()]).T  # MATLAB stores columns first
+    except Exception as error:  # h5py raises many types for broken files
+        raise ValueError(f"{path}: cannot read {variable}: {error}") from error

@@ -1,0 +1,194 @@
+"""Every config file trains two steps of every stage on data made in the published layouts."""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_config import FILES, load
+from test_datasets import (
+    VOC_IDS,
+    camvid_tree,
+    save_grey,
+    save_image,
+    save_sbd,
+    voc_tree,
+)
+from test_datasets_published import SIFT_IDS, context_tree, nyu_tree, sift_flow_tree, write_list
+from test_training import environment
+
+from fcn_jax.training.checkpoints import load_run
+
+ROOT = Path(__file__).parents[1]
+# The networks at a width that compiles fast; two steps of two images.
+SMALL = {
+    "width": 0.05,
+    "fc_width": 8,
+    "batch_size": 2,
+    "accumulate": 1,
+    "epochs": [],
+    "steps": [2],
+    "crop": [32, 32],
+    "eval_every": 0,
+    "samples": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder for the data sets, the runs and their compiled programs."""
+    return tmp_path_factory.mktemp("configs")
+
+
+SHAPES = {"train": 6, "val": 2, "size": 48}
+
+
+def made_data(dataset: str, root: Path) -> dict[str, object]:
+    """Makes the files of a data set once; the config's fields that say where they are."""
+    if dataset == "shapes":
+        return {f"dataset_options.{name}": value for name, value in SHAPES.items()}
+    if not root.exists():
+        root.mkdir()
+        MAKERS[dataset](root, np.random.default_rng(0))
+    return {"manual_dir": str(root)}
+
+
+def make_voc_and_sbd(root: Path, rng: np.random.Generator) -> None:
+    written = voc_tree(root / "VOCdevkit/VOC2012", rng, VOC_IDS)
+    for name in VOC_IDS["train"]:
+        labels = rng.integers(0, 21, written[name][1].shape)
+        save_sbd(root / f"SBD/cls/{name}.mat", labels)
+
+
+def make_sift_flow(root: Path, rng: np.random.Generator) -> None:
+    sift_flow_tree(root, rng, SIFT_IDS)
+    write_list(root / "trainval.txt", SIFT_IDS[:2])
+    write_list(root / "test.txt", SIFT_IDS[2:])
+
+
+def make_folder(root: Path, rng: np.random.Generator) -> None:
+    (root / "classes.txt").write_text("ground\nthing\n")
+    for number in range(10):
+        size = tuple(rng.integers(5, 30, 2))
+        save_image(root / f"images/{number}.png", rng, size)
+        save_grey(root / f"masks/{number}.png", rng.integers(0, 2, size))
+
+
+MAKERS = {
+    "voc2012": make_voc_and_sbd,
+    "camvid": camvid_tree,
+    "nyudv2": nyu_tree,
+    "sift_flow": make_sift_flow,
+    "pascal_context": context_tree,
+    "folder": make_folder,
+}
+
+
+# Trains one config after the other in one process, which spares starting it for each: each line
+# of the input is a config's file, recipe, workdir and fields; the answer is a line as well.
+TRAINER = """
+import importlib.util, json, sys, traceback
+from fcn_jax import report
+from fcn_jax.training.run import train
+
+for line in sys.stdin:
+    path, recipe, workdir, fields = json.loads(line)
+    try:
+        spec = importlib.util.spec_from_file_location("config", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        config = module.get_config(*[recipe] * bool(recipe))
+        with config.unlocked():
+            for name, value in fields.items():
+                section, _, field = name.rpartition(".")
+                target = config[section] if section else config
+                target[field] = tuple(value) if isinstance(value, list) else value
+        report.evaluate_run(workdir, train(config, workdir))
+        answer = ""
+    except Exception:
+        answer = traceback.format_exc()
+    print("ANSWER", json.dumps(answer), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def trainer(place):
+    """The process of `TRAINER`."""
+    arguments = [sys.executable, "-c", TRAINER]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with (
+        open(place / "errors.txt", "w") as errors,
+        subprocess.Popen(arguments, env=environment(place), stderr=errors, **pipes) as process,
+    ):
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def trained(place, trainer):
+    """A function that trains a config file, `name` or `name:recipe`, and gives the workdir."""
+
+    @functools.cache
+    def train(name: str, init: str = "") -> Path:
+        stem, _, recipe = name.partition(":")
+        path = ROOT / "configs" / f"{stem}.py"
+        dataset = load(path).get_config().dataset
+        fields = {**SMALL, **made_data(dataset, place / dataset), "data_dir": str(place / "data")}
+        if init:
+            fields["init"] = init
+        workdir = place / "runs" / name.replace(":", "_")
+        trainer.stdin.write(json.dumps([str(path), recipe, str(workdir), fields]) + "\n")
+        trainer.stdin.flush()
+        answer = next((line for line in trainer.stdout if line.startswith("ANSWER ")), None)
+        assert answer is not None, (place / "errors.txt").read_text()
+        assert json.loads(answer.removeprefix("ANSWER ")) == ""
+        return workdir
+
+    return train
+
+
+CVPR = ("fcn16s:cvpr",)
+# Late fusion has a test of its own; tfds.py names a data set of TFDS, see test_datasets_ready.py.
+NAMES = [path.stem for path in FILES if path.stem not in ("nyud_color_hha", "tfds")]
+
+
+@pytest.mark.parametrize("name", [*NAMES, *CVPR])
+def test_a_config_trains_and_is_scored(trained, name):
+    workdir = trained(name)
+    config = load_run(workdir).config
+    scores = json.loads((workdir / "report/scores.json").read_text())["stages"]
+    heads = ("_sem", "_geo") if config.dataset == "sift_flow" else ("",)
+    assert set(scores) == {f"{stage}{head}" for stage in config.stages for head in heads}
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for stage in config.stages:
+        run = load_run(workdir, stage, "last")
+        assert run.step == 2
+        losses = [r["loss"] for r in records if r["stage"] == stage and "loss" in r]
+        assert losses
+        assert np.isfinite(losses).all()
+
+
+def test_late_fusion_starts_from_the_two_networks(trained):
+    color, hha = trained("nyud_color"), trained("nyud_hha")
+    workdir = trained("nyud_color_hha", f"color={color},hha={hha}")
+    run = load_run(workdir)
+    assert run.inputs.channels == {"color": 3, "hha": 3}
+    for stream, start in (("color", color), ("hha", hha)):
+        before = load_run(start).variables["params"]
+        for layer in ("conv1_1", "conv5_3", "fc7"):
+            after = run.variables["params"][f"{layer}{stream}"]["kernel"]
+            # Two steps of a rate of 1e-12 leave it where it was.
+            np.testing.assert_allclose(after, before[layer]["kernel"], atol=1e-6)
+
+
+def test_colour_and_depth_are_one_input_of_four_channels(trained):
+    run = load_run(trained("nyud_color_depth"))
+    assert run.variables["params"]["conv1_1"]["kernel"].shape[2] == 4
+    [(_, features)] = run.inputs.streams
+    assert [name for name, _ in features] == ["image", "depth"]
+    assert dict(features)["depth"].log
