@@ -3,11 +3,13 @@
     python predict.py --workdir=DIR IMAGES... --output=DIR [--stage=fcn8s] [--checkpoint=best]
     python predict.py --weights=FILE IMAGES... --output=DIR [--model=fcn8s] [--classes=FILE]
     python predict.py --weights=FILE IMAGES... --output=DIR --heatmap="tabby cat"
+    python predict.py --workdir=runs/nyud_color_hha IMAGES... --output=DIR --depth=DIR
 
 IMAGES are files, or folders to search. Writes labels/NAME.png (class numbers, shown in the
 classes' colours) and overlays/NAME.png (colours over the photograph), at the photographs' size;
 with --heatmap instead heatmaps/NAME.png, the class's scores over the photograph. FILE holds
-published weights of any kind that fcn_jax.weights.load reads, also of a classifier.
+published weights of any kind that fcn_jax.weights.load reads, also of a classifier. For networks
+that read depth or HHA, --depth names the folder of the 16-bit depth images, of the same names.
 A file that cannot be read is reported, the others are done all the same, and the exit code is 1.
 """
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from fcn_jax.classes import ClassTable
     from fcn_jax.inference import Predictor
 
-    Draw = Callable[[np.ndarray], dict[str, Image.Image]]
+    Draw = Callable[[dict[str, np.ndarray]], dict[str, Image.Image]]
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -52,7 +54,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--model", help="the weights' network; default: as their layers suggest")
     add("--classes", help="file of class names; default: the run's, or by their number")
     add("--heatmap", help="draw the scores of this class, a name or a number from 0")
+    add("--depth", type=Path, help="folder of the depth images, PNG of 16 bits in millimetres")
+    add("--camera", type=camera, help="fx,fy,cx,cy of the depth images; default: NYUDv2's")
     return parser.parse_intermixed_args(argv)
+
+
+def camera(text: str) -> Any:
+    """The camera matrix of four numbers from the command line."""
+    import numpy as np
+
+    try:
+        fx, fy, cx, cy = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not fx,fy,cx,cy") from None
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
 
 
 def find_images(paths: Iterable[Path], output: Path) -> list[tuple[Path, Path]]:
@@ -156,32 +171,46 @@ def find_class(wanted: str, names: dict[str, list[str]]) -> tuple[str, int]:
 # ======================================================================== pictures
 
 
-def draw_labels(predictor: Predictor, tables: dict[str, ClassTable], image: Any) -> Any:
+def draw_labels(predictor: Predictor, tables: dict[str, ClassTable], features: Any) -> Any:
     """Label map and overlay of an image, by folder; for each head."""
     from PIL import Image
 
     from fcn_jax import drawing
 
-    labels = predictor.labels(image)
+    labels = predictor.labels(features)
     labels = labels if isinstance(labels, dict) else {next(iter(tables)): labels}
     pictures = {}
     for head, values in labels.items():
         suffix = f"_{head}" if len(labels) > 1 else ""
-        overlay = drawing.overlay(image, values, tables[head])
+        overlay = drawing.overlay(features["image"], values, tables[head])
         pictures[f"labels{suffix}"] = drawing.palette_image(values, tables[head])
         pictures[f"overlays{suffix}"] = Image.fromarray(overlay)
     return pictures
 
 
-def draw_heatmap(predictor: Predictor, head: str, number: int, image: Any) -> Any:
+def draw_heatmap(predictor: Predictor, head: str, number: int, features: Any) -> Any:
     """The scores of a class over an image."""
     import numpy as np
     from PIL import Image
 
     from fcn_jax import drawing
 
-    scores = predictor.score_map(image, number, head)
-    return {"heatmaps": Image.fromarray(drawing.heatmap(image, np.asarray(scores)))}
+    scores = np.asarray(predictor.score_map(features, number, head))
+    return {"heatmaps": Image.fromarray(drawing.heatmap(features["image"], scores))}
+
+
+def read_features(file: Path, wanted: tuple[str, ...], depth_folder: Path, camera: Any) -> Any:
+    """An image, and depth and HHA where the network reads them."""
+    from fcn_jax.data.hha import hha, nyu_camera
+    from fcn_jax.data.images import read_depth, read_image
+
+    features = {"image": read_image(file)}
+    if {"depth", "hha"} & set(wanted):
+        features["depth"] = read_depth(depth_folder / f"{file.stem}.png")
+    if "hha" in wanted:
+        given = nyu_camera(*features["depth"].shape) if camera is None else camera
+        features["hha"] = hha(features["depth"], given)
+    return features
 
 
 # ======================================================================== the program
@@ -207,26 +236,35 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"{title} is a classifier: give --heatmap=CLASS")
         else:
             draw = functools.partial(draw_labels, predictor, tables)
+        if args.depth is None and {"depth", "hha"} & set(predictor.features):
+            raise ValueError(f"{title} reads {', '.join(predictor.features)}: give --depth=DIR")
+        read = functools.partial(
+            read_features, wanted=predictor.features, depth_folder=args.depth, camera=args.camera
+        )
         args.output.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         print(f"predict.py: {error}", file=sys.stderr)
         return 2
-    failed = predict(files, args.output, draw, title)
+    failed = predict(files, args.output, read, draw, title)
     print(f"{len(files) - failed} of {len(files)} images in {args.output}")
     return 1 if failed else 0
 
 
-def predict(files: list[tuple[Path, Path]], output: Path, draw: Draw, title: str) -> int:
+def predict(
+    files: list[tuple[Path, Path]],
+    output: Path,
+    read: Callable[[Path], Any],
+    draw: Draw,
+    title: str,
+) -> int:
     """Draws every file; returns how many could not be."""
     import jax
     from rich.progress import track
 
-    from fcn_jax.data.images import read_image
-
     failed = 0
     for file, name in track(files, title):
         try:
-            for kind, picture in draw(read_image(file)).items():
+            for kind, picture in draw(read(file)).items():
                 target = output / kind / f"{name}.png"
                 target.parent.mkdir(parents=True, exist_ok=True)
                 picture.save(target)

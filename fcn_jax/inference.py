@@ -94,6 +94,11 @@ class Predictor:
         return over_image(scores, model.alignment.geometry[model.backbone.classifier], size)
 
     @property
+    def features(self) -> tuple[str, ...]:
+        """The features that the network reads."""
+        return Inputs.of(self.preprocessing).features
+
+    @property
     def classifies(self) -> bool:
         """Whether the network is a classifier, whose logits are a coarse map."""
         return isinstance(self.model, FCN) and not self.model.decoder.upsample

@@ -1,0 +1,250 @@
+"""predict.py with networks of every kind: runs, weight files, classifiers, depth, several heads."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+from random_parameters import random_parameters
+from test_report import load_script
+
+import fcn_jax
+from fcn_jax import config as configs
+from fcn_jax import drawing, weights
+from fcn_jax.alignment import Geometry
+from fcn_jax.classes import NYUDV2, SIFT_FLOW_GEOMETRIC, SIFT_FLOW_SEMANTIC, VOC, ClassTable
+from fcn_jax.inference import Predictor, over_image
+from fcn_jax.preprocessing import CAFFE, Inputs, Preprocessing
+from fcn_jax.training.checkpoints import (
+    StageCheckpoints,
+    build_model,
+    describe_run,
+    load_run,
+)
+from fcn_jax.training.step import init_state
+from fcn_jax.weights import recognition
+
+HHA = Preprocessing("rgb", (132.431, 94.076, 118.477))
+small = functools.partial(fcn_jax.create_model, width=1 / 16, fc_width=8)
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, size in (("a", (40, 50)), ("b", (33, 61))):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(folder / f"{name}.png")
+    return folder
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def make_run(folder: Path, heads: dict[str, ClassTable], inputs: Inputs) -> Path:
+    """A run of FCN-32s with random parameters."""
+    config = configs.default_config()
+    config.stages, config.width, config.fc_width, config.steps = ("fcn32s",), 1 / 16, 8, (1,)
+    folder.mkdir()
+    (folder / "config.json").write_text(config.to_json())
+    params = random_parameters(build_model(config, "fcn32s", heads, inputs), seed=1)
+    with StageCheckpoints(folder, "fcn32s") as checkpoints:
+        state = init_state(params, optax.sgd(0.1))
+        checkpoints.save(state, {}, describe_run(config, heads, inputs), None)
+    return folder
+
+
+predict = load_script("predict").main
+
+
+# ======================================================================== heat maps
+
+
+def save_classifier(path: Path, classes: int) -> tuple[fcn_jax.FCN, dict]:
+    model = small("classifier", backbone="alexnet", num_classes=classes)
+    params = random_parameters(model, 0)
+    weights.save(path, params, preprocessing=CAFFE)
+    return model, params
+
+
+def test_heat_map_of_a_classifier(tmp_path, capsys):
+    """The class's score of each cell, at the cell's place over the image, as colours."""
+    model, params = save_classifier(tmp_path / "net.npz", 7)
+    image = np.random.default_rng(1).integers(0, 256, (260, 300, 3), np.uint8)
+    Image.fromarray(image).save(tmp_path / "cat.png")
+    names = ["n01440764 tench, Tinca tinca", "n02123045 tabby, tabby cat", *"cdefg"]
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    for wanted in ("tabby cat", "1", "TABBY"):
+        done = predict(
+            [
+                str(tmp_path / "cat.png"),
+                f"--weights={tmp_path / 'net.npz'}",
+                f"--classes={tmp_path / 'names.txt'}",
+                f"--heatmap={wanted}",
+                f"--output={tmp_path / wanted}",
+            ]
+        )
+        assert done == 0, capsys.readouterr().err
+        drawn = pixels(tmp_path / wanted / "heatmaps/cat.png")
+        cells = model.apply({"params": params}, CAFFE.apply(image[None]))[0, :, :, 1]
+        assert cells.shape == (2, 4)
+        # Cell (0, 0) is the classifier on the first 227 x 227 pixels, whose middle is 113.
+        scores = over_image(np.asarray(cells), Geometry(32, 113, 355), (260, 300))
+        np.testing.assert_array_equal(drawn, drawing.heatmap(image, scores))
+        assert "1 of 1 images" in capsys.readouterr().out
+
+
+def test_over_image_is_linear_between_the_cells():
+    scores = np.array([[0.0, 4.0], [8.0, 12.0]])
+    spread = over_image(scores, Geometry(4, 2, 1), (9, 8))
+    rows, columns = np.clip(np.arange(9) - 2, 0, 4), np.clip(np.arange(8) - 2, 0, 4)
+    np.testing.assert_allclose(spread, 2.0 * rows[:, None] + columns)
+
+
+def test_heat_map_of_a_run(tmp_path, photos):
+    workdir = make_run(tmp_path / "run", {"label": VOC}, Inputs.of(CAFFE))
+    out = tmp_path / "out"
+    assert predict([str(photos), f"--workdir={workdir}", f"--output={out}", "--heatmap=cat"]) == 0
+    image = pixels(photos / "a.png")
+    logits = Predictor.from_run(load_run(workdir)).logits(image)
+    cat = np.asarray(logits)[..., VOC.names.index("cat")]
+    np.testing.assert_array_equal(pixels(out / "heatmaps/a.png"), drawing.heatmap(image, cat))
+
+
+def test_heat_map_colours():
+    image = np.full((1, 5, 3), 100, np.uint8)
+    scores = np.array([[-2.0, 0.0, 2.0, 4.0, 6.0]])
+    drawn = drawing.heatmap(image, scores, alpha=1.0)[0]
+    expected = [(0, 0, 128), (0, 128, 255), (128, 255, 128), (255, 128, 0), (128, 0, 0)]
+    np.testing.assert_allclose(drawn, expected, atol=1)
+    np.testing.assert_array_equal(drawing.heatmap(image, scores, alpha=0.0), image)
+
+
+# ======================================================================== weight files
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_weights_alone_segment(tmp_path, photos, suffix):
+    model = small("fcn16s", num_classes=21, padding="reference", learned_upsampling="none")
+    params = random_parameters(model, 0)
+    weights.save(tmp_path / f"net.{suffix}", params, preprocessing=HHA)
+    out = tmp_path / "out"
+    given = [str(photos), f"--weights={tmp_path / f'net.{suffix}'}", f"--output={out}"]
+    assert predict(given) == 0
+    labels = pixels(out / "labels/b.png")
+    expected = Predictor(model, {"params": params}, HHA).labels(pixels(photos / "b.png"))
+    np.testing.assert_array_equal(labels, expected)
+    assert (out / "overlays/b.png").is_file()
+
+
+NETWORKS = [
+    {"name": "fcn8s"},
+    {"name": "fcn16s", "backbone": "vgg19"},
+    {"name": "fcn32s", "backbone": "vgg11", "num_classes": 5},
+    {"name": "fcn32s", "backbone": "vgg13"},
+    {"name": "fcn32s", "backbone": "alexnet"},
+    {"name": "fcn8s", "backbone": "googlenet"},
+    {"name": "fcn32s", "num_classes": {"geo": 3, "sem": 33}},
+    {"name": "fcn32s", "num_classes": 40, "inputs": {"color": 3, "hha": 3}},
+    {"name": "fcn32s", "num_classes": 40, "inputs": 4},
+    *(
+        {"name": "classifier", "backbone": backbone, "num_classes": 1000}
+        for backbone in ("vgg16", "alexnet_torchvision", "googlenet_torchvision", "googlenet")
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "network", NETWORKS, ids=lambda network: "-".join(map(str, network.values()))
+)
+def test_weights_tell_their_network(network):
+    padding = "native" if network["name"] == "classifier" else "reference"
+    model = small(**network, padding=padding, learned_upsampling="none")
+    params = random_parameters(model, 0)
+    flat = weights.flatten(params)
+    found = recognition.network_of(dict(sorted(flat.items())))
+    assert found == model
+    back = weights.flatten(recognition.params_of(flat, found))
+    assert set(back) == set(flat)
+    for name, value in flat.items():
+        np.testing.assert_array_equal(back[name], value)
+
+
+def test_weights_without_up_convolutions_get_bilinear_ones():
+    model = small("fcn32s", padding="reference", learned_upsampling="none")
+    flat = weights.flatten(random_parameters(model, 0))
+    del flat["upscore/kernel"]
+    kernel = recognition.params_of(flat, recognition.network_of(flat))["upscore"]["kernel"]
+    np.testing.assert_array_equal(kernel, fcn_jax.ops.bilinear_kernel(64, 21))
+    del flat["fc7/bias"]
+    with pytest.raises(ValueError, match="missing in the file: fc7/bias"):
+        recognition.params_of(flat, model)
+
+
+def test_weights_of_no_network_are_refused(tmp_path, photos, capsys):
+    given = [str(photos), f"--weights={tmp_path / 'x.npz'}", f"--output={tmp_path / 'o'}"]
+    weights.save(tmp_path / "x.npz", {"ip1/kernel": np.ones((3, 2), np.float32)})
+    assert predict(given) == 2
+    assert "the layers ip1 … are of none of the trunks vgg11" in capsys.readouterr().err
+    trunk = weights.flatten(random_parameters(small("fcn32s", padding="reference"), 0))
+    trunk = {name: value for name, value in trunk.items() if name.startswith(("conv", "fc"))}
+    weights.save(tmp_path / "x.npz", trunk)
+    assert predict(given) == 2
+    assert "neither score_fr nor fc8" in capsys.readouterr().err
+
+
+def test_questions_that_a_network_cannot_answer(tmp_path, photos, capsys):
+    save_classifier(tmp_path / "net.npz", 7)
+    given = [str(photos), f"--weights={tmp_path / 'net.npz'}", f"--output={tmp_path / 'o'}"]
+    (tmp_path / "names.txt").write_text("big cat\nsmall cat\n")
+    for more, message in [
+        ([], "is a classifier: give --heatmap=CLASS"),
+        (["--heatmap=dog"], "there is no such class; there are class 0, class 1"),
+        (["--heatmap=class"], "may mean class 0, class 1"),
+        (
+            [f"--classes={tmp_path / 'names.txt'}", "--heatmap=0"],
+            "names 2 classes, the network has 7",
+        ),
+    ]:
+        assert predict([*given, *more]) == 2
+        assert message in capsys.readouterr().err
+
+
+# ======================================================================== inputs and heads
+
+
+def test_two_heads_give_two_label_maps(tmp_path, photos):
+    heads = {"sem": SIFT_FLOW_SEMANTIC, "geo": SIFT_FLOW_GEOMETRIC}
+    workdir = make_run(tmp_path / "run", heads, Inputs.of(CAFFE))
+    out = tmp_path / "out"
+    assert predict([str(photos), f"--workdir={workdir}", f"--output={out}"]) == 0
+    labels = Predictor.from_run(load_run(workdir)).labels(pixels(photos / "a.png"))
+    for head in heads:
+        np.testing.assert_array_equal(pixels(out / f"labels_{head}/a.png"), labels[head])
+        assert (out / f"overlays_{head}/a.png").is_file()
+
+
+def test_depth_is_read_beside_the_photographs(tmp_path, photos, capsys):
+    from fcn_jax.data.hha import hha
+
+    inputs = Inputs.of({"color": {"image": CAFFE}, "hha": {"hha": HHA}})
+    workdir = make_run(tmp_path / "run", {"label": NYUDV2}, inputs)
+    out = tmp_path / "out"
+    given = [str(photos / "a.png"), f"--workdir={workdir}", f"--output={out}"]
+    assert predict(given) == 2
+    assert "reads image, hha: give --depth=DIR" in capsys.readouterr().err
+    depth = np.random.default_rng(2).integers(1000, 3000, (40, 50)).astype(np.uint16)
+    (tmp_path / "depth").mkdir()
+    Image.fromarray(depth).save(tmp_path / "depth/a.png")
+    given += [f"--depth={tmp_path / 'depth'}", "--camera=50,50,25,20"]
+    assert predict(given) == 0
+    camera = np.array([[50, 0, 25], [0, 50, 20], [0, 0, 1.0]])
+    features = {"image": pixels(photos / "a.png"), "hha": hha(depth, camera)}
+    expected = Predictor.from_run(load_run(workdir)).labels(features)
+    np.testing.assert_array_equal(pixels(out / "labels/a.png"), expected)
