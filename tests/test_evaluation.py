@@ -16,7 +16,7 @@ from random_parameters import random_parameters
 from fcn_jax.evaluation import evaluate
 from fcn_jax.inference import Predictor
 from fcn_jax.networks import create_model
-from fcn_jax.preprocessing import Preprocessing
+from fcn_jax.preprocessing import Inputs, Preprocessing
 
 PLAIN = Preprocessing(channel_order="rgb", mean=(0.0, 0.0, 0.0))
 SIZES = [(5, 7), (1, 1), (5, 7), (13, 4), (5, 7), (7, 5), (13, 4), (5, 7), (5, 7), (2, 9)]
@@ -155,3 +155,57 @@ def test_four_devices_count_as_one() -> None:
     ).stdout
     for counts in json.loads(output):
         np.testing.assert_array_equal(counts, expected_counts(make_examples()))
+
+
+# ======================================================================== several inputs and heads
+
+
+class Sums(nn.Module):
+    """Two heads: the brightest channel of the image, and whether depth is below a metre."""
+
+    @nn.compact
+    def __call__(self, inputs: dict[str, jax.Array], train: bool) -> dict[str, jax.Array]:
+        far = inputs["depth"] - np.log(1000.0)
+        return {"color": inputs["image"], "near": jax.numpy.concatenate([far, -far], axis=-1)}
+
+
+def test_every_head_is_counted_by_its_own_labels():
+    rng = np.random.default_rng(0)
+    examples = make_examples()
+    for example in examples:
+        size = example["label"].shape
+        example["color"] = example.pop("label")
+        example["depth"] = rng.integers(1, 2000, size).astype(np.uint16)
+        example["near"] = rng.choice(np.array([0, 1, 255], np.uint8), size)
+    inputs = Inputs.of(
+        {
+            "image": {"image": PLAIN},
+            "depth": {"depth": Preprocessing("rgb", (0.0,), (1.0,), log=True)},
+        }
+    )
+    visited: dict[str, dict[str, np.ndarray]] = {}
+    counts = evaluate(
+        Sums(),
+        {},
+        examples,
+        num_classes={"color": 3, "near": 2},
+        preprocessing=inputs,
+        batch_size=2,
+        visit=lambda example, labels: visited.update({example["id"]: labels}),
+    )
+    expected = np.zeros((2, 2), np.int64)
+    for example in examples:
+        predicted = (example["depth"] < 1000).astype(np.uint8)
+        np.testing.assert_array_equal(visited[example["id"]]["near"], predicted)
+        for truth, guess in zip(example["near"].flat, predicted.flat, strict=True):
+            if truth != 255:
+                expected[truth, guess] += 1
+        example["label"] = example["color"]
+    np.testing.assert_array_equal(counts["near"], expected)
+    np.testing.assert_array_equal(counts["color"], expected_counts(examples))
+
+
+def test_a_missing_feature_is_named():
+    inputs = Inputs.of({"image": {"image": PLAIN}, "hha": {"hha": PLAIN}})
+    with pytest.raises(ValueError, match="image0: hha is missing; there are image, label, id"):
+        evaluate(Sums(), {}, make_examples(), num_classes=3, preprocessing=inputs)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fcn_jax.data import transforms
-from fcn_jax.data.transforms import Augmentation
+from fcn_jax.data.transforms import Augmentation, check_example, place_on_canvas, resize
 
 SIZES = [(1, 1), (7, 13), (33, 20)]
 
@@ -148,3 +148,81 @@ def test_canvas_too_small_names_the_image():
 def test_unsound_examples_are_named(wrong):
     with pytest.raises(ValueError, match="4x4: expected uint8"):
         transforms.check_example({**make_example(4, 4), **wrong})
+
+
+# ======================================================================== depth and several labels
+
+
+def rich_example(size: tuple[int, int], seed: int = 0) -> dict:
+    """Every kind of array; each holds its pixel's number, so that what moves together shows."""
+    number = np.arange(size[0] * size[1]).reshape(size)
+    picture = np.stack([number % 251, number // 251, number * 0], axis=-1).astype(np.uint8)
+    return {
+        "image": picture,
+        "hha": picture.copy(),
+        "depth": number.astype(np.uint16),
+        "sem": (number % 200).astype(np.uint8),
+        "geo": (number % 3).astype(np.uint8),
+        "id": f"{seed}",
+    }
+
+
+def test_all_arrays_of_an_example_move_together():
+    augmentation = Augmentation(crop=(20, 30), flip=True)
+    for seed in range(8):
+        moved = augmentation(rich_example((40, 50)), np.random.default_rng(seed))
+        number = moved["depth"].astype(int)
+        assert number.shape == (20, 30)
+        np.testing.assert_array_equal(moved["image"][..., 0], number % 251)
+        np.testing.assert_array_equal(moved["hha"][..., 1], number // 251)
+        np.testing.assert_array_equal(moved["sem"], number % 200)
+        np.testing.assert_array_equal(moved["geo"], number % 3)
+
+
+def test_depth_is_resized_without_inventing_values():
+    example = rich_example((7, 9))
+    resized = resize(example, 2.3)
+    assert set(np.unique(resized["depth"])) <= set(np.unique(example["depth"]))
+    np.testing.assert_array_equal(resized["sem"], resized["depth"] % 200)
+    assert resized["hha"].shape == (*resized["depth"].shape, 3)
+
+
+def test_jitter_leaves_depth_and_hha():
+    example = rich_example((7, 9))
+    changed = Augmentation(jitter=0.5)(example, np.random.default_rng(0))
+    assert (changed["image"] != example["image"]).any()
+    for name in ("hha", "depth", "sem", "geo"):
+        np.testing.assert_array_equal(changed[name], example[name])
+
+
+def test_a_canvas_holds_every_array():
+    examples = [rich_example((7, 9)), rich_example((5, 12), 1)]
+    batch = place_on_canvas(examples, (8, 16))
+    assert {name: value.shape for name, value in batch.items() if name not in ("size", "id")} == {
+        "image": (2, 8, 16, 3),
+        "hha": (2, 8, 16, 3),
+        "depth": (2, 8, 16),
+        "sem": (2, 8, 16),
+        "geo": (2, 8, 16),
+    }
+    assert batch["depth"].dtype == np.uint16
+    np.testing.assert_array_equal(batch["depth"][1, :5, :12], examples[1]["depth"])
+    assert not batch["depth"][0, 7:].any()
+    assert (batch["sem"][0, :, 9:] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("depth", np.zeros((7, 9), np.float32), "depth float32"),
+        ("sem", np.zeros((7, 8), np.uint8), r"sem uint8 \(7, 8\) where others have 7x9"),
+    ],
+)
+def test_arrays_of_no_known_kind_are_named(name, value, message):
+    with pytest.raises(ValueError, match=message):
+        check_example({**rich_example((7, 9)), name: value})
+    labels = {
+        key: value for key, value in rich_example((7, 9)).items() if key not in ("sem", "geo")
+    }
+    with pytest.raises(ValueError, match="no label map among image, hha, depth"):
+        check_example(labels)
