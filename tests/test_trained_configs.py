@@ -10,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from random_parameters import random_parameters
+from safetensors.numpy import save_file
+from state_dicts import VGG_CONVOLUTIONS
 from test_config import FILES, load
 from test_datasets import (
     VOC_IDS,
@@ -22,6 +25,7 @@ from test_datasets import (
 from test_datasets_published import SIFT_IDS, context_tree, nyu_tree, sift_flow_tree, write_list
 from test_training import environment
 
+from fcn_jax import Predictor, Preprocessing, create_model
 from fcn_jax.training.checkpoints import load_run
 
 ROOT = Path(__file__).parents[1]
@@ -141,7 +145,7 @@ def trained(place, trainer):
         fields = {**SMALL, **made_data(dataset, place / dataset), "data_dir": str(place / "data")}
         if init:
             fields["init"] = init
-        workdir = place / "runs" / name.replace(":", "_")
+        workdir = place / "runs" / f"{name.replace(':', '_')}{'_from' if init else ''}"
         trainer.stdin.write(json.dumps([str(path), recipe, str(workdir), fields]) + "\n")
         trainer.stdin.flush()
         answer = next((line for line in trainer.stdout if line.startswith("ANSWER ")), None)
@@ -165,6 +169,8 @@ def test_a_config_trains_and_is_scored(trained, name):
     heads = ("_sem", "_geo") if config.dataset == "sift_flow" else ("",)
     assert set(scores) == {f"{stage}{head}" for stage in config.stages for head in heads}
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    if config.dataset == "sift_flow":
+        assert scores[f"{config.stages[0]}_sem"]["unscored"] == ["cow", "desert", "moon"]
     for stage in config.stages:
         run = load_run(workdir, stage, "last")
         assert run.step == 2
@@ -192,3 +198,30 @@ def test_colour_and_depth_are_one_input_of_four_channels(trained):
     [(_, features)] = run.inputs.streams
     assert [name for name, _ in features] == ["image", "depth"]
     assert dict(features)["depth"].log
+
+
+def test_weights_of_torchvision_bring_their_scale_of_pixels(trained, place):
+    """RGB from 0 to 1, less the mean, over the deviation: in training, and in predicting later."""
+    model = create_model("classifier", num_classes=10, width=0.05, fc_width=8)
+    params = random_parameters(model, 0)
+    theirs = {}
+    for index, layer in zip(VGG_CONVOLUTIONS["vgg16"], params, strict=False):
+        kernel = params[layer]["kernel"].transpose(3, 2, 0, 1)
+        theirs[f"features.{index}.weight"] = np.ascontiguousarray(kernel)
+        theirs[f"features.{index}.bias"] = params[layer]["bias"]
+    for index, layer in ((0, "fc6"), (3, "fc7"), (6, "fc8")):
+        kernel = params[layer]["kernel"].transpose(3, 2, 0, 1)  # flattened channel by channel
+        theirs[f"classifier.{index}.weight"] = kernel.reshape(len(kernel), -1)
+        theirs[f"classifier.{index}.bias"] = params[layer]["bias"]
+    save_file(theirs, place / "vgg16.bin")
+
+    run = load_run(trained("fcn32s", str(place / "vgg16.bin")))
+    expected = Preprocessing("rgb", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1 / 255)
+    assert run.inputs.sole == expected
+    for layer in ("conv1_1", "conv5_3", "fc6"):
+        after = run.variables["params"][layer]["kernel"]
+        np.testing.assert_allclose(after, params[layer]["kernel"], atol=1e-6)
+    image = np.random.default_rng(1).integers(0, 256, (20, 30, 3), np.uint8)
+    pixels = (image / 255 - expected.mean) / expected.std
+    logits = run.model.apply(run.variables, np.float32(pixels[None]))
+    np.testing.assert_allclose(Predictor.from_run(run).logits(image), logits[0], atol=1e-4)
