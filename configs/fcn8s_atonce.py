@@ -10,7 +10,7 @@ DIR holds VOCdevkit and SBD (docs/data.md names the places). To train on VOC alo
 --config.train_split=train --config.eval_split=val
 """
 
-from fcn_jax.config import default_config
+from fcn_jax.config import default_config, reference_solver
 
 
 def get_config():
@@ -21,15 +21,5 @@ def get_config():
     config.eval_split = "seg11valid"
 
     config.stages = ("fcn8s_atonce",)
-    config.padding = "reference"
-    config.learned_upsampling = "none"
-
-    config.batch_size = 1
-    config.steps = (300_000,)
-    config.optimizer = "sgd"
-    config.learning_rate = (1e-10,)
-    config.momentum = 0.99
-    config.weight_decay = 5e-4
-    config.eval_every = 4000
-    config.checkpoint_every = 4000
+    reference_solver(config, rates=(1e-10,), steps=300_000)
     return config.lock()

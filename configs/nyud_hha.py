@@ -12,7 +12,7 @@ computed from depth.
 
 from ml_collections import ConfigDict
 
-from fcn_jax.config import default_config
+from fcn_jax.config import default_config, reference_solver
 
 
 def get_config():
@@ -24,15 +24,5 @@ def get_config():
 
     config.inputs = ConfigDict({"hha": "hha"})
     config.stages = ("fcn32s",)
-    config.padding = "reference"
-    config.learned_upsampling = "none"
-
-    config.batch_size = 1
-    config.steps = (300_000,)
-    config.optimizer = "sgd"
-    config.learning_rate = (1e-10,)
-    config.momentum = 0.99
-    config.weight_decay = 5e-4
-    config.eval_every = 4000
-    config.checkpoint_every = 4000
+    reference_solver(config, rates=(1e-10,), steps=300_000)
     return config.lock()

@@ -12,7 +12,7 @@ The recipe of CVPR 2015 (minibatches of 20, momentum 0.9, learned skips):
 --config=configs/pascal_context_fcn16s.py:cvpr
 """
 
-from fcn_jax.config import default_config, set_recipe
+from fcn_jax.config import default_config, reference_solver, set_recipe
 
 
 def get_config(recipe="pami"):
@@ -23,16 +23,6 @@ def get_config(recipe="pami"):
     config.eval_split = "val"
 
     config.stages = ("fcn32s", "fcn16s")
-    config.padding = "reference"
-    config.learned_upsampling = "none"
-
-    config.batch_size = 1
-    config.steps = (300_000,)
-    config.optimizer = "sgd"
-    config.learning_rate = (1e-10, 1e-12)
-    config.momentum = 0.99
-    config.weight_decay = 5e-4
-    config.eval_every = 4000
-    config.checkpoint_every = 4000
+    reference_solver(config, rates=(1e-10, 1e-12), steps=300_000)
     set_recipe(config, recipe, cvpr_rate=1e-4)
     return config.lock()

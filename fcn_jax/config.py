@@ -84,6 +84,34 @@ def default_config() -> ConfigDict:
     return config
 
 
+def reference_solver(config: ConfigDict, rates: tuple[float, ...], steps: int) -> None:
+    """Sets the published VGG networks and their solvers (PAMI 2016): one whole image a step.
+
+    100 pixels of border, up-convolutions fixed; SGD of momentum 0.99, a constant rate, weight
+    decay 0.0005, the loss summed over pixels, biases at twice the rate and not decayed.
+
+    Args:
+        config: Changed in place.
+        rates: The learning rate of each stage.
+        steps: Of each stage; scored and saved every 4000, as in the reference.
+    """
+    config.update(
+        padding="reference",
+        learned_upsampling="none",
+        batch_size=1,
+        steps=(steps,),
+        optimizer="sgd",
+        learning_rate=rates,
+        schedule="constant",
+        momentum=0.99,
+        weight_decay=5e-4,
+        bias_rate=2.0,
+        normalize_loss=False,
+        eval_every=4000,
+        checkpoint_every=4000,
+    )
+
+
 def set_recipe(config: ConfigDict, recipe: str, cvpr_rate: float) -> None:
     """Sets how the networks of a config are trained, by the argument of its config file.
 
