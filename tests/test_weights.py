@@ -9,9 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_parameters import random_parameters
 
 import fcn_jax
-from fcn_jax import weights
+from fcn_jax import Preprocessing, weights
+from fcn_jax.classes import SHAPES
+from fcn_jax.preprocessing import Inputs
 from fcn_jax.weights import dense_to_conv, flatten, load, transplant
 
 
@@ -124,8 +127,10 @@ def test_every_array_is_accounted_for(caffe_file, params):
     assert {name: set(arrays) for name, arrays in dataclasses.asdict(report).items()} == {
         "copied": {"conv1/kernel", "conv1/bias", "fc6/bias"},
         "reshaped": {"fc6/kernel"},
+        "widened": set(),
         "left": {"score_fr/kernel", "score_fr/bias"},
         "unused": {"fc8/kernel"},
+        "skipped": set(),
     }
     np.testing.assert_array_equal(new["conv1"]["kernel"], source["conv1/kernel"])
     assert new["score_fr"]["kernel"] is params["score_fr"]["kernel"]
@@ -183,6 +188,133 @@ def test_replaceable_layers_keep_their_initial_values(caffe_file, params):
     assert not new["score_fr"]["kernel"].any()
 
 
+def test_what_is_missing_and_left_over_is_told_with_the_shapes(caffe_file, params):
+    source = load(caffe_file[0])
+    source["fc8/kernel"] = np.zeros((2, 2), np.float32)
+    params["conv1"]["bias"] = np.zeros(7)
+    with pytest.raises(ValueError, match=r"weights of another shape \(Caffe blobs") as caught:
+        transplant(params, source)
+    message = str(caught.value)
+    assert "conv1/bias: the file has (6,), the network (7,)" in message
+    assert "missing in the file: score_fr/bias, score_fr/kernel" in message
+    assert "without a place in the network: fc8/kernel" in message
+
+
+def test_strictness(caffe_file, params):
+    source = load(caffe_file[0])
+    transplant(params, source)
+    with pytest.raises(ValueError, match="missing in the file: score_fr/bias, score_fr/kernel"):
+        transplant(params, source, strict=True)
+    transplant(params, source, ["score_*"], strict=True)
+    source["fc8/kernel"] = np.zeros((2, 2), np.float32)
+    with pytest.raises(ValueError, match="without a place in the network: fc8/kernel"):
+        transplant(params, source, ["score_*"], strict=True)
+
+
+def test_a_fourth_channel_is_the_mean_of_the_three(caffe_file, params):
+    path, arrays = caffe_file
+    params["conv1"]["kernel"] = np.zeros((3, 5, 4, 6), np.float32)
+    new, report = transplant(params, load(path))
+    assert report.widened == ("conv1/kernel",)
+    assert "widened   1 arrays: conv1" in str(report)
+    blob = arrays["conv1/w"].astype(np.float32)
+    for out in range(6):
+        for channel in range(3):
+            np.testing.assert_array_equal(
+                new["conv1"]["kernel"][:, :, channel, out], blob[out, channel]
+            )
+        np.testing.assert_allclose(
+            new["conv1"]["kernel"][:, :, 3, out], blob[out].sum(0) / 3, rtol=1e-5, atol=1e-6
+        )
+
+
+def test_no_other_kernel_is_widened(params):
+    source = {"fc6/kernel": np.zeros((4, 5, 5, 8)), "conv1/bias": np.zeros(6)}
+    with pytest.raises(ValueError, match=r"fc6/kernel: the file has \(4, 5, 5, 8\)"):
+        transplant(params, source)
+
+
+# ======================================================================== streams
+
+
+def stream_params(*streams: str) -> dict[str, dict[str, np.ndarray]]:
+    """A network of two trunks and one up-convolution."""
+    tree = {f"conv1{s}": {"kernel": np.zeros((3, 3, 3, 4)), "bias": np.zeros(4)} for s in streams}
+    tree |= {f"score_fr{s}": {"kernel": np.zeros((1, 1, 4, 2))} for s in streams}
+    return tree | {"upscore": {"kernel": np.zeros((4, 4, 2, 2))}}
+
+
+def stream_source(seed: int) -> weights.Weights:
+    tree = stream_params("")
+    rng = np.random.default_rng(seed)
+    filled = {name: rng.standard_normal(a.shape, np.float32) for name, a in flatten(tree).items()}
+    return weights.Weights(filled, kind=f"file {seed}", skipped=[f"something of {seed}"])
+
+
+def test_streams_start_from_their_own_files():
+    color, hha = stream_source(1), stream_source(2)
+    hha["fc8/kernel"] = np.zeros((2, 2), np.float32)
+    new, report = transplant(stream_params("color", "hha"), {"color": color, "hha": hha})
+    for layer in ("conv1", "score_fr"):
+        np.testing.assert_array_equal(new[f"{layer}color"]["kernel"], color[f"{layer}/kernel"])
+        np.testing.assert_array_equal(new[f"{layer}hha"]["kernel"], hha[f"{layer}/kernel"])
+    np.testing.assert_array_equal(new["upscore"]["kernel"], color["upscore/kernel"])
+    assert report.left == ()
+    assert set(report.unused) == {"hha: fc8/kernel", "hha: upscore/kernel"}
+    assert report.skipped == ("color: something of 1", "hha: something of 2")
+
+
+def test_streams_start_from_one_file():
+    source = stream_source(1)
+    params = stream_params("color", "hha")
+    new, report = transplant(params, source, streams=["color", "hha"])
+    for stream in ("color", "hha"):
+        np.testing.assert_array_equal(new[f"conv1{stream}"]["bias"], source["conv1/bias"])
+    assert report.left == report.unused == ()
+    with pytest.raises(ValueError, match=r"(?s)missing.*conv1color/kernel.*without.*conv1/kernel"):
+        transplant(params, source, strict=True)  # without streams the names differ
+
+
+def test_a_network_of_streams_passes_through():
+    """Its own arrays come before those that would do for any stream."""
+    rng = np.random.default_rng(0)
+    params = stream_params("color", "hha")
+    own = {n: rng.standard_normal(a.shape, np.float32) for n, a in flatten(params).items()}
+    source = {**own, "conv1/kernel": np.zeros((3, 3, 3, 4))}
+    new, report = transplant(params, source, streams=("color", "hha"))
+    assert report.unused == ("conv1/kernel",)
+    for name, value in flatten(new).items():
+        np.testing.assert_array_equal(value, own[name])
+
+
+def test_sources_that_are_neither_flat_nor_by_stream():
+    params = stream_params("color", "hha")
+    with pytest.raises(ValueError, match="one flat dictionary of arrays, or one for each stream"):
+        transplant(params, {"color": stream_source(1), "conv1/kernel": np.zeros(3)})
+    with pytest.raises(ValueError, match=r"got the keys color and the streams \['hha'\]"):
+        transplant(params, {"color": stream_source(1)}, streams=["hha"])
+
+
+# ======================================================================== trees
+
+
+def test_layer_names_may_hold_slashes():
+    tree = {"inception_3a/1x1": {"kernel": np.ones((1, 1, 2, 2))}, "a": {"bias": np.ones(2)}}
+    flat = flatten(tree)
+    assert set(flat) == {"inception_3a/1x1/kernel", "a/bias"}
+    assert set(weights.unflatten(flat)) == set(tree)
+    new, _ = transplant(tree, {"inception_3a/1x1/kernel": np.zeros((1, 1, 2, 2))})
+    assert jax.tree.structure(new) == jax.tree.structure(tree)
+    assert not new["inception_3a/1x1"]["kernel"].any()
+
+
+def test_trees_of_any_depth_keep_their_form():
+    tree = {"block": {"conv": {"kernel": np.ones((1, 1, 2, 2))}}, "a": {"bias": np.ones(2)}}
+    new, report = transplant(tree, {"block/conv/kernel": np.zeros((1, 1, 2, 2))})
+    assert jax.tree.structure(new) == jax.tree.structure(tree)
+    assert report.left == ("a/bias",)
+
+
 def test_nothing_that_fits_is_an_error(params):
     with pytest.raises(ValueError, match="no array fits the network"):
         transplant(params, {"features.0/kernel": np.zeros((3, 3, 3, 6))})
@@ -192,6 +324,58 @@ def test_our_own_parameters_pass_through(params):
     new, report = transplant(params, flatten(params))
     assert report.left == report.unused == report.reshaped == ()
     assert jax.tree.all(jax.tree.map(np.array_equal, new, params))
+
+
+# ======================================================================== folders of runs
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """A run of two stages, of which the second is of HHA images; its parameters by stage."""
+    import optax
+
+    from fcn_jax import config as configs
+    from fcn_jax.training import checkpoints
+    from fcn_jax.training.step import init_state
+
+    config = configs.default_config()
+    config.stages, config.width, config.fc_width = ("fcn32s", "fcn16s", "fcn8s"), 1 / 64, 3
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(config.to_json())
+    heads, inputs = {"label": SHAPES}, Inputs.of({"image": {"hha": HHA}})
+    params = {}
+    for seed, stage in enumerate(("fcn32s", "fcn16s")):
+        model = checkpoints.build_model(config, stage, heads, inputs)
+        params[stage] = random_parameters(model, seed)
+        with checkpoints.StageCheckpoints(tmp_path / "run", stage) as saver:
+            described = checkpoints.describe_run(config, heads, inputs)
+            saver.save(init_state(params[stage], optax.sgd(0.1)), {}, described, None)
+    return tmp_path / "run", params
+
+
+HHA = Preprocessing("rgb", (132.431, 94.076, 118.477), (1.0, 1.0, 1.0))
+
+
+def test_the_folder_of_a_run(run_folder):
+    folder, params = run_folder
+    for path, stage in (
+        (folder, "fcn16s"),  # the last stage that has a checkpoint
+        (folder / "checkpoints" / "fcn16s", "fcn16s"),
+        (folder / "checkpoints" / "fcn32s", "fcn32s"),
+    ):
+        loaded = load(path)
+        assert loaded.kind == f"fcn_jax {stage}"
+        assert loaded.preprocessing == HHA
+        assert set(loaded) == set(flatten(params[stage]))
+        for name, value in flatten(params[stage]).items():
+            np.testing.assert_array_equal(loaded[name], value)
+    _, report = transplant(params["fcn16s"], load(folder), strict=True)
+    assert len(report.copied) == len(load(folder))
+
+
+def test_a_folder_that_is_no_runs(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder of a training run"):
+        load(tmp_path)
 
 
 # ======================================================================== the real trunk

@@ -1,0 +1,141 @@
+"""Dense layers as convolutions and back: the paper's figure 2.
+
+A dense layer over a flattened map computes what a convolution with a kernel of that map's size
+computes; which of its inputs is which pixel depends on the order in which the map was flattened.
+Caffe and PyTorch flatten (channel, row, column), Keras (row, column, channel).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from fcn_jax.weights.flat import Weights, flatten, unflatten
+
+Order = Literal["chw", "hwc"]
+Params = TypeVar("Params", bound=Mapping[str, Any])
+
+DENSE_LAYERS = ("fc6", "fc7", "fc8", "loss3/classifier")
+"""The layers that are dense in the published classifiers."""
+
+
+def dense_to_conv(dense: np.ndarray, shape: tuple[int, ...], order: Order = "chw") -> np.ndarray:
+    """The convolution kernel of a dense layer over a flattened map.
+
+    Args:
+        dense: (inputs, outputs).
+        shape: (height, width, channels, outputs) of the kernel.
+        order: How the map was flattened: ``chw`` (Caffe, PyTorch) or ``hwc`` (Keras).
+
+    Returns:
+        The same values, a view where numpy can make one.
+    """
+    height, width, channels, outputs = shape
+    if order == "hwc":
+        return dense.reshape(height, width, channels, outputs)
+    return dense.reshape(channels, height, width, outputs).transpose(1, 2, 0, 3)
+
+
+def conv_to_dense(kernel: np.ndarray, order: Order = "chw") -> np.ndarray:
+    """The inverse of `dense_to_conv`: (height * width * channels, outputs)."""
+    if order == "chw":
+        kernel = kernel.transpose(2, 0, 1, 3)
+    return kernel.reshape(-1, kernel.shape[-1])
+
+
+def convolutionalize(
+    params: Params, shapes: Mapping[str, Sequence[int]], order: Order = "chw"
+) -> Params:
+    """Turns the dense kernels of a network into convolutions.
+
+    Args:
+        params: ``{layer: {"kernel": …, "bias": …}}`` or flat by ``layer/kernel``. A dense kernel
+            is (inputs, outputs), as Keras and `fcn_jax.weights.load` have it; PyTorch and Caffe
+            store the transpose. Kernels with four axes and biases stay as they are.
+        shapes: (height, width), or (height, width, channels), of the map that each dense layer
+            reads, such as ``{"fc6": (7, 7)}``. A layer that is not named reads a single cell.
+        order: How the maps were flattened: ``chw`` (Caffe, PyTorch) or ``hwc`` (Keras).
+
+    Returns:
+        Parameters of the same form; dense kernels are (height, width, channels, outputs).
+
+    Raises:
+        ValueError: If a map does not fit its layer or names one that has no dense kernel; all of
+            them in one message.
+    """
+    _check_order(order)
+    flat = flatten(params)
+    dense = {
+        name.removesuffix("/kernel"): value
+        for name, value in flat.items()
+        if name.endswith("/kernel") and np.ndim(value) == 2
+    }
+    problems = [
+        f"{layer} has no dense kernel; those with one are {', '.join(dense) or 'none'}"
+        for layer in shapes
+        if layer not in dense
+    ]
+    for layer, value in dense.items():
+        shape = _kernel_shape(value.shape, shapes.get(layer, (1, 1)))
+        if shape is None:
+            problems.append(f"{layer} is {value.shape}, which no map {tuple(shapes[layer])} gives")
+        else:
+            flat[f"{layer}/kernel"] = dense_to_conv(value, shape, order)
+    return _like(params, flat, problems)
+
+
+def to_dense(params: Params, layers: Iterable[str] | None = None, order: Order = "chw") -> Params:
+    """The inverse of `convolutionalize`.
+
+    Args:
+        params: As there.
+        layers: Which kernels become dense; None means those of `DENSE_LAYERS` that there are.
+        order: How the maps shall be flattened.
+
+    Returns:
+        Parameters of the same form; the kernels of these layers are (inputs, outputs).
+
+    Raises:
+        ValueError: If a layer has no kernel of four axes; all of them in one message.
+    """
+    _check_order(order)
+    flat = flatten(params)
+    if layers is None:
+        layers = [layer for layer in DENSE_LAYERS if f"{layer}/kernel" in flat]
+    problems = []
+    for layer in layers:
+        kernel = flat.get(f"{layer}/kernel")
+        if kernel is None or np.ndim(kernel) != 4:
+            problems.append(f"{layer} has no kernel of a convolution")
+        else:
+            flat[f"{layer}/kernel"] = conv_to_dense(kernel, order)
+    return _like(params, flat, problems)
+
+
+def _kernel_shape(dense: tuple[int, ...], map_shape: Sequence[int]) -> tuple[int, ...] | None:
+    """(height, width, channels, outputs), or None where the map does not fit the layer."""
+    inputs, outputs = dense
+    if len(map_shape) not in (2, 3) or min(map_shape) < 1:
+        return None
+    height, width = map_shape[:2]
+    channels, rest = divmod(inputs, height * width)
+    if rest or channels not in (map_shape[2:] or (channels,)):
+        return None
+    return (height, width, channels, outputs)
+
+
+def _check_order(order: str) -> None:
+    if order not in ("chw", "hwc"):
+        raise ValueError(f"order must be chw (Caffe, PyTorch) or hwc (Keras), got {order!r}")
+
+
+def _like(params: Any, flat: dict[str, Any], problems: list[str]) -> Any:
+    """The arrays in the form that ``params`` has: nested, flat, or `Weights` with its origin."""
+    if problems:
+        raise ValueError("dense and convolution kernels:\n  " + "\n  ".join(problems))
+    if isinstance(params, Weights):
+        return Weights(flat, params.preprocessing, params.kind, params.skipped)
+    nested = any(isinstance(value, Mapping) for value in params.values())
+    return unflatten(flat) if nested else flat

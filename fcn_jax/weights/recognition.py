@@ -1,0 +1,152 @@
+"""From the names and shapes of weights to the network that they belong to.
+
+Published files hold parameters and no network. Their layers tell which trunk, decoder, heads and
+streams they are of. FCN-8s at-once has the parameters of FCN-8s; its Caffe file has scale layers
+besides, and of other files one has to say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fcn_jax.backbones import BACKBONES, Backbone, Concat, Conv, scaled
+from fcn_jax.networks import DECODERS, FCN, abstract_params, create_model, initial_params
+from fcn_jax.weights.flat import flatten, unflatten
+from fcn_jax.weights.transplanting import transplant
+
+
+def network_of(weights: Mapping[str, np.ndarray], name: str | None = None) -> FCN:
+    """The network of some weights: backbone, decoder, widths, classes, heads and streams.
+
+    Args:
+        weights: Arrays by ``layer/kernel`` and ``layer/bias``, as `fcn_jax.weights.load` gives.
+        name: The network (``fcn8s_atonce``), where it is not the one that the layers suggest.
+
+    Returns:
+        The network in the padding of the published ones (a classifier in its native one).
+
+    Raises:
+        ValueError: If the layers are no backbone's, or it has neither scores nor a classifier.
+    """
+    kernels = {
+        key.rpartition("/")[0]: value for key, value in weights.items() if key.endswith("/kernel")
+    }
+    fits = [
+        (len(trunk.layers), backbone, trunk, streams)
+        for backbone, build in BACKBONES.items()
+        if (trunk := build("reference", 1.0, 4096)) and (streams := _streams(trunk, kernels))
+    ]
+    if not fits:
+        raise ValueError(
+            f"the layers {', '.join(list(kernels)[:4])} … are of none of the trunks "
+            f"{', '.join(BACKBONES)}; build the network with create_model, and use transplant"
+        )
+    _, backbone, trunk, streams = max(fits, key=lambda fit: fit[0])
+    suffix = streams[0]
+    first, last = trunk.layers[0], trunk.layers[-1]
+    convs = [layer for layer in trunk.layers if isinstance(layer, Conv)]
+    decoder, heads = _decoder(trunk, kernels, suffix)
+    scaled_pools = [text for text in getattr(weights, "skipped", ()) if "scale_pool" in text]
+    if decoder == "fcn8s" and scaled_pools:
+        decoder = "fcn8s_atonce"
+    fc6 = kernels[f"{last.name}{suffix}"] if isinstance(last, Conv) else None
+    inputs = {stream or "image": _in_channels(first, kernels, stream) for stream in streams}
+    return create_model(
+        name or decoder,
+        backbone=backbone,
+        num_classes=heads,
+        inputs=inputs,
+        width=kernels[f"{first.name}{suffix}"].shape[-1] / convs[0].features,
+        fc_width=fc6.shape[-1] if fc6 is not None else 1,
+        padding="reference" if DECODERS[name or decoder].upsample else "native",
+        learned_upsampling="none",
+    )
+
+
+def params_of(weights: Mapping[str, np.ndarray], model: FCN) -> dict[str, Any]:
+    """The parameters of a network, all of them from the weights, but for bilinear up-convolutions.
+
+    Raises:
+        ValueError: If an array is missing, or of another shape.
+    """
+    import jax
+
+    params, report = transplant(abstract_params(model), weights)
+    left = [name for name in report.left if name.rpartition("/")[0] not in model.upsampling_layers]
+    if left:
+        raise ValueError(f"missing in the file: {', '.join(left)}")
+    bilinear = initial_params(model, jax.random.key(0), report.left)
+    return unflatten({**flatten(params), **bilinear})
+
+
+def _streams(trunk: Backbone, kernels: Mapping[str, np.ndarray]) -> list[str]:
+    """The suffixes under which all layers of a trunk are there; none if it is another trunk."""
+    first = trunk.layers[0].name
+    suffixes = [layer.removeprefix(first) for layer in kernels if layer.startswith(first)]
+    return [suffix for suffix in suffixes if _is_trunk(trunk, kernels, suffix)]
+
+
+def _is_trunk(trunk: Backbone, kernels: Mapping[str, np.ndarray], suffix: str) -> bool:
+    """Whether every convolution of a trunk is there, of its kernel, groups and relative width."""
+    channels: dict[str, int] = {}
+    last = ""
+    ratio = None
+    for layer in trunk.layers:
+        if isinstance(layer, Concat):
+            channels[layer.name] = sum(channels[name] for name in layer.sources)
+        elif isinstance(layer, Conv):
+            kernel = kernels.get(f"{layer.name}{suffix}")
+            if kernel is None:
+                return False
+            ratio = ratio or kernel.shape[-1] / layer.features
+            before = channels.get(layer.source or last)
+            if not _fits(layer, kernel, before):
+                return False
+            if not layer.dropout and kernel.shape[-1] != scaled(
+                layer.features, ratio, layer.groups
+            ):
+                return False
+            channels[layer.name] = kernel.shape[-1]
+        else:
+            channels[layer.name] = channels[layer.source or last]
+        last = layer.name
+    return True
+
+
+def _fits(layer: Conv, kernel: np.ndarray, before: int | None) -> bool:
+    size = layer.window.kernel
+    if kernel.ndim == 2:  # dense, as classifiers have them
+        return before is None or kernel.shape[0] == size * size * before
+    same = kernel.shape[:2] == (size, size)
+    return same and (before is None or kernel.shape[2] * layer.groups == before)
+
+
+def _in_channels(first: Any, kernels: Mapping[str, np.ndarray], suffix: str) -> int:
+    return kernels[f"{first.name}{suffix}"].shape[2]
+
+
+def _decoder(
+    trunk: Backbone, kernels: Mapping[str, np.ndarray], suffix: str
+) -> tuple[str, int | dict[str, int]]:
+    """The network's name, and its classes by head."""
+    scores = [
+        layer.removeprefix("score_fr").removesuffix(suffix)
+        for layer in kernels
+        if layer.startswith("score_fr") and layer.endswith(suffix)
+    ]
+    if not scores:
+        if trunk.classifier not in kernels:
+            raise ValueError(
+                f"the file has a trunk, but neither score_fr nor {trunk.classifier}: nothing that "
+                "scores classes; train a network from it with train.py --config.init"
+            )
+        return "classifier", kernels[trunk.classifier].shape[-1]
+    head = scores[0]
+    skips = sum(f"score_{feature}{head}{suffix}" in kernels for feature in trunk.skips)
+    classes = {
+        name.removeprefix("_"): kernels[f"score_fr{name}{suffix}"].shape[-1] for name in scores
+    }
+    return ("fcn32s", "fcn16s", "fcn8s")[skips], classes if head else classes[""]

@@ -1,0 +1,180 @@
+"""PyTorch's files (`.pth`, `.pt`), both forms, without PyTorch.
+
+Since version 1.6 they are zip archives with a pickle ``data.pkl`` and a member ``data/KEY`` for
+each storage; before, five pickles in a row and the storages behind them. A tensor is a view
+of a storage; here it becomes a numpy view of the mapped file once its bounds have been checked.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fcn_jax.weights import metadata, torch_names, torch_pickle
+from fcn_jax.weights.flat import Weights
+from fcn_jax.weights.mapped import map_file
+from fcn_jax.weights.torch_pickle import Dictionary, Storage, Tensor
+from fcn_jax.weights.zipped import open_zip, stored_member
+
+_MAGIC = 0x1950A86A20F9469CFC6C
+_PROTOCOL = 1001
+MAX_PICKLE = 16 << 20
+"""Bytes of the pickles; a state dict's are some hundred for each tensor."""
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
+"""Where training scripts keep the state dict among other things."""
+
+METADATA = "fcn_jax"
+"""Key of our `metadata` in a state dict's ``_metadata``, where PyTorch keeps versions."""
+
+
+# ======================================================================== the two forms
+
+
+def recognises_legacy(head: bytes) -> bool:
+    """Whether a file is of the form before PyTorch 1.6."""
+    return head.startswith(b"\x80") and _MAGIC.to_bytes(10, "little") in head[:32]
+
+
+def read_legacy(path: Path) -> Weights:
+    """Reads a file of the form before PyTorch 1.6.
+
+    Raises:
+        ValueError: As `read_zip`.
+    """
+    content = map_file(path)
+    stream = io.BytesIO(content[:MAX_PICKLE])
+    magic, protocol = torch_pickle.read(stream), torch_pickle.read(stream)
+    system = torch_pickle.read(stream)
+    if (magic, protocol) != (_MAGIC, _PROTOCOL) or not isinstance(system, Dictionary):
+        raise ValueError("a PyTorch file of an unknown version, or a damaged one")
+    if not system.get("little_endian", True):
+        raise ValueError("a PyTorch file of a big-endian machine; save it anew on another")
+    known: dict[str, Storage] = {}
+    saved, keys = torch_pickle.read(stream, known), torch_pickle.read(stream)
+    tensors, attributes = _state_dict(saved)
+    if not isinstance(keys, list) or not all(isinstance(key, str) and key in known for key in keys):
+        raise ValueError("a damaged PyTorch file without a list of its storages")
+    storages: dict[str, memoryview] = {}
+    position = stream.tell()
+    for key in keys:
+        size = (
+            int.from_bytes(content[position : position + 8], "little") * known[key].dtype.itemsize
+        )
+        position += 8
+        if size > len(content) - position:
+            raise ValueError(
+                f"truncated: a storage of {size} bytes where {max(0, len(content) - position)} "
+                "are left"
+            )
+        storages[key] = content[position : position + size]
+        position += size
+    return _weights(tensors, attributes, storages.__getitem__, len(content))
+
+
+def read_zip(path: Path) -> Weights:
+    """Reads a file of the form since PyTorch 1.6.
+
+    Raises:
+        ValueError: If the file is damaged, asks for anything but tensors, or holds the tensors
+            of no known network.
+    """
+    content = map_file(path)
+    with open_zip(path) as archive:
+        members = {info.filename: info for info in archive.infolist()}
+        main = next(name for name in members if name.endswith("data.pkl"))
+        folder = main.removesuffix("data.pkl")
+        if members[main].file_size > MAX_PICKLE:
+            raise ValueError(f"{main} has {members[main].file_size} bytes")
+        order = members.get(f"{folder}byteorder")
+        if order and bytes(stored_member(content, order)[:8]) != b"little":
+            raise ValueError("a PyTorch file of a big-endian machine; save it anew on another")
+        saved = torch_pickle.read(io.BytesIO(stored_member(content, members[main])))
+        tensors, attributes = _state_dict(saved)
+        checked: dict[str, memoryview] = {}
+
+        def storage(key: str) -> memoryview:
+            if key not in checked:
+                checked[key] = stored_member(content, members[f"{folder}data/{key}"])
+            return checked[key]
+
+        return _weights(tensors, attributes, storage, len(content))
+
+
+# ======================================================================== tensors
+
+
+def _state_dict(saved: Any) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """The tensors by name, and the attributes of the dictionary they are in."""
+    for wrapper in _WRAPPERS:
+        if isinstance(saved, Dictionary) and isinstance(saved.get(wrapper), Dictionary):
+            saved = saved[wrapper]
+    if not isinstance(saved, Dictionary):
+        raise ValueError(f"holds a {type(saved).__name__}, not a dictionary of tensors")
+    tensors = {
+        name: value
+        for name, value in saved.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
+    if not tensors:
+        keys = ", ".join(str(key)[:40] for key in list(saved)[:8])
+        raise ValueError(f"a dictionary without tensors; its keys are {keys or 'none'}")
+    return tensors, saved.attributes
+
+
+def _weights(
+    tensors: Mapping[str, Tensor],
+    attributes: Mapping[str, Any],
+    storage: Callable[[str], memoryview],
+    file_size: int,
+) -> Weights:
+    arrays = {}
+    total = 0
+    for name, tensor in tensors.items():
+        try:
+            arrays[name] = _view(tensor, storage)
+        except ValueError as error:
+            raise ValueError(f"{name[:80]}: {error}") from error
+        total += arrays[name].nbytes
+    if total > 2 * file_size:  # tensors may share a storage, as tied weights do
+        raise ValueError(f"tensors of {total} bytes in a file of {file_size}")
+    entries = attributes.get("_metadata")
+    ours = entries.get(METADATA) if isinstance(entries, Dictionary) else None
+    if not isinstance(ours, Dictionary):
+        return torch_names.translate(arrays)
+    weights = torch_names.translate_caffe_names(arrays)
+    weights.preprocessing = metadata.decode(str(ours.get("json", "")).encode())
+    return weights
+
+
+def _view(tensor: Tensor, storage: Callable[[str], memoryview]) -> np.ndarray:
+    """The tensor as a read-only view of the file.
+
+    Raises:
+        ValueError: If it reaches beyond its storage, or is larger than it.
+    """
+    source: Storage = tensor.storage
+    try:
+        data = storage(source.key)
+    except KeyError:
+        raise ValueError(f"its storage {source.key[:40]!r} is not in the file") from None
+    if source.size * source.dtype.itemsize != len(data):
+        raise ValueError(f"its storage has {len(data)} bytes and should have {source.size} numbers")
+    shape, strides = tensor.shape, tensor.strides
+    count = math.prod(shape)
+    if not count:
+        raise ValueError(f"an empty tensor {shape}")
+    last = tensor.offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    if last >= source.size or count > source.size:
+        raise ValueError(
+            f"a view {shape} with strides {strides} from {tensor.offset} on is not within its "
+            f"storage of {source.size} numbers"
+        )
+    numbers = np.frombuffer(data, source.dtype)[tensor.offset :]
+    steps = [s * source.dtype.itemsize for s in strides]
+    return np.lib.stride_tricks.as_strided(numbers, shape, steps, writeable=False)
