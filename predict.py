@@ -199,13 +199,15 @@ def draw_heatmap(predictor: Predictor, head: str, number: int, features: Any) ->
     return {"heatmaps": Image.fromarray(drawing.heatmap(features["image"], scores))}
 
 
-def read_features(file: Path, wanted: tuple[str, ...], depth_folder: Path, camera: Any) -> Any:
+def read_features(
+    file: Path, wanted: tuple[str, ...], depth_folder: Path | None, camera: Any
+) -> Any:
     """An image, and depth and HHA where the network reads them."""
     from fcn_jax.data.hha import hha, nyu_camera
     from fcn_jax.data.images import read_depth, read_image
 
     features = {"image": read_image(file)}
-    if {"depth", "hha"} & set(wanted):
+    if depth_folder is not None:
         features["depth"] = read_depth(depth_folder / f"{file.stem}.png")
     if "hha" in wanted:
         given = nyu_camera(*features["depth"].shape) if camera is None else camera
@@ -236,10 +238,14 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"{title} is a classifier: give --heatmap=CLASS")
         else:
             draw = functools.partial(draw_labels, predictor, tables)
-        if args.depth is None and {"depth", "hha"} & set(predictor.features):
+        needs_depth = bool({"depth", "hha"} & set(predictor.features))
+        if needs_depth and args.depth is None:
             raise ValueError(f"{title} reads {', '.join(predictor.features)}: give --depth=DIR")
         read = functools.partial(
-            read_features, wanted=predictor.features, depth_folder=args.depth, camera=args.camera
+            read_features,
+            wanted=predictor.features,
+            depth_folder=args.depth if needs_depth else None,
+            camera=args.camera,
         )
         args.output.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:

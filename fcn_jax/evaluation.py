@@ -121,14 +121,16 @@ def _score_batch(
     logits = full_size_logits(
         model, variables, features, preprocessing=preprocessing, size=(height, width)
     )
-    logits = logits if isinstance(logits, dict) else dict.fromkeys(labels, logits)
+    by_head: dict[str, Array] = logits if isinstance(logits, dict) else {"label": logits}
+    if len(by_head) == 1:  # of any name, as the only one
+        by_head = dict.fromkeys(labels, next(iter(by_head.values())))
     for head, matrix in matrices.items():
         classes = matrix.low.shape[0]
-        if logits[head].shape[-1] != classes:
+        if by_head[head].shape[-1] != classes:
             raise ValueError(
-                f"the network has {logits[head].shape[-1]} classes, the labels {classes}"
+                f"the network has {by_head[head].shape[-1]} classes, the labels {classes}"
             )
-    predictions = {head: most_likely(logits[head]) for head in labels}
+    predictions = {head: most_likely(by_head[head]) for head in labels}
     counted = {
         head: matrix.update(labels[head], predictions[head]) for head, matrix in matrices.items()
     }

@@ -171,7 +171,7 @@ def trunk_geometry(layers: Sequence[Layer]) -> dict[str, Geometry]:
 
 def _sources(layer: Layer, before: Mapping[str, Any]) -> tuple[str, ...]:
     """The maps that a layer reads; an empty name is the image."""
-    last = next(reversed(before), "")
+    last = next(reversed(list(before)), "")
     names = layer.sources if isinstance(layer, Concat) else (layer.source or last,)
     if unknown := [name for name in names if name and name not in before]:
         raise ValueError(
@@ -322,14 +322,13 @@ class FCN(nn.Module):
         inputs = self._checked(images)
         maps: dict[str, Array] = {}
         for stream, x in inputs.items():
-            trunk = self._trunk(x, train, self._stream_suffix(stream))
-            maps |= trunk
+            maps |= self._trunk(x, train, self._stream_suffix(stream))
         size = next(iter(inputs.values())).shape[1:3]
         logits = {
             head: self._decode(maps, f"_{head}" if len(self.heads) > 1 else "", classes, size)
             for head, classes in self.heads
         }
-        result = logits if len(logits) > 1 else logits[self.heads[0][0]]
+        result = logits if len(logits) > 1 else next(iter(logits.values()))
         return (result, maps) if return_maps else result
 
     def _trunk(self, x: Array, train: bool, suffix: str) -> dict[str, Array]:
@@ -415,7 +414,8 @@ class FCN(nn.Module):
             scores.append(score)
         if len(scores) == 1:
             return scores[0]
-        fused = maps[f"{name.replace('score_fr', 'score')}{head}_fused"] = sum(scores) / len(scores)
+        fused = functools.reduce(operator.add, scores) / len(scores)
+        maps[f"{name.replace('score_fr', 'score')}{head}_fused"] = fused
         return fused
 
     def _up_convolution(
@@ -656,6 +656,38 @@ def example_images(model: FCN, height: int = 0, width: int = 0) -> Any:
 def abstract_params(model: FCN) -> dict[str, Any]:
     """Shapes and types of a network's parameters, without computing any."""
     return jax.eval_shape(model.init, jax.random.key(0), example_images(model))["params"]
+
+
+def multiply_adds(model: FCN, height: int, width: int) -> int:
+    """Multiply-adds of one forward pass on an image: of all convolutions and up-convolutions.
+
+    Products with the padding count, as they are computed; pooling, normalisation and biases do
+    not. An up-convolution has a kernel between all pairs of classes.
+
+    Raises:
+        ValueError: If the network cannot take an image of this size.
+    """
+    images = {
+        name: jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
+        for name, channels in model.streams
+    }
+    params = abstract_params(model)
+    _, maps = jax.eval_shape(
+        functools.partial(model.apply, return_maps=True), {"params": params}, images
+    )
+    windows = {
+        f"{name}{head}": window
+        for name, window in model.alignment.up_windows.items()
+        for head in model._head_suffixes()
+    }
+    total = 0
+    for layer, arrays in params.items():
+        rows, columns = maps[layer].shape[1:3]
+        if layer in windows:  # each cell of its input writes one kernel
+            kernel, factor = windows[layer].kernel, windows[layer].factor
+            rows, columns = ((size - kernel) // factor + 1 for size in (rows, columns))
+        total += rows * columns * math.prod(arrays["kernel"].shape)
+    return total
 
 
 def initial_params(model: FCN, key: Array, names: Sequence[str] | None = None) -> dict[str, Any]:

@@ -109,6 +109,9 @@ def make_train_step(
     cells = model.alignment.geometry["score_fr"]
     weights = {head: 1.0 for head, _ in model.heads} | dict(loss_weights or {})
 
+    def weighted(values: dict[str, Array]) -> Array:
+        return jnp.stack([weights[head] * value for head, value in values.items()]).sum()
+
     def step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, StepFigures]:
         dropout_key, cell_key = jax.random.split(jax.random.fold_in(key, state.step))
         images = inputs.apply(batch, batch["size"])
@@ -129,20 +132,19 @@ def make_train_step(
             )
             logits = logits if len(labels) > 1 else dict.fromkeys(labels, logits)
             losses = {head: cross_entropy(logits[head], labels[head]) for head in labels}
-            minimised = sum(
-                weights[head] * (loss.mean if normalize_loss else loss.total)
-                for head, loss in losses.items()
-            )
-            return minimised, losses
+            minimised = {
+                head: loss.mean if normalize_loss else loss.total for head, loss in losses.items()
+            }
+            return weighted(minimised), losses
 
         gradient, losses = jax.grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         figures = StepFigures(
-            loss=sum(weights[head] * loss.mean for head, loss in losses.items()),
+            loss=weighted({head: loss.mean for head, loss in losses.items()}),
             head_losses={head: loss.mean for head, loss in losses.items()},
-            valid=sum(loss.valid for loss in losses.values()),
-            invalid=sum(loss.invalid for loss in losses.values()),
+            valid=jnp.stack([loss.valid for loss in losses.values()]).sum(),
+            invalid=jnp.stack([loss.invalid for loss in losses.values()]).sum(),
             gradient_norm=jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradient))),
         )
         return TrainState(state.step + 1, params, opt_state), figures
