@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from fractions import Fraction
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,26 +37,31 @@ class Window:
     pad: int = 0
     ceil: bool = False
 
+    def cells(self, size: Any) -> Any:
+        """Cells of the output for an input of ``size`` cells, a number or an array of them.
+
+        Below 1 where the padded input is smaller than the window.
+        """
+        reach = size + 2 * self.pad - self.kernel
+        if not self.ceil:
+            return reach // self.stride + 1
+        cells = -(-reach // self.stride) + 1
+        # Caffe drops a last window that would start beyond the input and its left padding.
+        return cells - ((cells - 1) * self.stride >= size + self.pad)
+
     def output_size(self, size: int) -> int:
         """Cells of the output for an input of ``size`` cells.
 
         Raises:
             ValueError: If the padded input is smaller than the window.
         """
-        reach = size + 2 * self.pad - self.kernel
-        if self.ceil:
-            cells = -(-reach // self.stride) + 1
-            # Caffe drops a last window that would start beyond the input and its left padding.
-            if (cells - 1) * self.stride >= size + self.pad:
-                cells -= 1
-        else:
-            cells = reach // self.stride + 1
+        cells = self.cells(size)
         if cells < 1:
             raise ValueError(
                 f"an input of {size} cells is too small for a window of {self.kernel} cells with "
                 f"padding {self.pad}"
             )
-        return cells
+        return int(cells)
 
     def excess(self, size: int) -> int:
         """Cells by which the last window reaches beyond the right padding (0 unless ``ceil``)."""

@@ -12,17 +12,17 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from fcn_jax import ops
-from fcn_jax.alignment import PIXELS, Geometry, UpWindow, crop_offset, overlap
+from fcn_jax.alignment import PIXELS, Geometry, UpWindow, Window, crop_offset, overlap
 from fcn_jax.backbones import (
     BACKBONES,
     PADDINGS,
@@ -35,6 +35,7 @@ from fcn_jax.backbones import (
     Padding,
     Pool,
 )
+from fcn_jax.extents import Extent, fill_beyond, fused, through
 
 # ======================================================================== tables
 
@@ -164,14 +165,15 @@ def trunk_geometry(layers: Sequence[Layer]) -> dict[str, Geometry]:
         if len({(source.stride, source.offset) for source in sources}) > 1:
             raise ValueError(f"the maps of {layer.name} do not lie over each other: {sources}")
         widest = max(sources, key=lambda source: source.receptive_field)
-        window = getattr(layer, "window", None)
+        window = _window(layer)
         geometry[layer.name] = widest.then(window) if window else widest
     return geometry
 
 
-def _sources(layer: Layer, before: Mapping[str, Any]) -> tuple[str, ...]:
-    """The maps that a layer reads; an empty name is the image."""
-    last = next(reversed(list(before)), "")
+def _sources(layer: Layer, before: Iterable[str]) -> tuple[str, ...]:
+    """The maps that a layer reads, given those before it; an empty name is the image."""
+    before = list(before)
+    last = before[-1] if before else ""
     names = layer.sources if isinstance(layer, Concat) else (layer.source or last,)
     if unknown := [name for name in names if name and name not in before]:
         raise ValueError(
@@ -269,6 +271,23 @@ class UpConv(nn.Module):
         return ops.up_convolution(x, kernel, self.window.factor)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Maps:
+    """The maps of a forward pass, and the images' extents in them, by layer name."""
+
+    arrays: dict[str, Array]
+    extents: dict[str, Extent]
+
+    def add(self, name: str, array: Array, extent: Extent) -> None:
+        """Files a map; beyond its images it is set to zero, whatever a bias left there."""
+        self.arrays[name] = fill_beyond(array, extent)
+        self.extents[name] = extent
+
+
+def _window(layer: Layer) -> Window | None:
+    return layer.window if isinstance(layer, Conv | Pool) else None
+
+
 class FCN(nn.Module):
     """A fully convolutional network; build it with `create_model`.
 
@@ -299,6 +318,7 @@ class FCN(nn.Module):
         self,
         images: Float[Array, "b h w c"] | Mapping[str, Float[Array, "b h w c"]],
         *,
+        sizes: Int[Array, "b 2"] | None = None,
         train: bool = False,
         return_maps: bool = False,
     ) -> Any:
@@ -307,41 +327,50 @@ class FCN(nn.Module):
         Args:
             images: Float images already normalised (`fcn_jax.Preprocessing`), of any height and
                 width from 1 up. With several streams a dictionary of them by name.
+            sizes: True height and width of each image, where they lie in the top left corners of
+                a larger canvas. Each then gets the scores that it would get alone.
             train: Whether dropout is active; it then needs ``rngs={"dropout": key}``.
             return_maps: Whether to return every intermediate map as well.
 
         Returns:
-            Logits (b, h, w, num_classes); with several heads a dictionary of them by name. With
-            ``return_maps`` a pair of that and a dictionary of all maps by layer name,
-            up-convolutions uncropped.
+            Logits (b, h, w, num_classes), 0 beyond an image's size; with several heads a dictionary
+            of them by name. With ``return_maps`` a pair of that and a dictionary of all maps by
+            layer name, up-convolutions uncropped.
 
         Raises:
             ValueError: If the images have another rank, are not floating point, differ in size,
                 or the streams are others; or if they are too small for the trunk's padding.
         """
         inputs = self._checked(images)
-        maps: dict[str, Array] = {}
+        maps = _Maps({}, {})
         for stream, x in inputs.items():
-            maps |= self._trunk(x, train, self._stream_suffix(stream))
+            self._run_trunk(maps, fill_beyond(x, sizes), sizes, train, self._stream_suffix(stream))
         size = next(iter(inputs.values())).shape[1:3]
+        beyond = sizes if self.decoder.upsample else None  # a classifier's map has zeros there
         logits = {
-            head: self._decode(maps, f"_{head}" if len(self.heads) > 1 else "", classes, size)
-            for head, classes in self.heads
+            head: fill_beyond(self._decode(maps, suffix, classes, size), beyond)
+            for (head, classes), suffix in zip(self.heads, self._head_suffixes(), strict=True)
         }
         result = logits if len(logits) > 1 else next(iter(logits.values()))
-        return (result, maps) if return_maps else result
+        return (result, maps.arrays) if return_maps else result
 
-    def _trunk(self, x: Array, train: bool, suffix: str) -> dict[str, Array]:
-        """Runs the layer table; every map by name, as it leaves ReLU and dropout."""
-        maps: dict[str, Array] = {}
-        image = x
+    def _run_trunk(
+        self, maps: _Maps, image: Array, sizes: Extent, train: bool, suffix: str
+    ) -> None:
+        """Runs the layer table on one stream; adds its maps as they leave ReLU and dropout."""
         layers = self.backbone.layers
         if not self.decoder.upsample:
             layers += self.backbone.classifier_pool
+        before: list[str] = []
         for layer in layers:
-            read = [maps[name] if name else image for name in _sources(layer, maps)]
-            maps[layer.name] = self._run(layer, read, train, suffix)
-        return {f"{name}{suffix}": value for name, value in maps.items()}
+            sources = [f"{name}{suffix}" if name else "" for name in _sources(layer, before)]
+            read = [maps.arrays[name] if name else image for name in sources]
+            extent = maps.extents[sources[0]] if sources[0] else sizes
+            if isinstance(layer, Pool) and not sources[0]:  # other maps are not negative
+                read = [fill_beyond(read[0], extent, -jnp.inf)]
+            result = self._run(layer, read, train, suffix)
+            maps.add(f"{layer.name}{suffix}", result, through(_window(layer), extent))
+            before.append(layer.name)
 
     def _run(self, layer: Layer, read: list[Array], train: bool, suffix: str) -> Array:
         """One layer of the table."""
@@ -371,35 +400,42 @@ class FCN(nn.Module):
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return x
 
-    def _decode(
-        self, maps: dict[str, Array], head: str, classes: int, size: tuple[int, ...]
-    ) -> Array:
-        """The scores of one head; adds its maps to ``maps``."""
+    def _decode(self, maps: _Maps, head: str, classes: int, size: tuple[int, ...]) -> Array:
+        """The scores of one head; adds its maps."""
         alignment = self.alignment
         if alignment.final is None:
             last = (*self.backbone.layers, *self.backbone.classifier_pool)[-1].name
-            return self._score(maps, self.backbone.classifier, last, head, classes)
+            return maps.arrays[self._score(maps, self.backbone.classifier, last, head, classes)]
 
-        logits = self._score(maps, "score_fr", self.backbone.layers[-1].name, head, classes)
+        scores = self._score(maps, "score_fr", self.backbone.layers[-1].name, head, classes)
         for skip in alignment.skips:
-            up = self._up_convolution(maps, skip.upsample, head, classes, logits)
+            up = self._up_convolution(maps, skip.upsample, head, classes, scores)
             name = f"score_{skip.feature}"
             fine = self._score(maps, name, skip.feature, head, classes, skip.scale)
-            logits = maps[f"fuse_{skip.feature}{head}"] = _fuse(fine, up, alignment.crops[name])
-        up = self._up_convolution(maps, alignment.final, head, classes, logits)
-        return _crop_to_image(up, alignment.crops[alignment.final], size)
+            offset = alignment.crops[name]
+            scores = f"fuse_{skip.feature}{head}"
+            maps.add(
+                scores,
+                _fuse(maps.arrays[fine], maps.arrays[up], offset),
+                fused(offset, maps.extents[fine], maps.extents[up]),
+            )
+        up = self._up_convolution(maps, alignment.final, head, classes, scores)
+        return _crop_to_image(maps.arrays[up], alignment.crops[alignment.final], size)
 
     def _score(
         self,
-        maps: dict[str, Array],
+        maps: _Maps,
         name: str,
         feature: str,
         head: str,
         classes: int,
         scale: float = 1.0,
-    ) -> Array:
-        """A score layer on a map of the trunk; the mean over the streams (late fusion)."""
-        scores = []
+    ) -> str:
+        """Adds the scores of a map of the trunk, and returns their name.
+
+        With several streams it is the name of their mean (late fusion).
+        """
+        names = []
         for stream, _ in self.streams:
             suffix = self._stream_suffix(stream)
             layer = nn.Conv(
@@ -410,21 +446,22 @@ class FCN(nn.Module):
                 conv_general_dilated=ops.convolution,
                 name=f"{name}{head}{suffix}",
             )
-            score = maps[f"{name}{head}{suffix}"] = layer(maps[f"{feature}{suffix}"] * scale)
-            scores.append(score)
-        if len(scores) == 1:
-            return scores[0]
-        fused = functools.reduce(operator.add, scores) / len(scores)
-        maps[f"{name.replace('score_fr', 'score')}{head}_fused"] = fused
-        return fused
+            read = f"{feature}{suffix}"
+            names.append(f"{name}{head}{suffix}")
+            maps.add(names[-1], layer(maps.arrays[read] * scale), maps.extents[read])
+        if len(names) == 1:
+            return names[0]
+        mean = f"{name.replace('score_fr', 'score')}{head}_fused"
+        scores = [maps.arrays[name] for name in names]
+        maps.add(mean, functools.reduce(operator.add, scores) / len(scores), maps.extents[names[0]])
+        return mean
 
-    def _up_convolution(
-        self, maps: dict[str, Array], name: str, head: str, classes: int, logits: Array
-    ) -> Array:
+    def _up_convolution(self, maps: _Maps, name: str, head: str, classes: int, scores: str) -> str:
+        """Adds the up-convolution of some scores, and returns its name."""
         window, learned = self.alignment.up_windows[name], name in self.learned_upsampling
-        up = UpConv(classes, window, learned, name=f"{name}{head}")(logits)
-        maps[f"{name}{head}"] = up
-        return up
+        up = UpConv(classes, window, learned, name=f"{name}{head}")(maps.arrays[scores])
+        maps.add(f"{name}{head}", up, through(window, maps.extents[scores]))
+        return f"{name}{head}"
 
     # ---- checks
 
@@ -515,7 +552,7 @@ def smallest_input(layers: Sequence[Layer]) -> int:
         try:
             for layer in layers:
                 before = next(sizes[name] if name else size for name in _sources(layer, sizes))
-                window = getattr(layer, "window", None)
+                window = _window(layer)
                 sizes[layer.name] = window.output_size(before) if window else before
         except ValueError:
             return False
@@ -671,17 +708,15 @@ def multiply_adds(model: FCN, height: int, width: int) -> int:
         name: jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
         for name, channels in model.streams
     }
-    params = abstract_params(model)
-    _, maps = jax.eval_shape(
-        functools.partial(model.apply, return_maps=True), {"params": params}, images
-    )
+    run = functools.partial(model.init_with_output, return_maps=True)
+    (_, maps), variables = jax.eval_shape(run, jax.random.key(0), images)
     windows = {
         f"{name}{head}": window
         for name, window in model.alignment.up_windows.items()
         for head in model._head_suffixes()
     }
     total = 0
-    for layer, arrays in params.items():
+    for layer, arrays in variables["params"].items():
         rows, columns = maps[layer].shape[1:3]
         if layer in windows:  # each cell of its input writes one kernel
             kernel, factor = windows[layer].kernel, windows[layer].factor

@@ -13,6 +13,8 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt
 
+from fcn_jax.extents import fill_beyond
+
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
@@ -80,12 +82,7 @@ class Preprocessing:
         x = x * self.scale
         if self.log:
             x = jnp.log(jnp.maximum(x, 1.0))
-        x = (x - mean) / std
-        if size is None:
-            return x
-        rows = jnp.arange(x.shape[1])[None, :] < size[:, 0, None]
-        columns = jnp.arange(x.shape[2])[None, :] < size[:, 1, None]
-        return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], x, 0.0)
+        return fill_beyond((x - mean) / std, size)
 
     def on_scale_of(self, other: Preprocessing) -> Preprocessing:
         """This feature's normalisation, brought to the range that ``other``'s weights expect.

@@ -114,7 +114,8 @@ def make_train_step(
 
     def step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, StepFigures]:
         dropout_key, cell_key = jax.random.split(jax.random.fold_in(key, state.step))
-        images = inputs.apply(batch, batch["size"])
+        sizes = batch["size"]
+        images = inputs.apply(batch, sizes)
         labels = {head: batch[head] for head, _ in model.heads}
         if cell_fraction < 1:
             labels = {
@@ -128,7 +129,7 @@ def make_train_step(
                 for layer, arrays in params.items()
             }
             logits: Any = model.apply(
-                {"params": params}, images, train=True, rngs={"dropout": dropout_key}
+                {"params": params}, images, sizes=sizes, train=True, rngs={"dropout": dropout_key}
             )
             logits = logits if len(labels) > 1 else dict.fromkeys(labels, logits)
             losses = {head: cross_entropy(logits[head], labels[head]) for head in labels}

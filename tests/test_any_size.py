@@ -1,0 +1,126 @@
+"""Images of different sizes on one canvas: each gets what it would get alone."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy_backbones
+from random_parameters import random_parameters
+
+import fcn_jax
+
+SIZES = [(1, 1), (33, 47), (64, 96), (50, 3)]
+CANVAS = (64, 96)
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+MODELS = {
+    **{
+        f"{net}-{padding}": {"name": net, "padding": padding}
+        for net in ("fcn32s", "fcn8s")
+        for padding in ("same", "reference")
+    },
+    "alexnet-same": {"name": "fcn8s", "backbone": "alexnet", "padding": "same"},
+    "alexnet-reference": {"name": "fcn8s", "backbone": "alexnet", "padding": "reference"},
+    "googlenet-same": {"name": "fcn8s", "backbone": "googlenet", "padding": "same"},
+    "forked": {"name": "fcn16s", "backbone": toy_backbones.forked},
+    "two heads": {"name": "fcn16s", "num_classes": {"sem": 3, "geo": 2}},
+    "two streams": {"name": "fcn16s", "inputs": {"color": 3, "hha": 2}},
+}
+
+
+def build(fields: dict) -> fcn_jax.FCN:
+    small = {"num_classes": 4, "width": 1 / 16, "fc_width": 8, "learned_upsampling": "all"}
+    return fcn_jax.create_model(**{**small, **fields})
+
+
+def random_images(model: fcn_jax.FCN, seed: int = 0):
+    """Canvases that hold noise beyond the images too, and the images alone; by stream."""
+    rng = np.random.default_rng(seed)
+    canvases = {
+        name: rng.normal(0, 64, (len(SIZES), *CANVAS, channels)).astype(np.float32)
+        for name, channels in model.streams
+    }
+    alone = [
+        {name: canvas[row : row + 1, :h, :w] for name, canvas in canvases.items()}
+        for row, (h, w) in enumerate(SIZES)
+    ]
+    return canvases, alone
+
+
+def only(streams: dict):
+    return streams if len(streams) > 1 else next(iter(streams.values()))
+
+
+@pytest.mark.parametrize("fields", MODELS.values(), ids=MODELS)
+def test_an_image_on_a_canvas_gets_its_own_logits(fields):
+    model = build(fields)
+    params = {"params": random_parameters(model, 0)}
+    canvases, alone = random_images(model)
+    together = jax.jit(model.apply, compiler_options=QUICK)(
+        params, only(canvases), sizes=jnp.array(SIZES)
+    )
+    apply = jax.jit(model.apply, compiler_options=QUICK)
+    for row, (h, w) in enumerate(SIZES):
+        truth = apply(params, only(alone[row]))
+        for got, expected in zip(jax.tree.leaves(together), jax.tree.leaves(truth), strict=True):
+            scale = np.abs(expected).max()
+            np.testing.assert_allclose(got[row, :h, :w], expected[0], atol=1e-5 * scale)
+            assert not np.asarray(got[row, h:]).any()
+            assert not np.asarray(got[row, :, w:]).any()
+
+
+@pytest.mark.parametrize("padding", ["same", "reference"])
+def test_gradients_are_those_of_the_images_alone(padding):
+    model = build({"name": "fcn8s", "padding": padding, "backbone": toy_backbones.plain})
+    params = random_parameters(model, 0)
+    canvases, alone = random_images(model)
+    rng = np.random.default_rng(1)
+    weights = rng.normal(size=(len(SIZES), *CANVAS, 4)).astype(np.float32)
+
+    def objective(params, images, weights, **options):
+        return jnp.sum(weights * model.apply({"params": params}, images, **options))
+
+    together = jax.grad(objective)(params, only(canvases), weights, sizes=jnp.array(SIZES))
+    gradient = jax.jit(jax.grad(objective), compiler_options=QUICK)
+    parts = [
+        gradient(params, only(images), weights[row : row + 1, :h, :w])
+        for row, (images, (h, w)) in enumerate(zip(alone, SIZES, strict=True))
+    ]
+    truth = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *parts)
+    for got, expected in zip(jax.tree.leaves(together), jax.tree.leaves(truth), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_canvas_compiles_once_for_all_sizes():
+    model = build({"name": "fcn8s", "backbone": toy_backbones.plain})
+    params = {"params": random_parameters(model, 0)}
+    apply = jax.jit(model.apply)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        sizes = rng.integers(1, (65, 97), (len(SIZES), 2))
+        apply(params, only(random_images(model)[0]), sizes=jnp.array(sizes))
+    assert apply._cache_size() == 1
+
+
+def test_maps_are_those_of_the_image_alone():
+    model = build({"name": "fcn8s", "padding": "reference"})
+    params = {"params": random_parameters(model, 0)}
+    canvases, alone = random_images(model)
+    run = functools.partial(model.apply, return_maps=True)
+    _, together = jax.jit(run, compiler_options=QUICK)(
+        params, only(canvases), sizes=jnp.array(SIZES)
+    )
+    _, truth = jax.jit(run, compiler_options=QUICK)(params, only(alone[1]))
+    for name, expected in truth.items():
+        _, height, width, _ = expected.shape
+        got = np.asarray(together[name][1])
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(
+            got[:height, :width], expected[0], atol=1e-5 * scale, err_msg=name
+        )
+        assert not got[height:].any(), name
+        assert not got[:, width:].any(), name
