@@ -51,10 +51,12 @@ def main(argv: list[str] | None = None) -> int:
     from absl import logging
 
     from fcn_jax import data, report
+    from fcn_jax.compilation import keep_compiled_programs
     from fcn_jax.config import data_options, from_plain
     from fcn_jax.training.checkpoints import available_stages
 
     logging.set_verbosity(logging.ERROR)  # below it orbax tells a great deal
+    keep_compiled_programs()
     try:
         # ---- The run
         available_stages(args.workdir)  # raises if this is no run's folder

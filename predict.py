@@ -226,7 +226,10 @@ def main(argv: list[str] | None = None) -> int:
 
     from absl import logging
 
+    from fcn_jax.compilation import keep_compiled_programs
+
     logging.set_verbosity(logging.ERROR)  # below it orbax tells a great deal
+    keep_compiled_programs()
     try:
         files = find_images(args.images, args.output)
         title, predictor, names, tables = load_network(args)

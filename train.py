@@ -47,9 +47,11 @@ def main(argv: list[str]) -> int:
 
     # ---- Every stage, then the report
     from fcn_jax import report
+    from fcn_jax.compilation import keep_compiled_programs
     from fcn_jax.training.run import train
     from fcn_jax.training.watch import Diverged, Stopped
 
+    keep_compiled_programs()
     try:
         source = train(CONFIG.value, workdir)
         if jax.process_count() == 1:

@@ -320,3 +320,27 @@ def test_predict_does_what_it_can_and_says_what_it_cannot(place, finished):
             assert np.asarray(labels).max() < 6
         with Image.open(output / "overlays" / f"{name}.png") as overlay:
             assert overlay.size == size
+
+
+# ======================================================================== compiled programs
+
+
+def test_the_second_start_compiles_nothing(place, tmp_path):
+    """Its programs come from the user's cache directory, where the first start left them."""
+    environ = {k: v for k, v in environment(place).items() if not k.startswith("JAX_")}
+    environ |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "HOME": str(tmp_path)}
+    fields = {"stages": "('fcn32s',)", "steps": "(1,)", "learning_rate": "(1e-3,)"}
+    for start in ("first", "second"):
+        done = subprocess.run(
+            command(place, f"cache_{start}", **fields),
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        programs = {path.name for path in (tmp_path / "cache").rglob("*-cache")}
+        if start == "first":
+            kept = programs
+    assert kept
+    assert programs == kept
