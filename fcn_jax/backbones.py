@@ -34,8 +34,8 @@ from fcn_jax.alignment import Window
 
 Padding: TypeAlias = Literal["reference", "same", "native"]
 """``reference``: 100 pixels before the first convolution and a valid fc6, the published networks.
-``same``: every layer padded so that its cells reach over the whole image, no further border; about
-half the arithmetic. ``native``: as the classifier was trained, so that its score map is 1x1 at the
+``same``: every layer padded so that its cells reach over the whole image, no further border; 60 %
+of the arithmetic for VGG16 at 500x500. ``native``: as the classifier was trained, so that its score map is 1x1 at the
 training size; too little border for the scores of every pixel."""
 
 PADDINGS: tuple[Padding, ...] = ("reference", "same", "native")

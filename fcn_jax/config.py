@@ -35,7 +35,7 @@ def default_config() -> ConfigDict:
     config.scale_range = (1.0, 1.0)  # Random resize, by a factor drawn log-uniformly.
     config.crop = ()  # Random crop to (height, width), filled with void where too small.
     config.jitter = 0.0  # Strength of random brightness, contrast and saturation.
-    config.canvas = ()  # (height, width) of batches; empty: as the largest image needs.
+    config.canvas = ()  # (height, width) of batches; empty: as their images need.
 
     # ---- Inputs and outputs
     # Each input of the network and the features of the data that it reads: "image+depth" joins

@@ -468,12 +468,15 @@ class FCN(nn.Module):
     def _checked(self, images: Any) -> dict[str, Array]:
         """The images by stream."""
         names = [name for name, _ in self.streams]
-        inputs = dict(images) if isinstance(images, Mapping) else {names[0]: images}
-        if set(inputs) != set(names):
+        if not isinstance(images, Mapping) and len(names) == 1:
+            images = {names[0]: images}
+        given = set(images) if isinstance(images, Mapping) else {"one array"}
+        if given != set(names):
             raise ValueError(
-                f"the network reads {', '.join(names)}, it was given {', '.join(inputs)}; pass a "
-                "dictionary with an array for each"
+                f"the network reads {', '.join(names)}, it was given {', '.join(sorted(given))}; "
+                "pass a dictionary with an array for each"
             )
+        inputs = dict(images)
         for image in inputs.values():
             _check_images(image)
         if len({image.shape[:3] for image in inputs.values()}) > 1:
@@ -621,8 +624,8 @@ def create_model(
         num_classes: Channels of the logits; several heads as a dictionary, ``{"sem": 33, …}``.
         inputs: Channels of the image; several streams as a dictionary, ``{"color": 3, …}``, each
             with a trunk of its own, whose scores are averaged (late fusion).
-        padding: ``same`` (half the arithmetic; the default), ``reference`` (the published
-            networks), or ``native`` (as the classifier was trained; its default).
+        padding: ``same`` (60 % of the arithmetic; the default), ``reference`` (the published
+            networks), or, for a classifier, ``native`` (as it was trained; its default).
         width: Multiplier of the trunk's channels.
         fc_width: Channels of fc6 and fc7.
         dropout: Rate after fc6 and fc7.
@@ -647,6 +650,11 @@ def create_model(
     build = _choose("backbone", backbone, BACKBONES) if isinstance(backbone, str) else backbone
     padding = padding or ("same" if decoder.upsample else "native")
     _choose("padding", padding, dict.fromkeys(PADDINGS))
+    if decoder.upsample and padding == "native":
+        raise ValueError(
+            "padding 'native' leaves too little border to score every pixel; take 'same' or "
+            "'reference' (it is for name='classifier')"
+        )
     # Labels are stored in 8 bits, of which 255 is void.
     heads = _named_counts("num_classes", num_classes, "label", 255 if decoder.upsample else 2**31)
     streams = _named_counts("inputs", inputs, "image", 2**31)

@@ -6,17 +6,16 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from fcn_jax.networks import abstract_params
 
-def random_parameters(model: Any, seed: int, channels: int = 3) -> dict[str, Any]:
-    """float32 arrays, scaled so that every map has values of order one.
+
+def random_parameters(model: Any, seed: int) -> dict[str, Any]:
+    """float32 arrays, scaled so that every map has values of the size of the image's.
 
     Up-convolution kernels are random as well and hence not bilinear, score layers not zero.
     """
-    image = jax.ShapeDtypeStruct((1, 8, 8, channels), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
     rng = np.random.default_rng(seed)
 
     def leaf(path: Any, shape: Any) -> np.ndarray:
@@ -25,4 +24,4 @@ def random_parameters(model: Any, seed: int, channels: int = 3) -> dict[str, Any
             return values * np.float32(0.3)
         return values * np.float32(math.sqrt(2 / math.prod(shape.shape[:3])))
 
-    return jax.tree_util.tree_map_with_path(leaf, shapes)
+    return jax.tree_util.tree_map_with_path(leaf, abstract_params(model))

@@ -81,6 +81,24 @@ def test_published_crop_of_fcn_alexnet():
         crop_offset(scores.then(UpWindow(64, 32)), PIXELS)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "padding", "net", "crops", "kernels"),
+    [
+        ("alexnet", "reference", "fcn32s", {"upscore": 18}, (63,)),  # published
+        # The others are derived by hand in `torch_reference_family`.
+        ("alexnet", "reference", "fcn16s", {"score_pool2": 5, "upscore16": 18}, (3, 31)),
+        ("alexnet", "same", "fcn32s", {"upscore": 47}, (63,)),
+        ("googlenet", "reference", "fcn32s", {"upscore": 98}, (63,)),
+        ("googlenet", "same", "fcn32s", {"upscore": 31}, (63,)),
+        ("googlenet", "same", "fcn16s", {"score_pool3/3x3_s2": -1, "upscore16": 15}, (3, 31)),
+    ],
+)
+def test_crops_and_kernels_of_other_trunks(backbone, padding, net, crops, kernels):
+    alignment = fcn_jax.create_model(net, backbone=backbone, padding=padding).alignment
+    assert alignment.crops == crops
+    assert tuple(window.kernel for window in alignment.up_windows.values()) == kernels
+
+
 def test_example_of_the_docstring():
     geometry = compose([conv(3), conv(3), POOL])
     assert geometry == Geometry(Fraction(2), Fraction(1, 2), Fraction(6))

@@ -106,7 +106,7 @@ def test_source_is_a_sequence_with_a_stable_name(tmp_path):
     copy = pickle.loads(pickle.dumps(source))
     np.testing.assert_array_equal(copy[1]["image"], source[1]["image"])
     assert repr(copy) == repr(source)
-    moved = shutil.copytree(path, tmp_path / "elsewhere" / "2.0.0")
+    moved = shutil.copytree(path, tmp_path / "elsewhere" / "2.1.0")
     assert repr(Source(moved, "val")) == repr(source)
     np.testing.assert_array_equal(Source(moved, "val")[0]["image"], source[0]["image"])
 
@@ -188,7 +188,7 @@ def test_killed_preparation_is_never_taken_for_complete(tmp_path):
     source = open_source("shapes", "train", data_dir=tmp_path, **options)
     assert len(source) == 700
     assert source[699]["image"].shape == (48, 48, 3)
-    assert [path.name for path in config_dir.iterdir()] == ["2.0.0"]  # and nothing left over
+    assert [path.name for path in config_dir.iterdir()] == ["2.1.0"]  # and nothing left over
 
 
 def _prepare_small(data_dir: Path) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 from fcn_jax.data.loader import evaluation_examples, training_batches
 from fcn_jax.data.transforms import Augmentation
+from fcn_jax.extents import canvas_side
 
 AUGMENTATION = Augmentation(scale_range=(0.7, 1.4), crop=(24, 32), flip=True, jitter=0.1)
 
@@ -123,6 +124,56 @@ def test_fixed_canvas():
     with make(canvas=(40, 48)) as batches:
         for arrays, _ in take(batches, 2):
             assert arrays["image"].shape == (4, 40, 48, 3)
+
+
+class Sized(FakeSource):
+    """A source that knows its images' sizes, and has one size if asked to."""
+
+    def __init__(self, uniform: bool) -> None:
+        super().__init__()
+        self.uniform = uniform
+        self.sizes = [self[i]["label"].shape for i in range(len(self))]
+
+    def __getitem__(self, index):
+        example = super().__getitem__(index)
+        if self.uniform:
+            example["image"] = np.resize(example["image"], (21, 30, 3))
+            example["label"] = np.resize(example["label"], (21, 30))
+        return example
+
+
+@pytest.mark.parametrize(
+    ("uniform", "augmentation", "shape", "masked"),
+    [
+        (True, Augmentation(), (21, 30), False),
+        (False, Augmentation(), None, True),
+        (True, Augmentation(crop=(16, 24)), (16, 24), False),
+        (True, Augmentation(crop=(24, 24)), (24, 24), True),  # higher than the images
+        (True, Augmentation(crop=(16, 24), scale_range=(0.5, 1.0)), (16, 24), True),
+    ],
+)
+def test_sizes_travel_where_images_may_be_smaller_than_the_canvas(
+    uniform, augmentation, shape, masked
+):
+    source = Sized(uniform)
+    with training_batches(source, batch_size=4, seed=0, augmentation=augmentation) as batches:
+        for arrays, _ in take(batches, 3):
+            assert ("size" in arrays) == masked
+            canvas = arrays["label"].shape[1:]
+            if shape is not None:
+                assert canvas == shape
+            else:
+                largest = arrays["size"].max(axis=0)
+                assert canvas == tuple(canvas_side(int(side)) for side in largest)
+
+
+def test_few_canvases_with_little_waste():
+    sides = np.arange(32, 2000)
+    canvas = np.array([canvas_side(int(side)) for side in sides])
+    assert (canvas >= sides).all()
+    assert (canvas / sides).max() < 1.25
+    assert len(set(canvas[sides <= 1024])) == 21  # four in each of five octaves, and 32
+    assert {canvas_side(side) for side in (1, 31, 32)} == {32}
 
 
 def test_an_error_while_loading_surfaces():

@@ -12,51 +12,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy_backbones
 from random_parameters import random_parameters
 
 import fcn_jax
 from fcn_jax.alignment import Window
-from fcn_jax.backbones import Conv, Pool
-from fcn_jax.networks import DECODERS
+from fcn_jax.backbones import Backbone, Concat, Conv
+from fcn_jax.networks import SEGMENTERS, abstract_params
 from fcn_jax.ops import bilinear_kernel
 
-NETS = tuple(DECODERS)
 PADDINGS = ("same", "reference")
 small_model = functools.partial(fcn_jax.create_model, num_classes=4, width=1 / 32, fc_width=6)
+toy_model = functools.partial(
+    fcn_jax.create_model, backbone=toy_backbones.plain, num_classes=4, fc_width=64
+)
 
 
 def parameter_shapes(model) -> dict[str, dict[str, tuple[int, ...]]]:
-    image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
-    return jax.tree.map(lambda leaf: leaf.shape, shapes)
-
-
-def toy_backbone(padding, width, fc_width):
-    """A small trunk of somebody's own, with the maps that the decoders skip from."""
-    del padding
-    features = max(1, round(8 * width))
-    halve = Window(2, stride=2, ceil=True)
-    return (
-        Conv("stem", features, Window(5, pad=2)),
-        Pool("pool2", halve),
-        Conv("middle", 2 * features, Window(3, pad=1)),
-        Pool("pool3", halve),
-        Pool("pool4", halve),
-        Pool("pool5", halve),
-        Conv("top", fc_width, Window(3, pad=1), dropout=True),
-    )
-
-
-toy_model = functools.partial(
-    fcn_jax.create_model, backbone=toy_backbone, num_classes=4, fc_width=64
-)
+    return jax.tree.map(lambda leaf: leaf.shape, abstract_params(model))
 
 
 # ======================================================================== sizes
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("net", SEGMENTERS)
 def test_logits_have_the_size_of_the_image(net, padding):
     model = small_model(net, padding=padding)
     rng = np.random.default_rng(0)
@@ -70,11 +50,11 @@ def test_logits_have_the_size_of_the_image(net, padding):
         assert logits.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("net", SEGMENTERS)
 def test_other_channels_and_batches(net):
     """Four channels: early fusion of depth."""
-    model = toy_model(net)
-    params = random_parameters(model, 0, channels=4)
+    model = toy_model(net, inputs=4)
+    params = random_parameters(model, 0)
     images = np.random.default_rng(0).normal(size=(3, 9, 14, 4)).astype(np.float32)
     logits = model.apply({"params": params}, images)
     assert logits.shape == (3, 9, 14, 4)
@@ -113,7 +93,7 @@ def test_return_maps_names_every_layer():
 # ======================================================================== parameters
 
 
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("net", SEGMENTERS)
 def test_parameters_have_caffe_names_and_layouts(net):
     shapes = parameter_shapes(fcn_jax.create_model(net))
     widths = (64, 128, 256, 512, 512)
@@ -135,7 +115,7 @@ def test_parameters_have_caffe_names_and_layouts(net):
     assert shapes == {**expected, **{name: {"kernel": shape} for name, shape in ups.items()}}
 
 
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("net", SEGMENTERS)
 def test_width_multiplies_every_trunk_layer(net):
     shapes = parameter_shapes(fcn_jax.create_model(net, width=0.25, fc_width=100, num_classes=3))
     assert shapes["conv1_1"]["kernel"] == (3, 3, 3, 16)
@@ -181,7 +161,7 @@ def test_initial_maps_neither_vanish_nor_explode():
     [
         ("intermediate", {"upscore2", "upscore_pool4"}),
         ("none", set()),
-        ("all", {"upscore2", "upscore_pool4", "upscore8"}),
+        ("all", {"upscore2", "upscore_pool4", "upscore4"}),
         (("upscore_pool4",), {"upscore_pool4"}),
     ],
 )
@@ -196,7 +176,7 @@ def test_only_learned_upsampling_has_a_gradient(choice, learned):
     gradient = jax.grad(objective)(params)
     moved = {name for name, leaves in gradient.items() if np.asarray(leaves["kernel"]).any()}
     assert moved == learned | {n for n in params if not n.startswith("up")}
-    assert set(model.frozen_layers) == {"upscore2", "upscore_pool4", "upscore8"} - learned
+    assert set(model.frozen_layers) == {"upscore2", "upscore_pool4", "upscore4"} - learned
 
 
 def test_dropout_only_in_training():
@@ -222,46 +202,84 @@ def test_dropout_only_in_training():
 
 def backbone_of_two(padding, width, fc_width):
     del padding, width
-    return (
-        Conv("stem", 8, Window(4, stride=2, pad=1)),
-        Conv("top", fc_width, Window(1), dropout=True),
+    return Backbone(
+        layers=(
+            Conv("stem", 8, Window(4, stride=2, pad=1)),
+            Conv("top", fc_width, Window(1), dropout=True),
+        )
     )
 
 
-# ======================================================================== other backbones
+# ======================================================================== tables that are refused
 
 
-@pytest.mark.parametrize("net", NETS)
-def test_a_backbone_of_ones_own(net):
-    model = toy_model(net)
-    params = random_parameters(model, 0)
-    assert {"stem", "middle", "top", "score_fr"} <= set(params)
-    for height, width in [(1, 1), (2, 9), (17, 30), (31, 8)]:
-        images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
-        logits = jax.eval_shape(model.apply, {"params": params}, images)
-        assert logits.shape == (1, height, width, 4)
+def one_layer(name="top", window=None, **options):
+    return Conv(name, 4, window or Window(1), **options)
 
 
-def test_a_backbone_without_the_skipped_map_is_refused_at_once():
-    with pytest.raises(ValueError, match=r"no map 'pool4' to skip from; it has stem, top"):
-        fcn_jax.create_model("fcn16s", backbone=backbone_of_two)
-
-
-def test_a_backbone_whose_cells_do_not_coincide_is_refused_at_once():
-    def shifted(padding, width, fc_width):
-        return (Conv("stem", 4, Window(3, stride=2, pad=1)), Conv("top", fc_width, Window(1)))
-
-    with pytest.raises(ValueError, match="no whole number"):
-        fcn_jax.create_model("fcn32s", backbone=shifted)
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            Backbone((one_layer("stem"), one_layer())),
+            "needs 1 maps to skip from, the trunk names n",
+        ),
+        (
+            Backbone((one_layer("stem"), one_layer()), skips=("pool4",)),
+            "no map 'pool4' to skip from; it has stem, top",
+        ),
+        (
+            Backbone((one_layer("stem"), one_layer()), skips=("stem",)),
+            "upscore2 would upsample from stride 1 to 1",
+        ),
+        (
+            Backbone((one_layer("top", source="stem"), one_layer("stem"))),
+            "top reads 'stem', which is no layer before it; there are none",
+        ),
+        (Backbone((one_layer(), one_layer())), "two layers called 'top'"),
+        (
+            Backbone(
+                (
+                    one_layer("a", Window(3, pad=1)),
+                    one_layer("b", Window(2, stride=2), source="a"),
+                    Concat("both", ("a", "b")),
+                )
+            ),
+            "the maps of both do not lie over each other",
+        ),
+        (
+            # Cells of 3 pixels whose centres lie between the pixels.
+            Backbone((one_layer("top", Window(4, stride=3)),)),
+            "no whole number",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_table_that_cannot_work_is_refused_at_once(table, message):
+    net = "fcn32s" if not table.skips and "skip" not in message else "fcn16s"
+    with pytest.raises(ValueError, match=message):
+        fcn_jax.create_model(net, backbone=lambda padding, width, fc_width: table)
 
 
 def test_scores_that_do_not_cover_the_image_are_refused():
     def valid(padding, width, fc_width):
-        return (Conv("stem", 4, Window(2, stride=2)), Conv("top", fc_width, Window(5)))
+        return Backbone((Conv("stem", 4, Window(2, stride=2)), Conv("top", fc_width, Window(5))))
 
     model = fcn_jax.create_model("fcn32s", backbone=valid, fc_width=4)
     with pytest.raises(ValueError, match="do not cover an image of 20x20"):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 20, 20, 3)))
+
+
+def test_an_image_too_small_for_the_trunk_is_refused():
+    model = small_model("classifier")
+    assert model.smallest_image == 193  # 6 * 32 + 1: seven cells of pool5, rounded up
+    for size, fits in ((193, True), (192, False)):
+        images = jax.ShapeDtypeStruct((1, 300, size, 3), jnp.float32)
+        if fits:
+            jax.eval_shape(model.init, jax.random.key(0), images)
+            continue
+        with pytest.raises(ValueError, match=r"too small for fc6 .*at least 193 pixels a side"):
+            jax.eval_shape(model.init, jax.random.key(0), images)
 
 
 # ======================================================================== errors
@@ -272,9 +290,13 @@ def test_scores_that_do_not_cover_the_image_are_refused():
     [
         ({"name": "fcn4s"}, "unknown model 'fcn4s'; choose one of fcn32s, fcn16s, fcn8s"),
         ({"backbone": "vgg"}, "unknown backbone 'vgg'; choose one of .*vgg16"),
-        ({"padding": "valid"}, "unknown padding 'valid'; choose one of reference, same"),
+        ({"padding": "valid"}, "unknown padding 'valid'; choose one of reference, same, native"),
         ({"num_classes": 0}, "num_classes must be from 1 to 255"),
         ({"num_classes": 256}, "num_classes must be from 1 to 255"),
+        ({"num_classes": {"sem": 33, "geo": 256}}, "num_classes must be from 1 to 255"),
+        ({"num_classes": {}}, "num_classes must be from 1 to 255"),
+        ({"name": "classifier", "num_classes": 0}, "num_classes must be positive"),
+        ({"inputs": {"color": 3, "hha": 0}}, "inputs must be positive"),
         ({"num_classes": 2.5}, "cannot be interpreted as an integer"),
         ({"width": 0.0}, "must be positive"),
         ({"fc_width": 0}, "must be positive"),
@@ -293,12 +315,28 @@ def test_arguments_are_checked(arguments, message):
     [
         (np.zeros((1, 8, 8, 3), np.uint8), "floating point and normalised, got uint8"),
         (np.zeros((8, 8, 3), np.float32), r"\(8, 8, 3\); add a batch axis"),
+        ({"hha": np.zeros((1, 8, 8, 3), np.float32)}, "reads image, it was given hha"),
     ],
 )
 def test_images_are_checked(images, message):
     model = small_model("fcn32s")
     with pytest.raises(ValueError, match=message):
         model.init(jax.random.key(0), images)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"color": (1, 8, 8, 3)}, "reads color, hha, it was given color"),
+        ({"color": (1, 8, 8, 3), "hha": (1, 8, 9, 3)}, "one batch, height and width, got .*8, 9"),
+        ({"color": (1, 8, 8, 3), "hha": (2, 8, 8, 3)}, "one batch, height and width"),
+    ],
+)
+def test_streams_are_checked(sizes, message):
+    model = small_model("fcn32s", inputs={"color": 3, "hha": 3})
+    images = {name: np.zeros(shape, np.float32) for name, shape in sizes.items()}
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(model.init, jax.random.key(0), images)
 
 
 # ======================================================================== the package

@@ -171,7 +171,7 @@ class ExampleBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """
 
     # Prepared copies of another version are never read. 2: several inputs and label maps.
-    VERSION = tfds.core.Version("2.0.0")
+    VERSION = tfds.core.Version("2.1.0")
 
     def contents(self, config: Any, dl_manager: tfds.download.DownloadManager) -> Contents:
         """The entries of every split. Find all problems here, before anything is written."""
@@ -206,16 +206,15 @@ class ExampleBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             notes=list(contents.notes),
             ids={name: [] for name in contents.splits},
             digests={name: [] for name in contents.splits},
+            sizes={name: [] for name in contents.splits},
         )
         return {
-            name: self._generate_examples(
-                name, entries, metadata["ids"][name], metadata["digests"][name]
-            )
+            name: self._generate_examples(name, entries, metadata)
             for name, entries in contents.splits.items()
         }
 
     def _generate_examples(
-        self, split: str, entries: Sequence[Entry], ids: list[str], digests: list[str]
+        self, split: str, entries: Sequence[Entry], metadata: dict[str, Any]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         seen: set[str] = set()
         bar = tqdm_utils.tqdm(entries, desc=f"{self.name} {split}", unit=" images")
@@ -229,8 +228,11 @@ class ExampleBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 name: part.content if isinstance(part, Encoded) else encode_png(part)
                 for name, part in parts.items()
             }
-            ids.append(entry.id)
-            digests.append(hashlib.sha256(files["image"]).hexdigest()[:16])
+            image = parts["image"]
+            size = image.size if isinstance(image, Encoded) else image.shape[:2]
+            metadata["ids"][split].append(entry.id)
+            metadata["digests"][split].append(hashlib.sha256(files["image"]).hexdigest()[:16])
+            metadata["sizes"][split].append(list(size))
             yield (
                 entry.id,
                 {**{name: io.BytesIO(file) for name, file in files.items()}, "id": entry.id},

@@ -31,7 +31,8 @@ class Source(Protocol):
 class TrainingBatches:
     """An endless iterator of batches on the devices, read ahead; a context manager.
 
-    Each item is the arrays (``image``, ``label``, ``size``) and the examples' ids.
+    Each item is the arrays (``image``, ``label`` and others, and ``size`` where an image may be
+    smaller than its canvas) and the examples' ids.
 
     Batch n is a function of the source, the seed and n alone, so the position is a number, which
     means the same for any number of workers, threads and processes.
@@ -125,8 +126,9 @@ def training_batches(
         seed: Of the order and of the augmentation.
         augmentation: Applied to each example with a generator of its own.
         sharding: Where the arrays go; None is the default device.
-        canvas: Height and width of every batch; None is the augmentation's crop, and without
-            one as large as the batch's largest image.
+        canvas: Height and width of every batch; None is the augmentation's crop, and without one
+            the size of all images, or, where they differ, of the batch's largest, rounded up to
+            one of few (`fcn_jax.extents.canvas_side`).
         num_workers: Processes that load; 0 loads in threads of this process, which is faster
             unless transforms are heavy and cores many.
         read_threads: Threads that load, in each process.
@@ -152,7 +154,9 @@ def training_batches(
         .batch(
             batch_size // process_count,
             drop_remainder=True,  # there is none, but the length of endless data would overflow
-            batch_fn=functools.partial(_collate, canvas=canvas),
+            batch_fn=functools.partial(
+                _collate, canvas=canvas, exact=_fills_canvas(source, augmentation, canvas)
+            ),
         )
     )
 
@@ -189,6 +193,22 @@ def _check_settings(
         )
 
 
+def _fills_canvas(
+    source: Source, augmentation: Augmentation, canvas: tuple[int, int] | None
+) -> bool:
+    """Whether every image is known to fill its canvas; then no border has to be masked."""
+    sizes = set(getattr(source, "sizes", ()))
+    if not sizes:
+        return False
+    low, high = (augmentation.scale * factor for factor in augmentation.scale_range)
+    if canvas is None:
+        return len(sizes) == 1 and low == high
+    smallest = [round(min(sides) * low) for sides in zip(*sizes, strict=True)]
+    return augmentation.crop == canvas and all(
+        side >= wanted for side, wanted in zip(smallest, canvas, strict=True)
+    )
+
+
 def evaluation_examples(
     source: Source, indices: Sequence[int], *, read_threads: int = 2
 ) -> Iterator[Example]:
@@ -216,8 +236,13 @@ class _NamedExamples:
             raise
 
 
-def _collate(examples: Sequence[Example], canvas: tuple[int, int] | None) -> dict[str, np.ndarray]:
-    return place_on_canvas(list(examples), canvas)
+def _collate(
+    examples: Sequence[Example], canvas: tuple[int, int] | None, exact: bool
+) -> dict[str, np.ndarray]:
+    batch = place_on_canvas(list(examples), canvas, exact=exact)
+    if exact:
+        del batch["size"]
+    return batch
 
 
 def _to_devices(

@@ -37,6 +37,7 @@ class Source:
         heads: The class table of every label map, by its name.
         ids: The id of every example.
         digests: A hash of every image's file.
+        sizes: Height and width of every image.
         notes: What a person should know about this copy of the data, e.g. missing images.
 
     Raises:
@@ -51,7 +52,7 @@ class Source:
         metadata = json.loads((self.path / "metadata.json").read_text())
         info = json.loads((self.path / "dataset_info.json").read_text())
         self.name = "/".join(filter(None, (info["name"], info.get("configName"), info["version"])))
-        if "heads" not in metadata:
+        if not {"heads", "sizes"} <= set(metadata):
             raise ValueError(
                 f"{self.path} was prepared by another version of fcn_jax; delete it and prepare "
                 "the data set again"
@@ -66,6 +67,7 @@ class Source:
         rows = _rows(split, sizes, self.name, self.notes)
         self.ids = tuple(metadata["ids"][name][i] for name, i in rows)
         self.digests = tuple(metadata["digests"][name][i] for name, i in rows)
+        self.sizes = tuple(tuple(metadata["sizes"][name][i]) for name, i in rows)
 
     @property
     def classes(self) -> ClassTable:

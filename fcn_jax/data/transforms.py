@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from fcn_jax.classes import VOID
+from fcn_jax.extents import canvas_side
 from fcn_jax.inference import nearest, resize_image
 
 Example = dict[str, Any]
@@ -111,15 +112,15 @@ def random_jitter(example: Example, strength: float, rng: np.random.Generator) -
 
 
 def place_on_canvas(
-    examples: list[Example], canvas: tuple[int, int] | None, multiple: int = 32
+    examples: list[Example], canvas: tuple[int, int] | None, *, exact: bool = False
 ) -> dict[str, np.ndarray]:
     """Stacks examples of mixed sizes: each in the top left corner, the rest black and void.
 
     Args:
         examples: At least one.
-        canvas: Height and width; None takes the largest of each, rounded up to ``multiple``
-            where sizes differ, so that few canvas sizes (and compilations) occur.
-        multiple: See ``canvas``.
+        canvas: Height and width; None takes the largest of each, rounded up by
+            `fcn_jax.extents.canvas_side`, so that few canvases (and compilations) occur.
+        exact: Do not round up; for images that are all of one size.
 
     Returns:
         The arrays with a batch axis (``image`` uint8 (b, h, w, 3), ``label`` uint8 (b, h, w) …),
@@ -131,8 +132,8 @@ def place_on_canvas(
     sizes = np.array([size_of(example) for example in examples], np.int32)
     if canvas is None:
         height, width = sizes.max(axis=0).tolist()
-        if (sizes != sizes[0]).any():
-            height, width = (-(-side // multiple) * multiple for side in (height, width))
+        if not exact:
+            height, width = canvas_side(height), canvas_side(width)
     else:
         height, width = canvas
     for example, (rows, columns) in zip(examples, sizes, strict=True):

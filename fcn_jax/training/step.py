@@ -103,7 +103,8 @@ def make_train_step(
     Returns:
         ``step(state, batch)`` for batches of the features that are read (``image`` uint8
         (b, h, w, 3)), a label map uint8 (b, h, w) with void 255 by the name of each head
-        (``label`` where there is one), and ``size`` int32 (b, 2).
+        (``label`` where there is one), and ``size`` int32 (b, 2) where images may be smaller than
+        their canvas.
     """
     inputs = Inputs.of(preprocessing)
     cells = model.alignment.geometry["score_fr"]
@@ -114,7 +115,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, StepFigures]:
         dropout_key, cell_key = jax.random.split(jax.random.fold_in(key, state.step))
-        sizes = batch["size"]
+        sizes = batch.get("size")
         images = inputs.apply(batch, sizes)
         labels = {head: batch[head] for head, _ in model.heads}
         if cell_fraction < 1:

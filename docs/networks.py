@@ -1,0 +1,186 @@
+"""Writes the tables of docs/networks.md from the configs and the layer tables.
+
+    python docs/networks.py
+
+Run it when a network or a config changes; a test compares.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+import re
+from pathlib import Path
+
+from fcn_jax import classes
+from fcn_jax.networks import FCN, abstract_params, create_model, multiply_adds
+from fcn_jax.preprocessing import CAFFE, Inputs, Preprocessing
+from fcn_jax.training.checkpoints import build_model
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "networks.md"
+
+HEADS = {
+    "voc2012": {"label": classes.VOC},
+    "nyudv2": {"label": classes.NYUDV2},
+    "sift_flow": {"sem": classes.SIFT_FLOW_SEMANTIC, "geo": classes.SIFT_FLOW_GEOMETRIC},
+    "pascal_context": {"label": classes.PASCAL_CONTEXT},
+}
+"""The label maps of each data set."""
+
+FEATURES = {
+    "image": CAFFE,
+    "hha": CAFFE,
+    "depth": Preprocessing("rgb", (7.844,), (1.0,), log=True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A network of the papers.
+
+    Attributes:
+        title: What it is called.
+        config: Its config file, without the suffix.
+        published: Its score, and where.
+        stage: Which of the config's stages; None is the last.
+    """
+
+    title: str
+    config: str
+    published: str
+    stage: str | None = None
+
+
+SEG11 = "mIU {} on seg11valid"
+NYUD = "mIU {} on NYUDv2 test"
+ROWS = (
+    Row("FCN-32s", "fcn32s", SEG11.format(63.6)),
+    Row("FCN-16s", "fcn16s", SEG11.format("65.0")),
+    Row("FCN-8s", "fcn8s", SEG11.format(65.5)),
+    Row("FCN-8s at-once", "fcn8s_atonce", SEG11.format(65.4)),
+    Row("FCN-AlexNet", "fcn_alexnet", SEG11.format("48.0")),
+    Row("FCN-GoogLeNet", "fcn_googlenet", "mIU 42.5 on VOC 2011 val"),
+    Row("FCN-GoogLeNet-16s", "fcn_googlenet", "ours, no score", "fcn16s"),
+    Row("FCN-GoogLeNet-8s", "fcn_googlenet", "ours, no score", "fcn8s"),
+    Row("NYUDv2 color", "nyud_color", NYUD.format(29.2)),
+    Row("NYUDv2 HHA", "nyud_hha", NYUD.format(24.2)),
+    Row("NYUDv2 color + depth, early fusion", "nyud_color_depth", NYUD.format(30.5)),
+    Row("NYUDv2 color, HHA, late fusion", "nyud_color_hha", NYUD.format(32.8)),
+    Row("SIFT Flow FCN-32s", "siftflow_fcn32s", "–"),
+    Row("SIFT Flow FCN-16s", "siftflow_fcn16s", "mIU 39.5, geometry 94.3 % of pixels"),
+    Row("SIFT Flow FCN-8s", "siftflow_fcn8s", "–"),
+    Row("PASCAL-Context FCN-32s", "pascal_context_fcn32s", "–"),
+    Row("PASCAL-Context FCN-16s", "pascal_context_fcn16s", "–"),
+    Row("PASCAL-Context FCN-8s", "pascal_context_fcn8s", "–"),
+)
+
+CLASSIFIERS = {
+    "vgg11": 224,
+    "vgg13": 224,
+    "vgg16": 224,
+    "vgg19": 224,
+    "alexnet": 227,
+    "alexnet_torchvision": 224,
+    "googlenet": 224,
+    "googlenet_torchvision": 224,
+}
+"""Trunks, and the side of the images they are trained on."""
+
+
+def network(row: Row, padding: str | None = None) -> FCN:
+    """The network of a row's config, with another padding where one is given."""
+    config = load_config(row.config)
+    if padding:
+        config.padding = padding
+    inputs = Inputs.of(
+        {
+            name: {feature: FEATURES[feature] for feature in read.split("+")}
+            for name, read in config.inputs.items()
+        }
+    )
+    return build_model(config, row.stage or config.stages[-1], HEADS[config.dataset], inputs)
+
+
+def load_config(name: str):
+    """What ``get_config()`` of a config file gives."""
+    path = ROOT / "configs" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise FileNotFoundError(path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def parameters(model: FCN) -> int:
+    """Numbers in all layers but the up-convolutions, which the papers do not count."""
+    return sum(
+        math.prod(array.shape)
+        for layer, arrays in abstract_params(model).items()
+        for array in arrays.values()
+        if layer not in model.upsampling_layers
+    )
+
+
+def table_of_networks() -> str:
+    """The networks of the papers as a table of Markdown."""
+    lines = [
+        "| network | config | parameters | receptive field | stride | multiply-adds at 500x500: "
+        "`reference` | `same` | published |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in ROWS:
+        model = network(row)
+        field = model.alignment.geometry["score_fr"].receptive_field
+        final = model.alignment.up_windows[model.alignment.final or ""]
+        adds = [multiply_adds(network(row, p), 500, 500) for p in ("reference", "same")]
+        lines.append(
+            f"| {row.title} | [`{row.config}`](../configs/{row.config}.py) "
+            f"| {parameters(model) / 1e6:.2f} M | {field} | {final.factor} "
+            f"| {adds[0] / 1e9:.1f} G | {adds[1] / 1e9:.1f} G | {row.published} |"
+        )
+    return "\n".join(lines)
+
+
+def table_of_trunks() -> str:
+    """The classifiers as a table of Markdown."""
+    lines = [
+        "| backbone | classifier's parameters | at size | multiply-adds | receptive field of a "
+        "class score | skips, at strides | as FCN, 21 classes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, side in CLASSIFIERS.items():
+        model = create_model("classifier", backbone=name, num_classes=1000)
+        fcn = create_model("fcn32s", backbone=name)
+        geometry = model.alignment.geometry
+        field = fcn.alignment.geometry["score_fr"].receptive_field
+        skips = ", ".join(f"`{skip}` {geometry[skip].stride}" for skip in model.backbone.skips)
+        lines.append(
+            f"| `{name}` | {parameters(model) / 1e6:.2f} M | {side} "
+            f"| {multiply_adds(model, side, side) / 1e9:.2f} G "
+            f"| {geometry[model.backbone.classifier].receptive_field} | {skips} "
+            f"| {parameters(fcn) / 1e6:.2f} M, {field} |"
+        )
+    return "\n".join(lines)
+
+
+TABLES = {"networks": table_of_networks, "trunks": table_of_trunks}
+
+
+def replaced(text: str) -> str:
+    """The page with its tables made anew, each between two comments."""
+    for name, make in TABLES.items():
+        pattern = rf"(<!-- {name}: made by docs/networks.py -->\n).*?(<!-- end of {name} -->)"
+        table = make()
+        text, count = re.subn(
+            pattern, lambda match, t=table: f"{match[1]}{t}\n{match[2]}", text, flags=re.DOTALL
+        )
+        if count != 1:
+            raise ValueError(f"{PAGE} has {count} places for the table of {name}, not one")
+    return text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(replaced(PAGE.read_text()))

@@ -1,0 +1,61 @@
+"""The documentation says what is: its tables are made from the code, and its examples run."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from fcn_jax.networks import abstract_params
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.fixture(scope="module")
+def generator():
+    spec = importlib.util.spec_from_file_location("docs_networks", DOCS / "networks.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_of_networks_are_up_to_date(generator):
+    text = generator.PAGE.read_text()
+    assert generator.replaced(text) == text, "run python docs/networks.py"
+
+
+def test_every_config_of_a_paper_is_in_the_table(generator):
+    listed = {row.config for row in generator.ROWS}
+    of_papers = {
+        path.stem
+        for path in (DOCS.parent / "configs").glob("*.py")
+        if path.stem.startswith(("fcn", "nyud", "siftflow", "pascal_context"))
+    }
+    assert listed == of_papers
+
+
+def test_a_page_without_a_place_for_a_table_is_refused(generator, monkeypatch):
+    monkeypatch.setattr(generator, "TABLES", {"cakes": lambda: ""})
+    with pytest.raises(ValueError, match="0 places for the table of cakes"):
+        generator.replaced("# Networks")
+
+
+def test_the_example_of_ones_own_trunk(generator):
+    """The code block runs as it stands, and its network takes images of any size."""
+    (block,) = re.findall(r"```python\n(.*?)```", generator.PAGE.read_text(), flags=re.DOTALL)
+    names: dict = {}
+    exec(block, names)
+    model = names["model"]
+    top = model.alignment.geometry["top"]
+    assert (top.stride, top.offset) == (12, 5)
+    assert model.alignment.crops == {"score_half": -1, "score_both": -1, "upscore": 1}
+    for size in ((1, 1), (37, 50)):
+        images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+        logits = jax.eval_shape(model.apply, {"params": abstract_params(model)}, images)
+        assert logits.shape == (1, *size, 5)

@@ -1,0 +1,46 @@
+"""Trunks as somebody writes them in a file of their own."""
+
+from __future__ import annotations
+
+from fcn_jax.alignment import Window
+from fcn_jax.backbones import Backbone, Concat, Conv, Norm, Padding, Pool, scaled
+
+HALVE = Window(2, stride=2, ceil=True)
+
+
+def plain(padding: Padding, width: float, fc_width: int) -> Backbone:
+    """A chain of layers of stride 16."""
+    del padding
+    return Backbone(
+        layers=(
+            Conv("stem", scaled(8, width), Window(5, pad=2)),
+            Pool("pool2", HALVE),
+            Conv("middle", scaled(16, width), Window(3, pad=1)),
+            Pool("pool3", HALVE),
+            Pool("pool4", HALVE),
+            Pool("pool5", HALVE),
+            Conv("top", fc_width, Window(3, pad=1), dropout=True),
+        ),
+        skips=("pool4", "pool3"),
+    )
+
+
+def forked(padding: Padding, width: float, fc_width: int) -> Backbone:
+    """Every kind of layer, strides of 2, 4 and 12, names of its own, two branches."""
+    border = 30 if padding == "reference" else 2
+    features = scaled(8, width, multiple=2)
+    return Backbone(
+        layers=(
+            Conv("stem", features, Window(5, stride=2, pad=border)),
+            Norm("norm", size=3, alpha=0.01),
+            Conv("wide", 2 * features, Window(3, pad=1), groups=2),
+            Conv("narrow", features, Window(1), source="norm"),
+            Concat("both", ("wide", "narrow")),
+            Pool("half", HALVE),
+            Pool("third", Window(3, stride=3, ceil=True)),
+            Conv("top", fc_width, Window(3, pad=1), dropout=True),
+        ),
+        skips=("half", "both"),
+        classifier="answer",
+        classifier_pool=(Pool("mean", Window(2), average=True),),
+    )
