@@ -291,6 +291,7 @@ def test_an_image_too_small_for_the_trunk_is_refused():
         ({"name": "fcn4s"}, "unknown model 'fcn4s'; choose one of fcn32s, fcn16s, fcn8s"),
         ({"backbone": "vgg"}, "unknown backbone 'vgg'; choose one of .*vgg16"),
         ({"padding": "valid"}, "unknown padding 'valid'; choose one of reference, same, native"),
+        ({"padding": "native"}, "too little border to score every pixel; take 'same' or"),
         ({"num_classes": 0}, "num_classes must be from 1 to 255"),
         ({"num_classes": 256}, "num_classes must be from 1 to 255"),
         ({"num_classes": {"sem": 33, "geo": 256}}, "num_classes must be from 1 to 255"),
