@@ -16,6 +16,7 @@ A file that cannot be read is reported, the others are done all the same, and th
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import sys
 from collections.abc import Callable, Iterable
@@ -52,8 +53,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--stage", help="such as fcn16s; default: the last trained")
     add("--checkpoint", choices=("best", "last"), default="best", help="default: best")
     add("--model", help="the weights' network; default: as their layers suggest")
-    add("--classes", help="file of class names; default: the run's, or by their number")
-    add("--heatmap", help="draw the scores of this class, a name or a number from 0")
+    add("--padding", help="of the weights' network; default: reference, of a classifier native")
+    add("--feature", help="what weights of one input read: image (default) or hha")
+    add("--classes", help="file of class names for --weights; default: by their number")
+    add("--heatmap", help="draw the scores of this class: a name, HEAD/NAME, or a number from 0")
     add("--depth", type=Path, help="folder of the depth images, PNG of 16 bits in millimetres")
     add("--camera", type=camera, help="fx,fy,cx,cy of the depth images; default: NYUDv2's")
     return parser.parse_intermixed_args(argv)
@@ -109,75 +112,116 @@ def _unique(name: Path, taken: set[str]) -> Path:
 # ======================================================================== the network
 
 
-def load_network(args: argparse.Namespace) -> tuple[str, Predictor, dict[str, list[str]], Any]:
-    """What it is, the network, its class names by head, and its class tables (None without)."""
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """What predicts.
+
+    Attributes:
+        title: What it is, for people.
+        predictor: The network itself.
+        tables: The classes of each head; their names alone matter for a classifier.
+    """
+
+    title: str
+    predictor: Predictor
+    tables: dict[str, list[str] | ClassTable]
+
+    def names(self, head: str) -> list[str]:
+        """The class names of a head."""
+        table = self.tables[head]
+        return table if isinstance(table, list) else list(table.names)
+
+
+def load_network(args: argparse.Namespace) -> Network:
+    """The network of a run, or of a weight file."""
+    folder = Path(args.weights or "")
+    if args.weights and folder.is_dir():  # a run's folder, or that of one of its stages
+        args.workdir, args.weights = args.weights, None
+        if folder.parent.name == "checkpoints":
+            args.workdir, args.stage = folder.parent.parent, folder.name
+    unused = ("model", "padding", "feature", "classes") if args.workdir else ("stage",)
+    if given := [f"--{name}" for name in unused if getattr(args, name)]:
+        source = "--workdir" if args.workdir else "--weights"
+        raise ValueError(f"{', '.join(given)} has no meaning with {source}")
+    return load_run_network(args) if args.workdir else load_weights_network(args)
+
+
+def load_run_network(args: argparse.Namespace) -> Network:
+    """The network of a run."""
+    from fcn_jax.inference import Predictor
+    from fcn_jax.training.checkpoints import load_run
+
+    run = load_run(args.workdir, args.stage, args.checkpoint)
+    return Network(f"{run.stage} step {run.step}", Predictor.from_run(run), dict(run.heads))
+
+
+def load_weights_network(args: argparse.Namespace) -> Network:
+    """The network that a file's layers tell."""
     from fcn_jax import classes, weights
     from fcn_jax.inference import Predictor
-    from fcn_jax.preprocessing import CAFFE
-    from fcn_jax.training.checkpoints import load_run
-    from fcn_jax.weights import recognition
+    from fcn_jax.networks import DECODERS
 
-    if args.workdir:
-        run = load_run(args.workdir, args.stage, args.checkpoint)
-        names = {head: list(table.names) for head, table in run.heads.items()}
-        return f"{run.stage} step {run.step}", Predictor.from_run(run), names, run.heads
     loaded = weights.load(args.weights)
-    model = recognition.network_of(loaded, args.model)
-    predictor = Predictor(
-        model, {"params": recognition.params_of(loaded, model)}, loaded.preprocessing or CAFFE
-    )
-    if args.classes and len(model.heads) == 1:
-        given = classes.read_names(args.classes)
-        if len(given) != model.heads[0][1]:
-            raise ValueError(
-                f"{args.classes} names {len(given)} classes, the network has {model.heads[0][1]}"
-            )
-        names = {model.heads[0][0]: given}
-    else:
-        names = {head: classes.usual_names(number) for head, number in model.heads}
-    tables = {
-        head: classes.table_from_names(given) if not predictor.classifies else None
-        for head, given in names.items()
-    }
-    return loaded.kind, predictor, names, tables
+    model = weights.network_of(loaded, args.model, args.padding)
+    inputs = weights.usual_inputs(loaded, model, args.feature)
+    predictor = Predictor(model, {"params": weights.params_of(loaded, model)}, inputs)
+    if args.model is None and model.decoder == DECODERS["fcn8s"]:
+        print("predict.py: taken for fcn8s; if it is fcn8s_atonce, say --model=fcn8s_atonce")
+    tables: dict[str, list[str] | ClassTable] = {}
+    for head, number in model.heads:
+        names = classes.usual_names(number)
+        if args.classes:
+            names = classes.read_names(args.classes)
+            if len(model.heads) > 1 or len(names) != number:
+                raise ValueError(
+                    f"{args.classes} names {len(names)} classes, the network has "
+                    + " and ".join(str(count) for _, count in model.heads)
+                )
+        tables[head] = names if model.classifies else classes.table_from_names(names)
+    return Network(loaded.kind, predictor, tables)
 
 
-def find_class(wanted: str, names: dict[str, list[str]]) -> tuple[str, int]:
+def find_class(wanted: str, network: Network) -> tuple[str, int]:
     """The head and the number of a class, by its name, a part of it, or the number.
 
     Raises:
         ValueError: If no class or several are meant; the message lists some.
     """
-    for head, of_head in names.items():
-        if wanted.isdecimal() and int(wanted) < len(of_head):
-            return head, int(wanted)
-    tests: list[Callable[[str], bool]] = [
-        lambda name: name.casefold() == wanted.casefold(),
-        lambda name: wanted.casefold() in [part.strip().casefold() for part in name.split(",")],
-        lambda name: wanted.casefold() in name.casefold(),
+    head_name, _, name = wanted.rpartition("/")
+    heads = [head_name] if head_name in network.tables else list(network.tables)
+    name = name if head_name in network.tables else wanted
+    every = [(head, i, text) for head in heads for i, text in enumerate(network.names(head))]
+    tests: list[Callable[[int, str], bool]] = [
+        lambda number, text: str(number) == name,
+        lambda number, text: text.casefold() == name.casefold(),
+        lambda number, text: name.casefold() in [p.strip().casefold() for p in text.split(",")],
+        lambda number, text: name.casefold() in text.casefold(),
     ]
-    every = [(head, number) for head, of_head in names.items() for number in range(len(of_head))]
     for fits in tests:
-        found = [(head, number) for head, number in every if fits(names[head][number])]
+        found = [(head, number, text) for head, number, text in every if fits(number, text)]
         if len(found) == 1:
-            return found[0]
+            return found[0][:2]
         if found:
-            meant = ", ".join(names[head][number] for head, number in found[:5])
-            raise ValueError(f"--heatmap={wanted} may mean {meant}; give the whole name")
-    known = ", ".join(names[head][number] for head, number in every[:20])
-    raise ValueError(f"--heatmap={wanted}: there is no such class; there are {known} …")
+            meant = ", ".join(
+                f"{head}/{text}" if len(heads) > 1 else text for head, _, text in found
+            )
+            raise ValueError(f"--heatmap={wanted} may mean {meant}; give one of them")
+    known = ", ".join(text for _, _, text in every[:20])
+    hint = "" if not known.startswith("class 0") else "; --classes=FILE gives them names"
+    raise ValueError(f"--heatmap={wanted}: there is no such class; there are {known} …{hint}")
 
 
 # ======================================================================== pictures
 
 
-def draw_labels(predictor: Predictor, tables: dict[str, ClassTable], features: Any) -> Any:
+def draw_labels(network: Network, features: Any) -> Any:
     """Label map and overlay of an image, by folder; for each head."""
     from PIL import Image
 
     from fcn_jax import drawing
 
-    labels = predictor.labels(features)
+    tables: Any = network.tables
+    labels = network.predictor.labels(features)
     labels = labels if isinstance(labels, dict) else {next(iter(tables)): labels}
     pictures = {}
     for head, values in labels.items():
@@ -200,7 +244,7 @@ def draw_heatmap(predictor: Predictor, head: str, number: int, features: Any) ->
 
 
 def read_features(
-    file: Path, wanted: tuple[str, ...], depth_folder: Path | None, camera: Any
+    file: Path, name: Path, wanted: tuple[str, ...], depth_folder: Path | None, camera: Any
 ) -> Any:
     """An image, and depth and HHA where the network reads them."""
     from fcn_jax.data.hha import hha, nyu_camera
@@ -208,10 +252,17 @@ def read_features(
 
     features = {"image": read_image(file)}
     if depth_folder is not None:
-        features["depth"] = read_depth(depth_folder / f"{file.stem}.png")
+        depth = depth_folder / f"{name}.png"
+        features["depth"] = read_depth(depth)
+        if features["depth"].shape != features["image"].shape[:2]:
+            raise ValueError(f"{depth} and {file} differ in size")
     if "hha" in wanted:
-        given = nyu_camera(*features["depth"].shape) if camera is None else camera
-        features["hha"] = hha(features["depth"], given)
+        if camera is None:
+            try:
+                camera = nyu_camera(*features["depth"].shape)
+            except ValueError as error:
+                raise ValueError(f"{file}: {error}; give --camera=fx,fy,cx,cy") from None
+        features["hha"] = hha(features["depth"], camera)
     return features
 
 
@@ -232,15 +283,16 @@ def main(argv: list[str] | None = None) -> int:
     keep_compiled_programs()
     try:
         files = find_images(args.images, args.output)
-        title, predictor, names, tables = load_network(args)
+        network = load_network(args)
+        title, predictor = network.title, network.predictor
         if args.heatmap:
-            head, number = find_class(args.heatmap, names)
-            title = f"{title}: {names[head][number]}"
+            head, number = find_class(args.heatmap, network)
+            title = f"{title}: {network.names(head)[number]}"
             draw: Draw = functools.partial(draw_heatmap, predictor, head, number)
         elif predictor.classifies:
             raise ValueError(f"{title} is a classifier: give --heatmap=CLASS")
         else:
-            draw = functools.partial(draw_labels, predictor, tables)
+            draw = functools.partial(draw_labels, network)
         needs_depth = bool({"depth", "hha"} & set(predictor.features))
         if needs_depth and args.depth is None:
             raise ValueError(f"{title} reads {', '.join(predictor.features)}: give --depth=DIR")
@@ -262,7 +314,7 @@ def main(argv: list[str] | None = None) -> int:
 def predict(
     files: list[tuple[Path, Path]],
     output: Path,
-    read: Callable[[Path], Any],
+    read: Callable[[Path, Path], Any],
     draw: Draw,
     title: str,
 ) -> int:
@@ -273,13 +325,14 @@ def predict(
     failed = 0
     for file, name in track(files, title):
         try:
-            for kind, picture in draw(read(file)).items():
+            for kind, picture in draw(read(file, name)).items():
                 target = output / kind / f"{name}.png"
                 target.parent.mkdir(parents=True, exist_ok=True)
                 picture.save(target)
         except (ValueError, OSError) as error:
             failed += 1
-            print(f"predict.py: {error}", file=sys.stderr)
+            named = "" if str(file) in str(error) else f"{file}: "
+            print(f"predict.py: {named}{error}", file=sys.stderr)
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
             failed += 1
             print(f"predict.py: {file}: too large? {str(error)[:200]}", file=sys.stderr)

@@ -82,6 +82,8 @@ def parse(argv: list[str]) -> list[str]:
         message = _unknown_field(error)
     except (flags.Error, TypeError, ValueError, OSError, SyntaxError) as error:
         message = " ".join(str(error).split())
+        if "Traceback" in message:  # of the config file: what it says at its end
+            message = str(error).strip().splitlines()[-1]
     sys.exit(fail(message))
 
 
@@ -91,6 +93,16 @@ def _unknown_field(error: AttributeError) -> str:
 
     names = re.findall(r"\w+", str(error))
     field = names[0] if names else ""
+    nested = [
+        section
+        for section in ("inputs", "loss_weights")
+        if any(f"config.{section}." in a for a in sys.argv)
+    ]
+    if nested:
+        return (
+            f"config.{nested[0]} has no {field!r} here; give the whole, such as "
+            f"--config.{nested[0]}=\"{{'{field}': …}}\""
+        )
     near = difflib.get_close_matches(field, list(default_config()), n=1)
     hint = f"did you mean {near[0]!r}?" if near else "fcn_jax/config.py lists all fields"
     return f"the config has no field {field!r}; {hint}"

@@ -8,12 +8,15 @@ one whole image.
 
 DIR holds VOCdevkit and SBD (docs/data.md names the places). To train on VOC alone:
 --config.train_split=train --config.eval_split=val
+
+The recipe of CVPR 2015 (minibatches of 20, momentum 0.9, learned skips):
+--config=configs/fcn8s_atonce.py:cvpr
 """
 
-from fcn_jax.config import default_config, reference_solver
+from fcn_jax.config import default_config, reference_solver, set_recipe
 
 
-def get_config():
+def get_config(recipe="pami"):
     config = default_config()
     config.dataset = "voc2012"
     config.dataset_options.sbd = ""  # The folder of SBD, where it is not found by itself.
@@ -22,4 +25,5 @@ def get_config():
 
     config.stages = ("fcn8s_atonce",)
     reference_solver(config, rates=(1e-10,), steps=300_000)
+    set_recipe(config, recipe, cvpr_rate=1e-4)
     return config.lock()

@@ -11,10 +11,10 @@ DIR holds VOCdevkit and SBD (docs/data.md names the places). To train on VOC alo
 --config.train_split=train --config.eval_split=val
 """
 
-from fcn_jax.config import default_config, set_recipe
+from fcn_jax.config import default_config, reference_solver, set_recipe
 
 
-def get_config():
+def get_config(recipe="cvpr"):
     config = default_config()
     config.dataset = "voc2012"
     config.dataset_options.sbd = ""  # The folder of SBD, where it is not found by itself.
@@ -23,8 +23,7 @@ def get_config():
 
     config.stages = ("fcn32s",)
     config.backbone = "googlenet"
-    config.padding = "reference"
-
-    config.checkpoint_every = 1000
-    set_recipe(config, "cvpr", cvpr_rate=5e-5)
+    # No published solver: "pami" is that of the VGG nets.
+    reference_solver(config, rates=(1e-10,), steps=100_000)
+    set_recipe(config, recipe, cvpr_rate=5e-5)
     return config.lock()

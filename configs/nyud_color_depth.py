@@ -8,14 +8,17 @@ CVPR 2015, table 4; not repeated here). 300,000 steps of one whole image, 40 cla
 
 DIR holds the reference's nyud.tar.gz (docs/data.md). The first layer reads four channels, the
 logarithm of depth last; its fourth filter starts as the mean of the three.
+
+The recipe of CVPR 2015 (minibatches of 20, momentum 0.9, learned skips):
+--config=configs/nyud_color_depth.py:cvpr
 """
 
 from ml_collections import ConfigDict
 
-from fcn_jax.config import default_config, reference_solver
+from fcn_jax.config import default_config, reference_solver, set_recipe
 
 
-def get_config():
+def get_config(recipe="pami"):
     config = default_config()
     config.dataset = "nyudv2"
     config.dataset_options.camera = ()  # (fx, fy, cx, cy) of depth images of another size.
@@ -25,4 +28,5 @@ def get_config():
     config.inputs = ConfigDict({"color_depth": "image+depth"})
     config.stages = ("fcn32s",)
     reference_solver(config, rates=(1e-10,), steps=300_000)
+    set_recipe(config, recipe, cvpr_rate=1e-4)
     return config.lock()

@@ -21,6 +21,8 @@ def get_config(recipe="pami"):
     config.dataset = "sift_flow"
     config.train_split = "trainval"
     config.eval_split = "test"
+    config.loss_weights.sem = 1.0
+    config.loss_weights.geo = 1.0
 
     config.stages = ("fcn32s", "fcn16s", "fcn8s")
     reference_solver(config, rates=(1e-10, 1e-12, 1e-12), steps=300_000)

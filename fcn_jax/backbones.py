@@ -21,13 +21,18 @@ A trunk of one's own is a function of ``(padding, width, fc_width)`` that return
         )
 
     model = create_model("fcn16s", backbone=tiny)  # one skip, here from stride 4 to stride 2
+
+Configs name it by its file: ``config.backbone = "my_trunks.py:tiny"``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from fcn_jax.alignment import Window
@@ -35,8 +40,8 @@ from fcn_jax.alignment import Window
 Padding: TypeAlias = Literal["reference", "same", "native"]
 """``reference``: 100 pixels before the first convolution and a valid fc6, the published networks.
 ``same``: every layer padded so that its cells reach over the whole image, no further border; 60 %
-of the arithmetic for VGG16 at 500x500. ``native``: as the classifier was trained, so that its score map is 1x1 at the
-training size; too little border for the scores of every pixel."""
+of the arithmetic for VGG16 at 500x500. ``native``: as the classifier was trained, so that its score
+map is 1x1 at the training size; too little border for the scores of every pixel."""
 
 PADDINGS: tuple[Padding, ...] = ("reference", "same", "native")
 
@@ -311,3 +316,40 @@ BACKBONES: dict[str, BackboneBuilder] = {
         googlenet, norm=False, large_kernel=3, pool4_kernel=2
     ),
 }
+
+
+def find_backbone(name: str) -> BackboneBuilder:
+    """The builder of a trunk by name.
+
+    Args:
+        name: A name in `BACKBONES`; or a function of one's own, ``FILE.py:FUNCTION`` or
+            ``MODULE:FUNCTION``.
+
+    Raises:
+        ValueError: If there is no such trunk; the message lists those there are.
+    """
+    if name in BACKBONES:
+        return BACKBONES[name]
+    place, _, function = name.rpartition(":")
+    if not place:
+        known = ", ".join(BACKBONES)
+        raise ValueError(
+            f"unknown backbone {name!r}; choose one of {known}, or FILE.py:FUNCTION of your own"
+        )
+    try:
+        module = (
+            _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        )
+        return getattr(module, function)
+    except (ImportError, OSError, AttributeError, SyntaxError) as error:
+        raise ValueError(f"backbone {name!r} cannot be loaded: {error}") from error
+
+
+@functools.cache
+def _load_file(path: Path) -> object:
+    spec = importlib.util.spec_from_file_location(f"backbones_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

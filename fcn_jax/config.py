@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from fcn_jax.backbones import BACKBONES
+from fcn_jax.backbones import find_backbone
 from fcn_jax.networks import SEGMENTERS
 from fcn_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 
@@ -46,7 +46,7 @@ def default_config() -> ConfigDict:
 
     # ---- Networks
     config.stages = ("fcn32s", "fcn16s", "fcn8s")  # Trained in turn, each from the last.
-    config.backbone = "vgg16"
+    config.backbone = "vgg16"  # Or a trunk of your own, FILE.py:FUNCTION.
     config.padding = "same"  # Or "reference": 100 pixels of border, the published networks.
     config.width = 1.0  # Multiplier of the trunk's channels.
     config.fc_width = 4096  # Channels of fc6 and fc7.
@@ -146,6 +146,8 @@ def set_recipe(config: ConfigDict, recipe: str, cvpr_rate: float) -> None:
         bias_rate=2.0,
         normalize_loss=True,
         learned_upsampling="intermediate",
+        eval_every=4000,
+        checkpoint_every=1000,
     )
 
 
@@ -186,12 +188,15 @@ def validate(config: ConfigDict) -> None:
         f"each must be one of {', '.join(SEGMENTERS)}, and none twice",
     )
     for field, choices in (
-        ("backbone", BACKBONES),
         ("padding", ("same", "reference")),
         ("optimizer", OPTIMIZERS),
         ("schedule", SCHEDULES),
     ):
         check(fields[field] in choices, field, f"choose one of {', '.join(choices)}")
+    try:
+        find_backbone(fields.backbone)
+    except ValueError as error:
+        check(False, "backbone", str(error))
     for field in _PER_STAGE:
         check(
             len(fields[field]) in (0, 1, stages),
@@ -216,11 +221,13 @@ def validate(config: ConfigDict) -> None:
         check(fields[field] > 0, field, "must be positive")
     for field in ("eval_every", "samples", "num_workers", "warmup", "clip_norm", "weight_decay"):
         check(fields[field] >= 0, field, "must not be negative")
-    features = [part for joined in fields.inputs.values() for part in joined.split("+")]
+    inputs = list(fields.inputs.values())
+    features = all(part for joined in inputs for part in joined.split("+")) and inputs
     check(
-        bool(features) and all(features),
+        bool(features)
+        and all(len(set(joined.split("+"))) == len(joined.split("+")) for joined in inputs),
         "inputs",
-        "give each input the features it reads, such as 'image' or 'image+depth'",
+        "give each input the features it reads, each once, such as 'image' or 'image+depth'",
     )
     check(
         all(weight > 0 for weight in fields.loss_weights.values()),

@@ -67,7 +67,7 @@ class Predictor:
         return jax.tree.map(lambda logits: logits[0], self._run(_logits, image))
 
     def labels(self, image: UInt8[np.ndarray, "h w 3"] | Features) -> Any:
-        """The most likely class of every pixel, uint8 (h, w).
+        """The most likely class of every pixel, uint8 (h, w); of a classifier, of every cell.
 
         Raises:
             ValueError: If the image is not uint8 of the shape (h, w, 3), or a feature is missing.
@@ -83,15 +83,24 @@ class Predictor:
             image: As for `logits`.
             class_number: Counted from 0.
             head: Which head's class, where the network has several.
+
+        Raises:
+            ValueError: If there is no such head or class.
         """
         logits = self.logits(image)
-        logits = logits[head] if isinstance(logits, dict) else logits
+        if isinstance(logits, dict):
+            if head not in logits:
+                raise ValueError(f"the network has no head {head!r}; it has {', '.join(logits)}")
+            logits = logits[head]
+        if not 0 <= class_number < logits.shape[-1]:
+            raise ValueError(f"there is no class {class_number} among {logits.shape[-1]}")
         scores = np.asarray(logits[..., class_number])
-        if not self.classifies:
+        if not isinstance(self.model, FCN) or not self.model.classifies:
             return scores
-        size = _by_name(image, Inputs.of(self.preprocessing)).popitem()[1].shape[:2]
-        model: Any = self.model
-        return over_image(scores, model.alignment.geometry[model.backbone.classifier], size)
+        inputs = Inputs.of(self.preprocessing)
+        size = _by_name(image, inputs)[inputs.features[0]].shape[:2]
+        cells = self.model.alignment.geometry[self.model.backbone.classifier]
+        return over_image(scores, cells, size, self.scale)
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -101,7 +110,7 @@ class Predictor:
     @property
     def classifies(self) -> bool:
         """Whether the network is a classifier, whose logits are a coarse map."""
-        return isinstance(self.model, FCN) and not self.model.decoder.upsample
+        return isinstance(self.model, FCN) and self.model.classifies
 
     def __call__(self, images: Iterable[UInt8[np.ndarray, "h w 3"] | Features]) -> list[Any]:
         """Label maps of several images; their sizes may differ."""
@@ -128,6 +137,9 @@ def _by_name(image: Any, inputs: Inputs) -> dict[str, np.ndarray]:
             f"the network reads {', '.join(inputs.features)}; {', '.join(missing)} is missing: "
             "pass a dictionary with all of them"
         )
+    sizes = {name: features[name].shape[:2] for name in inputs.features}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"the features of an image must have one size, got {sizes}")
     return features
 
 
@@ -153,7 +165,7 @@ def full_size_logits(
         float32 (b, height, width, classes); with several heads a dictionary of them.
     """
     logits = model.apply(variables, Inputs.of(preprocessing).apply(images), train=False)
-    if isinstance(model, FCN) and not model.decoder.upsample:
+    if isinstance(model, FCN) and model.classifies:
         return logits
 
     def resize(logits: Float[Array, "b h w c"]) -> Float[Array, "b height width c"]:
@@ -164,7 +176,10 @@ def full_size_logits(
 
 
 def over_image(
-    scores: Float[np.ndarray, "h w"], cells: Geometry, size: tuple[int, int]
+    scores: Float[np.ndarray, "h w"],
+    cells: Geometry,
+    size: tuple[int, int],
+    scale: float = 1.0,
 ) -> Float[np.ndarray, "height width"]:
     """Spreads a coarse map over the image that it was computed from, bilinearly.
 
@@ -172,9 +187,11 @@ def over_image(
         scores: One value for each cell.
         cells: Where the cells lie (``model.alignment.geometry``).
         size: Height and width of the image. Beyond the outermost cells their values go on.
+        scale: Factor at which the network saw the image.
     """
     for axis, pixels in enumerate(size):
-        place = (np.arange(pixels) - float(cells.offset)) / float(cells.stride)
+        seen = (np.arange(pixels) + 0.5) * max(1, round(pixels * scale)) / pixels - 0.5
+        place = (seen - float(cells.offset)) / float(cells.stride)
         place = place.clip(0, scores.shape[axis] - 1)
         low = np.floor(place).astype(int)
         high = np.minimum(low + 1, scores.shape[axis] - 1)

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import math
 import operator
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -24,7 +25,6 @@ from jaxtyping import Array, Float, Int
 from fcn_jax import ops
 from fcn_jax.alignment import PIXELS, Geometry, UpWindow, Window, crop_offset, overlap
 from fcn_jax.backbones import (
-    BACKBONES,
     PADDINGS,
     Backbone,
     BackboneBuilder,
@@ -34,6 +34,7 @@ from fcn_jax.backbones import (
     Norm,
     Padding,
     Pool,
+    find_backbone,
 )
 from fcn_jax.extents import Extent, fill_beyond, fused, through
 
@@ -326,7 +327,8 @@ class FCN(nn.Module):
 
         Args:
             images: Float images already normalised (`fcn_jax.Preprocessing`), of any height and
-                width from 1 up. With several streams a dictionary of them by name.
+                width from 1 up (a classifier fills smaller images than it was trained on with
+                zeros, below and to the right). With several streams a dictionary of them by name.
             sizes: True height and width of each image, where they lie in the top left corners of
                 a larger canvas. Each then gets the scores that it would get alone.
             train: Whether dropout is active; it then needs ``rngs={"dropout": key}``.
@@ -342,14 +344,16 @@ class FCN(nn.Module):
                 or the streams are others; or if they are too small for the trunk's padding.
         """
         inputs = self._checked(images)
+        if self.classifies:
+            inputs = {name: _enlarged(x, self.smallest_image) for name, x in inputs.items()}
         maps = _Maps({}, {})
         for stream, x in inputs.items():
             self._run_trunk(maps, fill_beyond(x, sizes), sizes, train, self._stream_suffix(stream))
         size = next(iter(inputs.values())).shape[1:3]
-        beyond = sizes if self.decoder.upsample else None  # a classifier's map has zeros there
+        beyond = None if self.classifies else sizes  # a classifier's map has zeros there
         logits = {
             head: fill_beyond(self._decode(maps, suffix, classes, size), beyond)
-            for (head, classes), suffix in zip(self.heads, self._head_suffixes(), strict=True)
+            for (head, classes), suffix in zip(self.heads, self.head_suffixes(), strict=True)
         }
         result = logits if len(logits) > 1 else next(iter(logits.values()))
         return (result, maps.arrays) if return_maps else result
@@ -358,11 +362,8 @@ class FCN(nn.Module):
         self, maps: _Maps, image: Array, sizes: Extent, train: bool, suffix: str
     ) -> None:
         """Runs the layer table on one stream; adds its maps as they leave ReLU and dropout."""
-        layers = self.backbone.layers
-        if not self.decoder.upsample:
-            layers += self.backbone.classifier_pool
         before: list[str] = []
-        for layer in layers:
+        for layer in self._layers:
             sources = [f"{name}{suffix}" if name else "" for name in _sources(layer, before)]
             read = [maps.arrays[name] if name else image for name in sources]
             extent = maps.extents[sources[0]] if sources[0] else sizes
@@ -404,7 +405,7 @@ class FCN(nn.Module):
         """The scores of one head; adds its maps."""
         alignment = self.alignment
         if alignment.final is None:
-            last = (*self.backbone.layers, *self.backbone.classifier_pool)[-1].name
+            last = self._layers[-1].name
             return maps.arrays[self._score(maps, self.backbone.classifier, last, head, classes)]
 
         scores = self._score(maps, "score_fr", self.backbone.layers[-1].name, head, classes)
@@ -477,8 +478,8 @@ class FCN(nn.Module):
                 "pass a dictionary with an array for each"
             )
         inputs = dict(images)
-        for image in inputs.values():
-            _check_images(image)
+        for name, channels in self.streams:
+            _check_images(inputs[name], channels)
         if len({image.shape[:3] for image in inputs.values()}) > 1:
             shapes = {name: image.shape for name, image in inputs.items()}
             raise ValueError(f"the inputs must have one batch, height and width, got {shapes}")
@@ -491,7 +492,7 @@ class FCN(nn.Module):
         except ValueError as error:
             raise ValueError(
                 f"the image is too small for {layer.name} ({error}); images must have at least "
-                f"{self.smallest_image} pixels a side, or take padding='same'"
+                f"{self.smallest_image} pixels a side"
             ) from None
 
     # ---- properties
@@ -499,7 +500,8 @@ class FCN(nn.Module):
     def _stream_suffix(self, stream: str) -> str:
         return stream if len(self.streams) > 1 else ""
 
-    def _head_suffixes(self) -> tuple[str, ...]:
+    def head_suffixes(self) -> tuple[str, ...]:
+        """What is appended to the names of each head's layers."""
         return tuple(f"_{name}" for name, _ in self.heads) if len(self.heads) > 1 else ("",)
 
     @property
@@ -508,12 +510,20 @@ class FCN(nn.Module):
         return align(self.backbone, self.decoder)
 
     @property
+    def classifies(self) -> bool:
+        """Whether the network is a classifier, whose scores stay a coarse map."""
+        return not self.decoder.upsample
+
+    @property
+    def _layers(self) -> tuple[Layer, ...]:
+        """The layers before the scores."""
+        pool = self.backbone.classifier_pool if self.classifies else ()
+        return (*self.backbone.layers, *pool)
+
+    @property
     def smallest_image(self) -> int:
-        """The fewest pixels a side that the trunk can take."""
-        layers = self.backbone.layers
-        if not self.decoder.upsample:
-            layers += self.backbone.classifier_pool
-        return smallest_input(layers)
+        """The fewest pixels a side that the layers can take; a classifier fills up smaller ones."""
+        return smallest_input(self._layers)
 
     @property
     def score_layers(self) -> tuple[str, ...]:
@@ -524,7 +534,7 @@ class FCN(nn.Module):
         scores = tuple(
             f"{name}{head}{self._stream_suffix(stream)}"
             for name in names
-            for head in self._head_suffixes()
+            for head in self.head_suffixes()
             for stream, _ in self.streams
         )
         return (*scores, *self.upsampling_layers)
@@ -533,7 +543,7 @@ class FCN(nn.Module):
     def upsampling_layers(self) -> tuple[str, ...]:
         """The up-convolutions, from coarse to fine."""
         return tuple(
-            f"{name}{head}" for name in self.alignment.up_windows for head in self._head_suffixes()
+            f"{name}{head}" for name in self.alignment.up_windows for head in self.head_suffixes()
         )
 
     @property
@@ -543,7 +553,7 @@ class FCN(nn.Module):
             f"{name}{head}"
             for name in self.alignment.up_windows
             if name not in self.learned_upsampling
-            for head in self._head_suffixes()
+            for head in self.head_suffixes()
         )
 
 
@@ -584,7 +594,15 @@ def _crop_to_image(up: Array, offset: int, size: tuple[int, ...]) -> Array:
     return up[:, offset : offset + height, offset : offset + width]
 
 
-def _check_images(images: Array) -> None:
+def _enlarged(x: Array, smallest: int) -> Array:
+    """Zeros below and to the right of images that are smaller."""
+    lacking = [(0, max(0, smallest - side)) for side in x.shape[1:3]]
+    return jnp.pad(x, ((0, 0), *lacking, (0, 0)))
+
+
+def _check_images(images: Any, channels: int) -> None:
+    if not hasattr(images, "ndim"):
+        raise ValueError(f"images must be an array, got {type(images).__name__}")
     if images.ndim != 4:
         raise ValueError(
             f"images must have the axes (batch, height, width, channels), got the shape "
@@ -594,6 +612,11 @@ def _check_images(images: Array) -> None:
         raise ValueError(
             f"images must be floating point and normalised, got {images.dtype}; "
             "pass them through fcn_jax.Preprocessing().apply first"
+        )
+    if images.shape[-1] != channels:
+        raise ValueError(
+            f"the network reads {channels} channels, the images have {images.shape[-1]}; build it "
+            "with create_model(inputs=…) for them"
         )
 
 
@@ -617,10 +640,10 @@ def create_model(
     Args:
         name: ``fcn32s``, ``fcn16s``, ``fcn8s``, ``fcn8s_atonce``; or ``classifier``, the trunk
             with its own last layer, which gives a map of class scores.
-        backbone: A name in `fcn_jax.backbones.BACKBONES`, or a function of ``(padding, width,
-            fc_width)`` that returns a `fcn_jax.backbones.Backbone`. The names of the networks are
-            those of trunks of stride 32: fcn16s has one skip, fcn8s two, from the maps that the
-            trunk names, whatever their strides.
+        backbone: A name in `fcn_jax.backbones.BACKBONES`, ``FILE.py:FUNCTION``, or a function of
+            ``(padding, width, fc_width)`` that returns a `fcn_jax.backbones.Backbone`. The names of
+            the networks are those of trunks of stride 32: fcn16s has one skip, fcn8s two, from the
+            maps that the trunk names, whatever their strides.
         num_classes: Channels of the logits; several heads as a dictionary, ``{"sem": 33, …}``.
         inputs: Channels of the image; several streams as a dictionary, ``{"color": 3, …}``, each
             with a trunk of its own, whose scores are averaged (late fusion).
@@ -647,7 +670,7 @@ def create_model(
         (1, 375, 500, 21)
     """
     decoder = _choose("model", name, DECODERS)
-    build = _choose("backbone", backbone, BACKBONES) if isinstance(backbone, str) else backbone
+    build = find_backbone(backbone) if isinstance(backbone, str) else backbone
     padding = padding or ("same" if decoder.upsample else "native")
     _choose("padding", padding, dict.fromkeys(PADDINGS))
     if decoder.upsample and padding == "native":
@@ -680,6 +703,8 @@ def _named_counts(
 ) -> tuple[tuple[str, int], ...]:
     """Numbers of channels by name, from one number or several."""
     counts = dict(value) if isinstance(value, Mapping) else {name: value}
+    if wrong := [name for name in counts if not re.fullmatch(r"\w+", name)]:
+        raise ValueError(f"{what}: {wrong[0]!r} is no name; use letters, digits and _")
     for number in counts.values() or [0]:
         if not 1 <= operator.index(number) <= most:
             limit = f"from 1 to {most} (255 is void)" if most == 255 else "positive"
@@ -687,15 +712,18 @@ def _named_counts(
     return tuple(counts.items())
 
 
-def example_images(model: FCN, height: int = 0, width: int = 0) -> Any:
+def example_images(model: FCN) -> Any:
     """Shapes and types of a network's input, one image that it can take, for tracing."""
-    least = max(32, model.smallest_image)
-    shape = (1, max(least, height), max(least, width))
-    images = {
-        name: jax.ShapeDtypeStruct((*shape, channels), jnp.float32)
+    side = max(32, model.smallest_image)
+    images = _abstract_images(model, side, side)
+    return images if len(images) > 1 else next(iter(images.values()))
+
+
+def _abstract_images(model: FCN, height: int, width: int) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+        name: jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
         for name, channels in model.streams
     }
-    return images if len(images) > 1 else images[model.streams[0][0]]
 
 
 def abstract_params(model: FCN) -> dict[str, Any]:
@@ -712,16 +740,13 @@ def multiply_adds(model: FCN, height: int, width: int) -> int:
     Raises:
         ValueError: If the network cannot take an image of this size.
     """
-    images = {
-        name: jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
-        for name, channels in model.streams
-    }
+    images = _abstract_images(model, height, width)
     run = functools.partial(model.init_with_output, return_maps=True)
     (_, maps), variables = jax.eval_shape(run, jax.random.key(0), images)
     windows = {
         f"{name}{head}": window
         for name, window in model.alignment.up_windows.items()
-        for head in model._head_suffixes()
+        for head in model.head_suffixes()
     }
     total = 0
     for layer, arrays in variables["params"].items():

@@ -154,9 +154,9 @@ class Inputs:
 
     @property
     def sole(self) -> Preprocessing | None:
-        """The normalisation of the only feature; None where there are several."""
-        parts = [part for _, features in self.streams for _, part in features]
-        return parts[0] if len(parts) == 1 else None
+        """The normalisation of the image, where nothing else is read; None where more is."""
+        parts = [part for _, features in self.streams for part in features]
+        return parts[0][1] if [name for name, _ in parts] == ["image"] else None
 
     def apply(self, features: Features | Array, size: Int[Array, "b 2"] | None = None) -> Any:
         """Normalises a batch on the device.

@@ -29,6 +29,11 @@ from fcn_jax.training.step import init_state
 from fcn_jax.weights import recognition
 
 HHA = Preprocessing("rgb", (132.431, 94.076, 118.477))
+NYUD = {
+    "image": Preprocessing(mean=(116.190, 97.203, 92.318)),
+    "hha": HHA,
+    "depth": Preprocessing("rgb", (7.844,), (1.0,), log=True),
+}
 small = functools.partial(fcn_jax.create_model, width=1 / 16, fc_width=8)
 
 
@@ -208,6 +213,10 @@ def test_weights_of_no_network_are_refused(tmp_path, photos, capsys):
     weights.save(tmp_path / "x.npz", trunk)
     assert predict(given) == 2
     assert "neither score_fr nor fc8" in capsys.readouterr().err
+    trunk = {name: value for name, value in trunk.items() if name.startswith("conv")}
+    weights.save(tmp_path / "x.npz", trunk)
+    assert predict(given) == 2
+    assert "has the trunk of vgg16 without fc6" in capsys.readouterr().err
 
 
 def test_questions_that_a_network_cannot_answer(tmp_path, photos, capsys):
@@ -259,3 +268,108 @@ def test_depth_is_read_beside_the_photographs(tmp_path, photos, capsys):
     features = {"image": pixels(photos / "a.png"), "hha": hha(depth, camera)}
     expected = Predictor.from_run(load_run(workdir)).labels(features)
     np.testing.assert_array_equal(pixels(out / "labels/a.png"), expected)
+
+
+@pytest.fixture
+def depths(tmp_path, photos) -> Path:
+    folder = tmp_path / "depths"
+    folder.mkdir()
+    rng = np.random.default_rng(2)
+    for file in photos.iterdir():
+        depth = rng.integers(1000, 3000, pixels(file).shape[:2]).astype(np.uint16)
+        Image.fromarray(depth).save(folder / file.name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        (
+            {"inputs": {"color": 3, "hha": 3}},
+            {"color": {"image": NYUD["image"]}, "hha": {"hha": NYUD["hha"]}},
+        ),
+        ({"inputs": 4}, {"image": {"image": NYUD["image"], "depth": NYUD["depth"]}}),
+        ({}, {"image": {"image": NYUD["image"]}}),
+    ],
+    ids=["late fusion", "early fusion", "colour"],
+)
+def test_published_networks_of_nyud_get_their_inputs(tmp_path, photos, depths, network, expected):
+    """Their files do not say what they read; their layers do."""
+    model = small(
+        "fcn32s", num_classes=40, padding="reference", learned_upsampling="none", **network
+    )
+    params = random_parameters(model, 0)
+    weights.save(tmp_path / "net.npz", params)
+    given = [str(photos / "a.png"), f"--weights={tmp_path / 'net.npz'}", "--camera=50,50,25,20"]
+    out = tmp_path / "out"
+    assert predict([*given, f"--output={out}", f"--depth={depths}"]) == 0
+    from fcn_jax.data.hha import hha
+
+    depth = pixels(depths / "a.png")
+    features = {"image": pixels(photos / "a.png"), "depth": depth}
+    features["hha"] = hha(depth, np.array([[50, 0, 25], [0, 50, 20], [0, 0, 1.0]]))
+    predictor = Predictor(model, {"params": params}, Inputs.of(expected))
+    np.testing.assert_array_equal(pixels(out / "labels/a.png"), predictor.labels(features))
+
+
+def test_one_depth_image_that_does_not_fit_leaves_the_others(tmp_path, photos, depths, capsys):
+    inputs = Inputs.of({"color_depth": {"image": CAFFE, "depth": NYUD["depth"]}})
+    workdir = make_run(tmp_path / "run", {"label": NYUDV2}, inputs)
+    Image.fromarray(np.ones((3, 4), np.uint16)).save(depths / "a.png")
+    out = tmp_path / "out"
+    given = [str(photos), f"--workdir={workdir}", f"--output={out}", f"--depth={depths}"]
+    assert predict(given) == 1
+    assert "a.png differ in size" in capsys.readouterr().err
+    assert (out / "labels/b.png").is_file()
+
+
+def test_the_folder_of_a_run_is_its_run(tmp_path, photos):
+    workdir = make_run(tmp_path / "run", {"label": VOC}, Inputs.of(CAFFE))
+    for number, source in enumerate((f"--workdir={workdir}", f"--weights={workdir}")):
+        assert predict([str(photos), source, f"--output={tmp_path / str(number)}"]) == 0
+    one, two = (pixels(tmp_path / f"{number}/labels/a.png") for number in (0, 1))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_a_class_of_one_of_two_heads(tmp_path, photos, capsys):
+    heads = {"sem": SIFT_FLOW_SEMANTIC, "geo": SIFT_FLOW_GEOMETRIC}
+    workdir = make_run(tmp_path / "run", heads, Inputs.of(CAFFE))
+    out = tmp_path / "out"
+    given = [str(photos), f"--workdir={workdir}", f"--output={out}"]
+    assert predict([*given, "--heatmap=sky"]) == 2
+    assert "may mean sem/sky, geo/sky" in capsys.readouterr().err
+    assert predict([*given, "--heatmap=geo/sky"]) == 0
+    image = pixels(photos / "a.png")
+    logits = Predictor.from_run(load_run(workdir)).logits(image)["geo"]
+    expected = drawing.heatmap(image, np.asarray(logits)[..., 0])
+    drawn = pixels(out / "heatmaps/a.png")
+    np.testing.assert_allclose(drawn.astype(int), expected.astype(int), atol=1)
+
+
+def test_small_images_are_filled_up_for_a_classifier(tmp_path):
+    model, params = save_classifier(tmp_path / "net.npz", 7)
+    image = np.random.default_rng(1).integers(0, 256, (40, 230, 3), np.uint8)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    given = [str(tmp_path / "a.png"), f"--weights={tmp_path / 'net.npz'}", "--heatmap=3"]
+    assert predict([*given, f"--output={tmp_path / 'out'}"]) == 0
+    x = np.asarray(CAFFE.apply(image[None]))
+    filled = np.pad(x, ((0, 0), (0, model.smallest_image - 40), (0, 0), (0, 0)))
+    small, whole = (model.apply({"params": params}, images) for images in (x, filled))
+    np.testing.assert_array_equal(small, whole)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model=fcn9s"], "unknown model 'fcn9s'; choose one of"),
+        (["--padding=valid"], "unknown padding 'valid'"),
+        (["--stage=fcn8s"], "--stage has no meaning with --weights"),
+    ],
+)
+def test_wrong_values_are_one_line(tmp_path, photos, capsys, flags, message):
+    save_classifier(tmp_path / "net.npz", 7)
+    given = [str(photos), f"--weights={tmp_path / 'net.npz'}", f"--output={tmp_path / 'o'}"]
+    assert predict([*given, *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

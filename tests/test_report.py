@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import io
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
@@ -204,6 +205,7 @@ def load_script(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
     spec.loader.exec_module(module)
     return module
 

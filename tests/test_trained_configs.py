@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from random_parameters import random_parameters
 from safetensors.numpy import save_file
 from state_dicts import VGG_CONVOLUTIONS
@@ -25,7 +27,8 @@ from test_datasets import (
 from test_datasets_published import SIFT_IDS, context_tree, nyu_tree, sift_flow_tree, write_list
 from test_training import environment
 
-from fcn_jax import Predictor, Preprocessing, create_model
+from fcn_jax import Predictor, Preprocessing, create_model, weights
+from fcn_jax.training import run as training
 from fcn_jax.training.checkpoints import load_run
 
 ROOT = Path(__file__).parents[1]
@@ -225,3 +228,86 @@ def test_weights_of_torchvision_bring_their_scale_of_pixels(trained, place):
     pixels = (image / 255 - expected.mean) / expected.std
     logits = run.model.apply(run.variables, np.float32(pixels[None]))
     np.testing.assert_allclose(Predictor.from_run(run).logits(image), logits[0], atol=1e-4)
+
+
+# ======================================================================== starts that go wrong
+
+
+def start(place, workdir: str, **fields):
+    """Trains FCN-32s on the made VOC data for a step, in this process."""
+    config = load(ROOT / "configs/fcn32s.py").get_config()
+    with config.unlocked():
+        for name, value in {**SMALL, **made_data("voc2012", place / "voc2012"), **fields}.items():
+            config[name] = tuple(value) if isinstance(value, list) else value
+        config.data_dir = str(place / "data")
+    return training.train(config, place / workdir)
+
+
+def save_trunk(path: Path, backbone: str) -> str:
+    model = create_model("fcn32s", backbone=backbone, width=0.05, fc_width=8)
+    weights.save(path, random_parameters(model, 0))
+    return str(path)
+
+
+@pytest.mark.parametrize("backbone", ["vgg11", "vgg19"])
+def test_weights_of_a_neighbour_are_refused_before_anything_is_written(place, backbone):
+    init = save_trunk(place / f"{backbone}.npz", backbone)
+    named = "missing: conv1_2" if backbone == "vgg11" else "without a place: conv3_4"
+    with pytest.raises(ValueError, match=rf"(?s)they are of {backbone}.*{named}"):
+        start(place, f"neighbour_{backbone}", init=init, manual_dir="/nonexistent")
+    assert not (place / f"neighbour_{backbone}").exists()
+
+
+def test_a_failed_start_does_not_claim_the_folder(place, monkeypatch):
+    """Neither one that was refused, nor one that was killed before its first checkpoint."""
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    init = save_trunk(place / "good.npz", "vgg16")
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_loop", killed)
+        with pytest.raises(KeyboardInterrupt):
+            start(place, "claimed", init=init, seed=1)
+    start(place, "claimed", init=init, seed=2)
+    assert load_run(place / "claimed").config.seed == 2
+    with pytest.raises(ValueError, match="holds a run of another config"):
+        start(place, "claimed", init=init, seed=3)
+
+
+def test_a_trunk_of_ones_own_in_training_and_after(place):
+    """Named by its file, so that eval.py and predict.py find it in another process."""
+    file = Path(__file__).parent / "toy_backbones.py"
+    start(place, "own", backbone=f"{file}:plain")
+    code = (
+        "import sys; from fcn_jax.training.checkpoints import load_run; "
+        "print([layer.name for layer in load_run(sys.argv[1]).model.backbone.layers][:2])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(place / "own")],
+        env=environment(place),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "['stem', 'pool2']"
+    with pytest.raises(ValueError, match=r"nowhere\.py:f' cannot be loaded"):
+        start(place, "own2", backbone="nowhere.py:f")
+    with pytest.raises(ValueError, match="unknown backbone 'vgg'"):
+        start(place, "own2", backbone="vgg")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"heads": ("sem",)}, "config.heads names sem; voc2012 has the label maps label"),
+        ({"loss_weights": {"geo": 2.0}}, "config.loss_weights names geo"),
+        ({"inputs": {"color": "hha"}}, "config.inputs.color reads hha; voc2012 has image"),
+        ({"inputs": {"color": "image+image"}}, "each once"),
+    ],
+)
+def test_inputs_and_heads_that_are_not_there(place, fields, message):
+    fields = {k: ConfigDict(v) if isinstance(v, dict) else v for k, v in fields.items()}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        start(place, "wrong", **fields)
+    assert not (place / "wrong").exists()

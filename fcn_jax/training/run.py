@@ -20,14 +20,20 @@ from ml_collections import ConfigDict
 
 from fcn_jax import config as configs
 from fcn_jax import data, drawing, weights
+from fcn_jax.backbones import BACKBONES, Conv
 from fcn_jax.classes import ClassTable
 from fcn_jax.data import loader
 from fcn_jax.data.transforms import Augmentation
 from fcn_jax.evaluation import evaluate
 from fcn_jax.metrics import Scores, scores
-from fcn_jax.networks import FCN, SEGMENTERS, abstract_params, initial_params
+from fcn_jax.networks import FCN, SEGMENTERS, abstract_params, create_model, initial_params
 from fcn_jax.preprocessing import CAFFE, Inputs, Preprocessing
-from fcn_jax.training.checkpoints import StageCheckpoints, build_model, describe_run
+from fcn_jax.training.checkpoints import (
+    StageCheckpoints,
+    available_stages,
+    build_model,
+    describe_run,
+)
 from fcn_jax.training.journal import Journal
 from fcn_jax.training.optimizer import make_optimizer, make_schedule
 from fcn_jax.training.step import (
@@ -41,6 +47,7 @@ from fcn_jax.training.step import (
     replicated,
 )
 from fcn_jax.training.watch import Diverged, LossWatch, Stopped, StopSignal
+from fcn_jax.weights import recognition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,10 +102,12 @@ def train(config: ConfigDict, workdir: str | Path) -> data.Source:
     """
     configs.validate(config)
     workdir = Path(workdir)
-    _check_same_run(config, workdir)
-    # A file that cannot be read is an error now, not after the data are prepared.
-    begun = (workdir / "inputs.json").exists()
+    begun = bool(available_stages(workdir)) if (workdir / "config.json").exists() else False
+    if begun:
+        _check_same_run(config, workdir)
+    # A file that cannot be read or does not fit is an error now, not after the data are prepared.
     start = {} if begun else _load_start_weights(config)
+    _check_start_weights(config, start)
     options = configs.data_options(config)
     train_source = data.open_source(config.dataset, config.train_split, **options)
     eval_source = data.open_source(config.dataset, config.eval_split, **options)
@@ -291,21 +300,15 @@ def _start_params(task: Task, stage: Stage, model: FCN, key: jax.Array) -> dict[
     if stage.index > 0:
         previous = task.stages[stage.index - 1].name
         with StageCheckpoints(task.workdir, previous, read_only=True) as checkpoints:
-            source = weights.flatten(checkpoints.restore_params("last"))
+            source = {"": weights.Weights(weights.flatten(checkpoints.restore_params("last")))}
         origin = f"{previous}, its last step"
     elif task.config.init:
-        found = _load_start_weights(task.config)
-        source = found.get("", found)
+        source = _load_start_weights(task.config)
         origin = task.config.init
     else:
         task.journal.say(f"{stage.name}: starts from random weights")
         return initial_params(model, key)
-    params, report = weights.transplant(
-        abstract_params(model),
-        source,
-        replaceable=model.score_layers,
-        streams=[name for name, _ in model.streams] if len(model.streams) > 1 else (),
-    )
+    params, report = _transplant(model, source)
     task.journal.say(f"{stage.name}: starts from {origin}\n{report}")
     # Initial values only of what was left: a random number generator takes seconds to compile.
     left = initial_params(model, key, report.left)
@@ -379,13 +382,67 @@ def _load_start_weights(config: ConfigDict) -> dict[str, weights.Weights]:
     return {name: weights.load(path) for name, path in configs.start_files(config).items()}
 
 
+def _check_start_weights(config: ConfigDict, start: dict[str, weights.Weights]) -> None:
+    """Refuses weights of another network, before anything is spent or written.
+
+    Missing may be fc6, fc7 and the scores (files without a top), not a convolution of the trunk.
+
+    Raises:
+        ValueError: With all that does not fit.
+    """
+    if not start:
+        return
+    channels = {"depth": 1}
+    inputs = {
+        stream: sum(channels.get(feature, 3) for feature in joined.split("+"))
+        for stream, joined in config.inputs.items()
+    }
+    model = create_model(
+        config.stages[0],
+        backbone=config.backbone,
+        inputs=inputs,
+        padding=config.padding,
+        width=config.width,
+        fc_width=config.fc_width,
+    )
+    _, report = _transplant(model, start)
+    layers = model.backbone.layers
+    needed = [layer.name for layer in layers if isinstance(layer, Conv) and not layer.dropout]
+    left = {name.rpartition("/")[0] for name in report.left}
+    missing = [name for name in left if name.startswith(tuple(needed))]
+    known = recognition.trunk_layers() - {layer.name for layer in layers}
+    extra = {name.rpartition("/")[0].rpartition(" ")[2] for name in report.unused} & known
+    if config.backbone in BACKBONES and (missing or extra):
+        fits = {name for found in start.values() for name in recognition.trunks_of(found)}
+        advice = f"; they are of {', '.join(sorted(fits))}" if fits else ""
+        lines = [f"{config.init} does not fit config.backbone = {config.backbone!r}{advice}"]
+        for title, names in (("missing", missing), ("without a place", extra)):
+            lines += [f"{title}: {', '.join(sorted(names))}"] if names else []
+        raise ValueError("\n  ".join(lines))
+
+
+def _transplant(
+    model: FCN, start: dict[str, weights.Weights]
+) -> tuple[dict[str, Any], weights.Report]:
+    """Abstract parameters of a network, with start weights where they fit."""
+    return weights.transplant(
+        abstract_params(model),
+        start.get("", start),
+        replaceable=model.score_layers,
+        streams=[name for name, _ in model.streams] if len(model.streams) > 1 else (),
+    )
+
+
 def _choose_heads(config: ConfigDict, source: data.Source) -> dict[str, ClassTable]:
     """The label maps that are learned, with their classes."""
-    if unknown := [name for name in config.heads if name not in source.heads]:
-        raise ValueError(
-            f"config.heads names {', '.join(unknown)}, {source!r} has {', '.join(source.heads)}"
-        )
-    return {name: source.heads[name] for name in config.heads or source.heads}
+    chosen = tuple(config.heads) or tuple(source.heads)
+    for field, names in (("heads", chosen), ("loss_weights", tuple(config.loss_weights))):
+        if unknown := [name for name in names if name not in source.heads]:
+            raise ValueError(
+                f"config.{field} names {', '.join(unknown)}; {config.dataset} has the label maps "
+                f"{', '.join(source.heads)}"
+            )
+    return {name: source.heads[name] for name in chosen}
 
 
 def _choose_inputs(
@@ -403,7 +460,7 @@ def _choose_inputs(
         features = joined.split("+")
         if unknown := [name for name in features if name not in source.features]:
             raise ValueError(
-                f"config.inputs.{stream} reads {', '.join(unknown)}; {source!r} has "
+                f"config.inputs.{stream} reads {', '.join(unknown)}; {config.dataset} has "
                 f"{', '.join(source.features)}"
             )
         streams[stream] = {
@@ -421,7 +478,7 @@ def _normalisation(
         known = {name: part for _, parts in given.streams for name, part in parts}
         if feature in known:
             return known[feature]
-        given = given.sole
+        given = known.get("image")
     if given is None or given == CAFFE:
         return usual
     return given if feature == "image" else usual.on_scale_of(given)
@@ -429,20 +486,14 @@ def _normalisation(
 
 def _known_inputs(workdir: Path) -> Inputs:
     """The inputs of a run that goes on."""
-    return Inputs.from_dict(json.loads((workdir / "inputs.json").read_text()))
+    return Inputs.from_dict(_read_json(workdir / "inputs.json"))
 
 
 # ======================================================================== checks and records
 
 
 def _check_same_run(config: ConfigDict, workdir: Path) -> None:
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    try:
-        old = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); restore it or use another folder") from None
+    old = _read_json(workdir / "config.json")
     if changed := configs.changed_fields(old, configs.to_plain(config)):
         raise ValueError(
             f"{workdir} holds a run of another config; use another --workdir, or set back:\n  "
@@ -461,6 +512,13 @@ def _check_batch_size(config: ConfigDict, images: int) -> None:
         raise ValueError(
             f"config.batch_size = {config.batch_size} is more than the {images} training images"
         )
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}); restore it or use another folder") from None
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from fcn_jax.weights import caffe, hdf5, keras, npz, safetensors_file, torch_file, zipped
 from fcn_jax.weights.dense import conv_to_dense, convolutionalize, dense_to_conv, to_dense
 from fcn_jax.weights.flat import Weights, flatten, unflatten
+from fcn_jax.weights.recognition import network_of, params_of, usual_inputs
 from fcn_jax.weights.saving import save
 from fcn_jax.weights.transplanting import Report, transplant
 
@@ -29,10 +30,13 @@ __all__ = [
     "dense_to_conv",
     "flatten",
     "load",
+    "network_of",
+    "params_of",
     "save",
     "to_dense",
     "transplant",
     "unflatten",
+    "usual_inputs",
 ]
 
 HEAD = 4096

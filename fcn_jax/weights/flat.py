@@ -22,8 +22,8 @@ class Weights(dict[str, np.ndarray]):
     (channel, row, column), whatever the order in the file was.
 
     Attributes:
-        preprocessing: What the network expects of its input, or of its several inputs; None where
-            the file does not say.
+        preprocessing: What the network expects of its image, or of its inputs if they are others;
+            None where the file does not say.
         kind: What the file is, such as ``torchvision vgg16``.
         skipped: What the file holds besides that has no place here, in words.
     """

@@ -16,7 +16,7 @@ def encode(preprocessing: Preprocessing | Inputs | None) -> bytes:
 
 
 def decode(content: bytes) -> Preprocessing | Inputs | None:
-    """The inverse of `encode`; nothing is nothing, and a single feature its `Preprocessing`.
+    """The inverse of `encode`; nothing is nothing, and an image alone its `Preprocessing`.
 
     Raises:
         ValueError: If this is no such JSON.

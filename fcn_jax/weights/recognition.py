@@ -12,33 +12,72 @@ from typing import Any
 
 import numpy as np
 
-from fcn_jax.backbones import BACKBONES, Backbone, Concat, Conv, scaled
-from fcn_jax.networks import DECODERS, FCN, abstract_params, create_model, initial_params
+from fcn_jax.backbones import BACKBONES, Backbone, Concat, Conv, Padding, scaled
+from fcn_jax.networks import FCN, abstract_params, create_model, initial_params
+from fcn_jax.preprocessing import CAFFE, Inputs
 from fcn_jax.weights.flat import flatten, unflatten
 from fcn_jax.weights.transplanting import transplant
 
 
-def network_of(weights: Mapping[str, np.ndarray], name: str | None = None) -> FCN:
+def trunk_layers() -> set[str]:
+    """The convolutions of all trunks that there are, but fc6 and fc7."""
+    trunks = [build("reference", 1.0, 4096) for build in BACKBONES.values()]
+    return {
+        layer.name
+        for trunk in trunks
+        for layer in trunk.layers
+        if isinstance(layer, Conv) and not layer.dropout
+    }
+
+
+def trunks_of(weights: Mapping[str, np.ndarray]) -> list[str]:
+    """The trunks whose convolutions, but for fc6 and fc7, are just those of the weights."""
+    kernels = _kernels(weights)
+    ours = {name for name in kernels if name in trunk_layers()}
+    found = []
+    for name, build in BACKBONES.items():
+        trunk = build("reference", 1.0, 4096)
+        layers = tuple(layer for layer in trunk.layers if not getattr(layer, "dropout", False))
+        names = {layer.name for layer in layers if isinstance(layer, Conv)}
+        if names == ours and _is_trunk(Backbone(layers), kernels, ""):
+            found.append(name)
+    return found
+
+
+def _kernels(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {
+        key.rpartition("/")[0]: value for key, value in weights.items() if key.endswith("/kernel")
+    }
+
+
+def network_of(
+    weights: Mapping[str, np.ndarray], name: str | None = None, padding: Padding | None = None
+) -> FCN:
     """The network of some weights: backbone, decoder, widths, classes, heads and streams.
 
     Args:
         weights: Arrays by ``layer/kernel`` and ``layer/bias``, as `fcn_jax.weights.load` gives.
         name: The network (``fcn8s_atonce``), where it is not the one that the layers suggest.
+        padding: That of the published networks, ``reference``, where None (of a classifier,
+            ``native``); networks trained here have ``same`` unless their config says otherwise.
 
     Returns:
-        The network in the padding of the published ones (a classifier in its native one).
+        The network.
 
     Raises:
         ValueError: If the layers are no backbone's, or it has neither scores nor a classifier.
     """
-    kernels = {
-        key.rpartition("/")[0]: value for key, value in weights.items() if key.endswith("/kernel")
-    }
+    kernels = _kernels(weights)
     fits = [
         (len(trunk.layers), backbone, trunk, streams)
         for backbone, build in BACKBONES.items()
         if (trunk := build("reference", 1.0, 4096)) and (streams := _streams(trunk, kernels))
     ]
+    if not fits and (trunks := trunks_of(weights)):
+        raise ValueError(
+            f"the file has the trunk of {' or '.join(trunks)} without fc6, fc7 and scores: nothing "
+            "that scores classes; train a network from it with train.py --config.init"
+        )
     if not fits:
         raise ValueError(
             f"the layers {', '.join(list(kernels)[:4])} … are of none of the trunks "
@@ -61,9 +100,50 @@ def network_of(weights: Mapping[str, np.ndarray], name: str | None = None) -> FC
         inputs=inputs,
         width=kernels[f"{first.name}{suffix}"].shape[-1] / convs[0].features,
         fc_width=fc6.shape[-1] if fc6 is not None else 1,
-        padding="reference" if DECODERS[name or decoder].upsample else "native",
+        padding=padding or ("native" if (name or decoder) == "classifier" else "reference"),
         learned_upsampling="none",
     )
+
+
+def usual_inputs(
+    weights: Mapping[str, np.ndarray], model: FCN, feature: str | None = None
+) -> Inputs:
+    """What the network of some weights reads, and how that is normalised.
+
+    Files of Caffe do not say it. Two streams and four channels are those of NYUDv2, 40 classes
+    its colour network unless ``feature`` says ``hha``, the two heads SIFT Flow's; all others have
+    the ImageNet mean.
+
+    Raises:
+        ValueError: If the inputs fit neither what the file says nor a published network.
+    """
+    from fcn_jax.data import DATASETS
+
+    given = getattr(weights, "preprocessing", None) or CAFFE
+    streams = dict(model.streams)
+    only = next(iter(streams))
+    heads = dict(model.heads)
+    nyud, sift = (dict(DATASETS[name].preprocessing) for name in ("nyudv2", "sift_flow"))
+    if given != CAFFE:
+        inputs = Inputs.of(given)
+    elif set(streams) == {"color", "hha"}:
+        inputs = Inputs.of({"color": {"image": nyud["image"]}, "hha": {"hha": nyud["hha"]}})
+    elif list(streams.values()) == [4]:
+        inputs = Inputs.of({only: {"image": nyud["image"], "depth": nyud["depth"]}})
+    elif feature == "hha":
+        inputs = Inputs.of({only: {"hha": nyud["hha"]}})
+    elif list(heads.values()) == [40]:
+        inputs = Inputs.of({only: {"image": nyud["image"]}})
+    elif set(heads) == {"sem", "geo"}:
+        inputs = Inputs.of({only: {"image": sift["image"]}})
+    else:
+        inputs = Inputs.of({only: {"image": CAFFE}})
+    if sorted(inputs.channels.values()) != sorted(streams.values()):
+        raise ValueError(
+            f"the network reads {streams} channels; what its inputs are is not known: use "
+            "fcn_jax.Predictor with fcn_jax.Inputs"
+        )
+    return inputs
 
 
 def params_of(weights: Mapping[str, np.ndarray], model: FCN) -> dict[str, Any]:

@@ -82,6 +82,7 @@ def transplant(
             does not fit: shapes, and what is missing and left over.
     """
     sources = _Sources.of(source, streams)
+    first = next(iter(params))  # of the other streams, its name begins so
     filed: dict[str, list[str]] = {field.name: [] for field in dataclasses.fields(Report)}
     result, used = {}, set()
     missing, mismatched = [], []
@@ -96,7 +97,7 @@ def transplant(
             continue
         used.add(origin)
         new = sources.arrays[origin[0]][origin[1]]
-        fitted = _fit(new, tuple(old.shape))
+        fitted = _fit(new, tuple(old.shape), may_widen=name.startswith(first))
         if fitted is not None:
             how, value = fitted
             filed[how].append(name)
@@ -154,7 +155,7 @@ class _Sources:
         return None
 
 
-def _fit(new: np.ndarray, shape: tuple[int, ...]) -> tuple[str, np.ndarray] | None:
+def _fit(new: np.ndarray, shape: tuple[int, ...], may_widen: bool) -> tuple[str, np.ndarray] | None:
     """The array in the network's shape, with the report's word for how; None if it has another."""
     if new.shape == shape:
         return "copied", new
@@ -163,7 +164,7 @@ def _fit(new: np.ndarray, shape: tuple[int, ...]) -> tuple[str, np.ndarray] | No
     height, width, inputs, outputs = shape
     if new.shape == (height * width * inputs, outputs):
         return "reshaped", dense_to_conv(new, shape)
-    if new.shape == (height, width, 3, outputs) and inputs == 4:
+    if may_widen and new.shape == (height, width, 3, outputs) and inputs == 4:
         return "widened", np.concatenate([new, new.mean(2, keepdims=True)], axis=2)
     return None
 
