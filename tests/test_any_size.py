@@ -13,7 +13,7 @@ from random_parameters import random_parameters
 
 import fcn_jax
 
-SIZES = [(1, 1), (33, 47), (64, 96), (50, 3)]
+SIZES = [(1, 1), (33, 47), (50, 96)]
 CANVAS = (64, 96)
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
@@ -25,7 +25,7 @@ MODELS = {
     },
     "alexnet-same": {"name": "fcn8s", "backbone": "alexnet", "padding": "same"},
     "alexnet-reference": {"name": "fcn8s", "backbone": "alexnet", "padding": "reference"},
-    "googlenet-same": {"name": "fcn8s", "backbone": "googlenet", "padding": "same"},
+    "googlenet-same": {"name": "fcn32s", "backbone": "googlenet", "padding": "same"},
     "forked": {"name": "fcn16s", "backbone": toy_backbones.forked},
     "two heads": {"name": "fcn16s", "num_classes": {"sem": 3, "geo": 2}},
     "two streams": {"name": "fcn16s", "inputs": {"color": 3, "hha": 2}},

@@ -447,8 +447,10 @@ def test_what_is_not_there_and_cannot_be_prepared(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"tfds:no_such_set is not in .*d, .*tfds_dir"):
         prepare("tfds:no_such_set", data_dir=tmp_path / "d")
 
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens: as good as offline
-    with pytest.raises(FileNotFoundError, match=r"refused.*download_and_prepare\(\).* tfds_dir"):
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens: as good as offline
+    message = r"TFDS could not prepare it: .*download_and_prepare\(\).* tfds_dir"
+    with pytest.raises(FileNotFoundError, match=message):
         prepare("tfds:oxford_iiit_pet", data_dir=tmp_path / "d")
     (tmp_path / "d/downloads").mkdir()  # what was downloaded may do without a network
 

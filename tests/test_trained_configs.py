@@ -115,7 +115,9 @@ for line in sys.stdin:
                 section, _, field = name.rpartition(".")
                 target = config[section] if section else config
                 target[field] = tuple(value) if isinstance(value, list) else value
-        report.evaluate_run(workdir, train(config, workdir))
+        source = train(config, workdir)
+        if workdir.endswith("siftflow_fcn16s"):  # plots take longer than two steps
+            report.evaluate_run(workdir, source)
         answer = ""
     except Exception:
         answer = traceback.format_exc()
@@ -168,18 +170,27 @@ NAMES = [path.stem for path in FILES if path.stem not in ("nyud_color_hha", "tfd
 def test_a_config_trains_and_is_scored(trained, name):
     workdir = trained(name)
     config = load_run(workdir).config
-    scores = json.loads((workdir / "report/scores.json").read_text())["stages"]
-    heads = ("_sem", "_geo") if config.dataset == "sift_flow" else ("",)
-    assert set(scores) == {f"{stage}{head}" for stage in config.stages for head in heads}
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    if config.dataset == "sift_flow":
-        assert scores[f"{config.stages[0]}_sem"]["unscored"] == ["cow", "desert", "moon"]
     for stage in config.stages:
         run = load_run(workdir, stage, "last")
         assert run.step == 2
         losses = [r["loss"] for r in records if r["stage"] == stage and "loss" in r]
         assert losses
         assert np.isfinite(losses).all()
+        assert [r for r in records if r["stage"] == stage and "eval/mean_iu" in r]
+
+
+def test_both_heads_are_reported(trained):
+    folder = trained("siftflow_fcn16s") / "report"
+    scores = json.loads((folder / "scores.json").read_text())["stages"]
+    names = [f"{stage}_{head}" for stage in ("fcn32s", "fcn16s") for head in ("sem", "geo")]
+    assert list(scores) == names
+    for name in names:
+        assert (folder / f"confusion_{name}.csv").is_file()
+        unscored = ["cow", "desert", "moon"] if name.endswith("sem") else []
+        assert scores[name]["unscored"] == unscored
+    pictures = {path.stem.rpartition("_")[2] for path in (folder / "pictures").iterdir()}
+    assert pictures == {"sem", "geo"}
 
 
 def test_late_fusion_starts_from_the_two_networks(trained):

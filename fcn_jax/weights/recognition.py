@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fcn_jax.backbones import BACKBONES, Backbone, Concat, Conv, Padding, scaled
+from fcn_jax.backbones import BACKBONES, Backbone, Concat, Conv, Padding
 from fcn_jax.networks import FCN, abstract_params, create_model, initial_params
 from fcn_jax.preprocessing import CAFFE, Inputs
 from fcn_jax.weights.flat import flatten, unflatten
@@ -86,7 +86,10 @@ def network_of(
     _, backbone, trunk, streams = max(fits, key=lambda fit: fit[0])
     suffix = streams[0]
     first, last = trunk.layers[0], trunk.layers[-1]
-    convs = [layer for layer in trunk.layers if isinstance(layer, Conv)]
+    widest = max(
+        (layer for layer in trunk.layers if isinstance(layer, Conv) and not layer.dropout),
+        key=lambda layer: layer.features,  # the one that rounding distorts least
+    )
     decoder, heads = _decoder(trunk, kernels, suffix)
     scaled_pools = [text for text in getattr(weights, "skipped", ()) if "scale_pool" in text]
     if decoder == "fcn8s" and scaled_pools:
@@ -98,7 +101,7 @@ def network_of(
         backbone=backbone,
         num_classes=heads,
         inputs=inputs,
-        width=kernels[f"{first.name}{suffix}"].shape[-1] / convs[0].features,
+        width=kernels[f"{widest.name}{suffix}"].shape[-1] / widest.features,
         fc_width=fc6.shape[-1] if fc6 is not None else 1,
         padding=padding or ("native" if (name or decoder) == "classifier" else "reference"),
         learned_upsampling="none",
@@ -170,10 +173,9 @@ def _streams(trunk: Backbone, kernels: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def _is_trunk(trunk: Backbone, kernels: Mapping[str, np.ndarray], suffix: str) -> bool:
-    """Whether every convolution of a trunk is there, of its kernel, groups and relative width."""
+    """Whether every convolution of a trunk is there, of its kernel and groups."""
     channels: dict[str, int] = {}
     last = ""
-    ratio = None
     for layer in trunk.layers:
         if isinstance(layer, Concat):
             channels[layer.name] = sum(channels[name] for name in layer.sources)
@@ -181,13 +183,8 @@ def _is_trunk(trunk: Backbone, kernels: Mapping[str, np.ndarray], suffix: str) -
             kernel = kernels.get(f"{layer.name}{suffix}")
             if kernel is None:
                 return False
-            ratio = ratio or kernel.shape[-1] / layer.features
             before = channels.get(layer.source or last)
             if not _fits(layer, kernel, before):
-                return False
-            if not layer.dropout and kernel.shape[-1] != scaled(
-                layer.features, ratio, layer.groups
-            ):
                 return False
             channels[layer.name] = kernel.shape[-1]
         else:
