@@ -712,10 +712,16 @@ def _named_counts(
     return tuple(counts.items())
 
 
-def example_images(model: FCN) -> Any:
-    """Shapes and types of a network's input, one image that it can take, for tracing."""
-    side = max(32, model.smallest_image)
-    images = _abstract_images(model, side, side)
+def example_images(model: FCN, height: int = 0, width: int = 0) -> Any:
+    """Shapes and types of a network's input, one image that it can take, for tracing.
+
+    Args:
+        model: The network.
+        height: Of the image; 0 is as few pixels as the network takes, or 32.
+        width: See ``height``.
+    """
+    least = max(32, model.smallest_image)
+    images = _abstract_images(model, height or least, width or least)
     return images if len(images) > 1 else next(iter(images.values()))
 
 

@@ -270,16 +270,24 @@ def test_scores_that_do_not_cover_the_image_are_refused():
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 20, 20, 3)))
 
 
-def test_an_image_too_small_for_the_trunk_is_refused():
+def test_a_classifier_fills_up_images_smaller_than_it_takes():
     model = small_model("classifier")
     assert model.smallest_image == 193  # 6 * 32 + 1: seven cells of pool5, rounded up
-    for size, fits in ((193, True), (192, False)):
-        images = jax.ShapeDtypeStruct((1, 300, size, 3), jnp.float32)
-        if fits:
-            jax.eval_shape(model.init, jax.random.key(0), images)
-            continue
-        with pytest.raises(ValueError, match=r"too small for fc6 .*at least 193 pixels a side"):
-            jax.eval_shape(model.init, jax.random.key(0), images)
+    params = abstract_params(model)
+    for width, cells in ((1, 1), (192, 1), (193, 1), (224, 1), (225, 2)):
+        images = jax.ShapeDtypeStruct((1, 300, width, 3), jnp.float32)
+        assert jax.eval_shape(model.apply, {"params": params}, images).shape == (1, 4, cells, 4)
+
+
+def test_an_image_too_small_for_the_trunk_is_refused():
+    def valid(padding, width, fc_width):
+        del padding, width
+        return Backbone((Conv("stem", 4, Window(9, stride=2)), Conv("top", fc_width, Window(3))))
+
+    model = fcn_jax.create_model("fcn32s", backbone=valid)
+    images = jax.ShapeDtypeStruct((1, 40, 12, 3), jnp.float32)
+    with pytest.raises(ValueError, match=r"too small for top .*at least 13 pixels a side"):
+        jax.eval_shape(model.init, jax.random.key(0), images)
 
 
 # ======================================================================== errors

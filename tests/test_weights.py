@@ -365,7 +365,7 @@ def test_the_folder_of_a_run(run_folder):
     ):
         loaded = load(path)
         assert loaded.kind == f"fcn_jax {stage}"
-        assert loaded.preprocessing == HHA
+        assert loaded.preprocessing == Inputs.of({"image": {"hha": HHA}})
         assert set(loaded) == set(flatten(params[stage]))
         for name, value in flatten(params[stage]).items():
             np.testing.assert_array_equal(loaded[name], value)
