@@ -25,8 +25,9 @@ def up_convolution(
     The output is computed as blocks of ``factor`` x ``factor`` cells. A block is written by the
     same few neighbouring input cells (2 x 2 for the usual kernel ``2 * factor``), so that the
     whole is one matrix product. XLA's own dilated form multiplies by the zeros between the input
-    cells: on 2 CPU cores 849 ms against 12 ms for 16x16 cells, 21 classes and factor 32. The blocks
-    have fewer operations on any backend, so this form is taken on all.
+    cells: on 2 CPU cores 849 ms against 12 ms for 16x16 cells, 21 classes and factor 32; upscore8
+    0.36 forward, 0.23 input and 0.13 kernel gradient. It has fewer operations on any backend, so
+    this form is taken on all.
     """
     if plain_chosen():
         return _up_convolution_dilated(x, kernel, factor)
