@@ -1,0 +1,263 @@
+"""Convolution, and the forms of it and of its gradients that are fast on the CPU."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from fcn_jax.ops import winograd
+from fcn_jax.ops.forms import fast_on_cpu, in_float32, plain_chosen
+
+Padding: TypeAlias = Sequence[tuple[int, int]]
+Convolve: TypeAlias = Callable[[Array, Array], Array]
+"""From input and kernel."""
+
+
+def convolution(
+    x: Float[Array, "b h w i"],
+    kernel: Float[Array, "k k i o"],
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    **options: Any,
+) -> Float[Array, "b h2 w2 o"]:
+    """`jax.lax.conv_general_dilated`, computed another way on the CPU where that is faster.
+
+    For `flax.linen.Conv(conv_general_dilated=…)`. Square kernels of stride 1 have fast forms:
+
+    - 3x3 from and to 32 channels or more, with its two gradients: `fcn_jax.ops.winograd`;
+    - other kernel gradients: `_kernel_gradient_by_taps` and `_kernel_gradient_by_patches`;
+    - 1x1, and large kernels on small maps (fc6): `_convolution_by_patches`;
+    - few groups: a convolution for each, `_convolution_by_groups`.
+
+    They compute in float32; bfloat16 and float16 are rounded once, at the end. In float64 the form
+    is plain. `jit`, `vmap`, `jax.checkpoint` and sharded arrays are fine. Forward-mode
+    differentiation (`jax.jvp`) of a kernel larger than 1x1 raises JAX's TypeError on custom_vjp, on
+    all backends; it works inside `fcn_jax.ops.plain_forms`.
+    """
+    plain = functools.partial(
+        lax.conv_general_dilated, window_strides=strides, padding=padding, **options
+    )
+    if plain_chosen() or not _has_fast_form(x, kernel, strides, padding, options):
+        return plain(x, kernel)
+    groups = options.get("feature_group_count", 1)
+    if groups > 1:
+        one = functools.partial(
+            convolution,
+            strides=strides,
+            padding=padding,
+            **{**options, "feature_group_count": 1},
+        )
+        by_groups = functools.partial(_convolution_by_groups, one, groups)
+        return fast_on_cpu(by_groups, plain)(x, kernel)
+    if kernel.shape[0] == 1 or _patches_are_few(x, kernel, padding):
+        by_patches = functools.partial(_convolution_by_patches, padding)
+        return fast_on_cpu(in_float32(by_patches), plain)(x, kernel)
+    return _with_fast_gradients(plain, padding)(x, kernel)
+
+
+def _has_fast_form(
+    x: Array, kernel: Array, strides: Sequence[int], padding: Padding, options: dict[str, Any]
+) -> bool:
+    """Whether this is a convolution of stride 1, square and not dilated, in float32 or less."""
+    ordinary = {
+        "lhs_dilation": (None, (1, 1)),
+        "rhs_dilation": (None, (1, 1)),
+        "batch_group_count": (1,),
+        "preferred_element_type": (None, x.dtype),
+    }
+    # A group of few channels is no better off alone, and many groups are many operations.
+    wide_groups = options.get("feature_group_count", 1) == 1 or kernel.shape[2] >= 16
+    return (
+        kernel.shape[0] == kernel.shape[1]
+        and tuple(strides) == (1, 1)
+        and not isinstance(padding, str)
+        and all(options.get(name, values[0]) in values for name, values in ordinary.items())
+        and wide_groups
+        and x.dtype == kernel.dtype
+        and x.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
+        and min(x.shape) > 0
+    )
+
+
+def _output_size(x: Array, size: int, padding: Padding) -> tuple[int, ...]:
+    return tuple(
+        cells + sum(pads) - size + 1 for cells, pads in zip(x.shape[1:3], padding, strict=True)
+    )
+
+
+# ======================================================================== whole forms
+
+
+def _convolution_by_groups(one: Convolve, groups: int, x: Array, kernel: Array) -> Array:
+    """Each group by itself.
+
+    Gains: AlexNet's conv2 (5x5, 2 groups, 4 maps of 27x27) 0.22 forward, 0.18 input gradient;
+    conv4 (3x3, 4 maps of 13x13) 0.26 and 0.27.
+    """
+    parts = zip(jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1), strict=True)
+    return jnp.concatenate([one(x, kernel) for x, kernel in parts], axis=-1)
+
+
+def _patches_are_few(x: Array, kernel: Array, padding: Padding) -> bool:
+    """Whether the patches take no more memory than the kernel: small maps before many channels."""
+    cells = x.shape[0] * math.prod(_output_size(x, kernel.shape[0], padding))
+    return 0 < cells <= kernel.shape[-1]
+
+
+def _convolution_by_patches(padding: Padding, x: Array, kernel: Array) -> Array:
+    """One product of all patches with the kernel as a matrix; so are its gradients.
+
+    Gains: fc6 (7x7, 512 to 4096 channels) 0.39 forward, 0.34 input and 0.92 kernel gradient.
+    """
+    patches = jnp.concatenate(_taps(x, padding, kernel.shape[0]), axis=-1)
+    return patches @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _taps(x: Array, padding: Padding, size: int) -> list[Array]:
+    """The padded input shifted as each tap of a kernel sees it, row by row; all (b, h2, w2, i)."""
+    height, width = _output_size(x, size, padding)
+    x = _pad(x, padding)
+    return [
+        x[:, row : row + height, column : column + width]
+        for row in range(size)
+        for column in range(size)
+    ]
+
+
+def _pad(x: Array, padding: Padding) -> Array:
+    """Zeros around the maps; negative padding crops."""
+    pads = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
+    return lax.pad(x, jnp.zeros((), x.dtype), pads)
+
+
+# ======================================================================== forms of the gradients
+
+
+def _with_fast_gradients(plain: Convolve, padding: Padding) -> Convolve:
+    """A convolution whose value and two gradients are computed in the best form for each."""
+
+    def compute(x: Array, kernel: Array) -> Array:
+        if not _winograd_gains(x, kernel, padding):
+            return plain(x, kernel)
+        return fast_on_cpu(in_float32(_winograd(padding)), plain)(x, kernel)
+
+    def forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+        return compute(x, kernel), (x, kernel)
+
+    def backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+        x, kernel = saved
+        return (
+            _input_gradient(plain, padding, x, kernel, gradient),
+            _kernel_gradient(plain, padding, x, kernel, gradient),
+        )
+
+    convolve = jax.custom_vjp(compute)
+    convolve.defvjp(forward, backward)
+    return convolve
+
+
+def _winograd_gains(x: Array, kernel: Array, padding: Padding) -> bool:
+    """Whether channels and tiles are enough to pay for the way of data and kernel to the points.
+
+    Gains: conv2_2 (128 channels) 0.50 forward, 0.49 input and 0.13 kernel gradient; conv4_2 (512)
+    0.42, 0.48, 0.17; conv1_2 (64) 0.76, 0.87, 0.20. No gain below about 64 tiles.
+    """
+    size, _, inputs, outputs = kernel.shape
+    if size != 3 or min(inputs, outputs) < 32:
+        return False
+    rows, columns = _output_size(x, size, padding)
+    return x.shape[0] * -(-rows // winograd.TILE) * -(-columns // winograd.TILE) >= 64
+
+
+def _winograd(padding: Padding) -> Convolve:
+    return lambda x, kernel: winograd.convolve(x, kernel, padding)
+
+
+def _input_gradient(
+    plain: Convolve, padding: Padding, x: Array, kernel: Array, gradient: Array
+) -> Array:
+    """The convolution of the gradient with the kernel turned by half a turn."""
+
+    def by_lax(gradient: Array, kernel: Array) -> Array:
+        (transposed,) = jax.linear_transpose(lambda x: plain(x, kernel), x)(gradient)
+        return transposed
+
+    def by_winograd(gradient: Array, kernel: Array) -> Array:
+        return winograd.input_gradient(gradient, kernel, padding)
+
+    if not _winograd_gains(x, kernel, padding):
+        return by_lax(gradient, kernel)
+    return fast_on_cpu(in_float32(by_winograd), by_lax)(gradient, kernel)
+
+
+def _kernel_gradient(
+    plain: Convolve, padding: Padding, x: Array, kernel: Array, gradient: Array
+) -> Array:
+    size, _, inputs, outputs = kernel.shape
+
+    def by_lax(x: Array, gradient: Array) -> Array:
+        (transposed,) = jax.linear_transpose(lambda kernel: plain(x, kernel), kernel)(gradient)
+        return transposed
+
+    def fast(x: Array, gradient: Array) -> Array:
+        inner, gradient = _without_empty_windows(size, padding, gradient)
+        if _winograd_gains(x, kernel, padding):
+            return winograd.kernel_gradient(x, gradient, inner)
+        if size**2 * inputs <= outputs:
+            return _kernel_gradient_by_patches(size, inner, x, gradient)
+        return _kernel_gradient_by_taps(size, inner, x, gradient)
+
+    return fast_on_cpu(in_float32(fast), by_lax)(x, gradient)
+
+
+def _without_empty_windows(
+    size: int, padding: Padding, gradient: Array
+) -> tuple[list[tuple[int, int]], Array]:
+    """Leaves out the windows that lie wholly in the border, whose inputs are zeros.
+
+    Returns:
+        The padding that remains, less than a window, and the gradient of what remains.
+    """
+    inner = [(min(low, size - 1), min(high, size - 1)) for low, high in padding]
+    crops = [(new[0] - old[0], new[1] - old[1]) for new, old in zip(inner, padding, strict=True)]
+    return inner, _pad(gradient, crops)
+
+
+def _kernel_gradient_by_patches(
+    size: int, padding: Padding, x: Array, gradient: Array
+) -> Float[Array, "k k i o"]:
+    """One product of all patches with the gradient: for few channels, as of an image.
+
+    Gains: conv1_1 (3 to 64 channels) 0.07.
+    """
+    outputs = gradient.shape[-1]
+    patches = jnp.concatenate(_taps(x, padding, size), axis=-1)
+    rows = patches.reshape(-1, patches.shape[-1])
+    return (rows.T @ gradient.reshape(-1, outputs)).reshape(size, size, -1, outputs)
+
+
+def _kernel_gradient_by_taps(
+    size: int, padding: Padding, x: Array, gradient: Array
+) -> Float[Array, "k k i o"]:
+    """A product for each tap of the kernel, one after the other to hold one shifted input.
+
+    Gains: AlexNet's conv2 (5x5, 2 groups of 48 to 128 channels, 4 maps of 27x27) 0.15.
+    """
+    batch, height, width, outputs = gradient.shape
+    x = _pad(x, padding)
+    rows = gradient.reshape(-1, outputs)
+
+    def product(tap: Array) -> Array:
+        start = (0, tap // size, tap % size, 0)
+        seen = lax.dynamic_slice(x, start, (batch, height, width, x.shape[-1]))
+        return seen.reshape(-1, x.shape[-1]).T @ rows
+
+    products = lax.map(product, jnp.arange(size**2))
+    return products.reshape(size, size, x.shape[-1], outputs)
