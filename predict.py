@@ -159,7 +159,7 @@ def load_weights_network(args: argparse.Namespace) -> Network:
     """The network that a file's layers tell."""
     from fcn_jax import classes, weights
     from fcn_jax.inference import Predictor
-    from fcn_jax.networks import DECODERS
+    from fcn_jax.decoders import DECODERS
 
     loaded = weights.load(args.weights)
     model = weights.network_of(loaded, args.model, args.padding)

@@ -109,7 +109,7 @@ class Backbone:
 
     Attributes:
         layers: In the order they run. Strides, offsets and receptive fields of all maps follow
-            (`fcn_jax.networks.align`).
+            (`fcn_jax.decoders.align`).
         skips: Names of the maps that finer scores may be read from, from coarse to fine.
         classifier: Name of the last layer of the network as a classifier.
         classifier_pool: What a classifier has between the trunk and its last layer.

@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fcn_jax.backbones import find_backbone
-from fcn_jax.networks import SEGMENTERS
+from fcn_jax.decoders import SEGMENTERS
 from fcn_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 
 

@@ -13,7 +13,7 @@ import functools
 import math
 import operator
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -22,13 +22,12 @@ from flax import linen as nn
 from flax import traverse_util
 from jaxtyping import Array, Float, Int
 
-from fcn_jax import ops
-from fcn_jax.alignment import PIXELS, Geometry, UpWindow, Window, crop_offset, overlap
+from fcn_jax import border, ops
+from fcn_jax.alignment import Window, overlap
 from fcn_jax.backbones import (
     PADDINGS,
     Backbone,
     BackboneBuilder,
-    Concat,
     Conv,
     Layer,
     Norm,
@@ -36,257 +35,42 @@ from fcn_jax.backbones import (
     Pool,
     find_backbone,
 )
+from fcn_jax.decoders import (
+    DECODERS,
+    Alignment,
+    Decoder,
+    align,
+    smallest_input,
+    sources_of,
+    window_of,
+)
 from fcn_jax.extents import Extent, fill_beyond, fused, through
-
-# ======================================================================== tables
-
-
-@dataclasses.dataclass(frozen=True)
-class Decoder:
-    """What follows the trunk.
-
-    Attributes:
-        skips: One entry for each finer map whose scores are added, from coarse to fine: the fixed
-            factor on the map before its score layer (1 but for FCN-8s at-once).
-        upsample: Whether scores are brought to the image's size; False is a classifier, whose
-            map of class scores stays at the trunk's stride.
-    """
-
-    skips: tuple[float, ...] = ()
-    upsample: bool = True
-
-
-DECODERS: dict[str, Decoder] = {
-    "fcn32s": Decoder(),
-    "fcn16s": Decoder((1.0,)),
-    "fcn8s": Decoder((1.0, 1.0)),
-    "fcn8s_atonce": Decoder((0.01, 0.0001)),
-    "classifier": Decoder(upsample=False),
-}
-
-SEGMENTERS = tuple(name for name, decoder in DECODERS.items() if decoder.upsample)
-"""The networks that score every pixel."""
-
-# ======================================================================== alignment
-
-
-@dataclasses.dataclass(frozen=True)
-class Skip:
-    """One skip of a network.
-
-    Attributes:
-        upsample: Name of the up-convolution of the scores so far.
-        feature: Name of the trunk's map; its score layer is ``score_<feature>``.
-        scale: Fixed factor on the map before its score layer.
-    """
-
-    upsample: str
-    feature: str
-    scale: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Alignment:
-    """Where every map of a network lies over the image, and the crops that follow.
-
-    Attributes:
-        geometry: Stride, offset and receptive field of every map by name.
-        skips: The skips, from coarse to fine.
-        final: Name of the last up-convolution; None for a classifier.
-        up_windows: Kernel and factor of every up-convolution by name.
-        crops: The offset of every crop under the name of the layer that is cropped in the
-            published networks: the skip's score layer, and the last up-convolution. A negative
-            offset of a skip means that the upsampled scores are cropped instead, by as much.
-    """
-
-    geometry: Mapping[str, Geometry]
-    skips: tuple[Skip, ...]
-    final: str | None
-    up_windows: Mapping[str, UpWindow]
-    crops: Mapping[str, int]
-
-
-@functools.cache
-def align(backbone: Backbone, decoder: Decoder) -> Alignment:
-    """Aligns a decoder with a trunk.
-
-    Up-convolutions are bilinear: of kernel ``2 factor`` as a rule, and of ``2 factor - 1`` where
-    only so the cells coincide (63 instead of 64 for FCN-AlexNet).
-
-    Raises:
-        ValueError: If a layer reads a map that is not there, or maps that do not lie over each
-            other; if the decoder needs more skips than the trunk names, the strides of the skips
-            do not divide each other, or the cells cannot be made to coincide.
-    """
-    skips: list[Skip] = []
-    up_windows: dict[str, UpWindow] = {}
-    crops: dict[str, int] = {}
-    if not decoder.upsample:
-        layers = (*backbone.layers, *backbone.classifier_pool)
-        geometry = trunk_geometry(layers)
-        geometry[backbone.classifier] = geometry[layers[-1].name]
-        return Alignment(geometry, (), None, up_windows, crops)
-    geometry = trunk_geometry(backbone.layers)
-    current = geometry["score_fr"] = geometry[backbone.layers[-1].name]
-
-    def upsample(name: str, source: Geometry, target: Geometry) -> Geometry:
-        up_windows[name] = _bilinear_window(name, source, target)
-        geometry[name] = source.then(up_windows[name])
-        return geometry[name]
-
-    for name, feature, scale in _named_skips(backbone, decoder):
-        fine = geometry[f"score_{feature}"] = geometry[feature]
-        up = upsample(name, current, fine)
-        offset = crops[f"score_{feature}"] = crop_offset(fine, up)
-        current = geometry[f"fuse_{feature}"] = dataclasses.replace(
-            up if offset >= 0 else fine,
-            receptive_field=max(up.receptive_field, fine.receptive_field),
-        )
-        skips.append(Skip(name, feature, scale))
-    final = f"upscore{current.stride}" if skips else "upscore"
-    if final in up_windows:  # from stride 2: upscore2 is the first, whatever its factor
-        final = "upscore"
-    up = upsample(final, current, PIXELS)
-    crops[final] = crop_offset(up, PIXELS)
-    return Alignment(geometry, tuple(skips), final, up_windows, crops)
-
-
-def trunk_geometry(layers: Sequence[Layer]) -> dict[str, Geometry]:
-    """Stride, offset and receptive field of every map of a trunk, by name.
-
-    Raises:
-        ValueError: If a layer reads a map that is not there, two have one name, or the maps that
-            a layer concatenates do not lie over each other.
-    """
-    geometry: dict[str, Geometry] = {}
-    for layer in layers:
-        sources = [geometry[name] if name else PIXELS for name in _sources(layer, geometry)]
-        if layer.name in geometry:
-            raise ValueError(f"the trunk has two layers called {layer.name!r}")
-        if len({(source.stride, source.offset) for source in sources}) > 1:
-            raise ValueError(f"the maps of {layer.name} do not lie over each other: {sources}")
-        widest = max(sources, key=lambda source: source.receptive_field)
-        window = _window(layer)
-        geometry[layer.name] = widest.then(window) if window else widest
-    return geometry
-
-
-def _sources(layer: Layer, before: Iterable[str]) -> tuple[str, ...]:
-    """The maps that a layer reads, given those before it; an empty name is the image."""
-    before = list(before)
-    last = before[-1] if before else ""
-    names = layer.sources if isinstance(layer, Concat) else (layer.source or last,)
-    if unknown := [name for name in names if name and name not in before]:
-        raise ValueError(
-            f"{layer.name} reads {unknown[0]!r}, which is no layer before it; there are "
-            f"{', '.join(before) or 'none'}"
-        )
-    return names
-
-
-def _named_skips(backbone: Backbone, decoder: Decoder) -> list[tuple[str, str, float]]:
-    """Up-convolution, map and scale of every skip; the Caffe names of the up-convolutions."""
-    known = [layer.name for layer in backbone.layers]
-    features = backbone.skips[: len(decoder.skips)]
-    if missing := [name for name in features if name not in known]:
-        raise ValueError(
-            f"the trunk has no map {missing[0]!r} to skip from; it has {', '.join(known)}"
-        )
-    if len(features) < len(decoder.skips):
-        raise ValueError(
-            f"the network needs {len(decoder.skips)} maps to skip from, the trunk names "
-            f"{', '.join(features) or 'none'}; list their names as Backbone(skips=…)"
-        )
-    names = ["upscore2", *(f"upscore_{feature}" for feature in features)]
-    return list(zip(names, features, decoder.skips, strict=False))
-
-
-def _bilinear_window(name: str, source: Geometry, target: Geometry) -> UpWindow:
-    """The bilinear up-convolution from one map to another's stride."""
-    factor = source.stride / target.stride
-    if factor.denominator != 1 or factor < 2:
-        raise ValueError(
-            f"{name} would upsample from stride {source.stride} to {target.stride}; "
-            "skips must go from coarse to fine by whole factors"
-        )
-    even = UpWindow.bilinear(int(factor))
-    odd = UpWindow(2 * even.factor - 1, even.factor)
-    for window in (even, odd):
-        distance = (source.then(window).offset - target.offset) / target.stride
-        if distance.denominator == 1:
-            return window
-    return even  # crop_offset tells what is wrong
-
-
-# ======================================================================== initial values
-
-_he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-
-
-def _centred_kernel(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-    """He normal (He et al. 2015) whose weights add up to zero in each filter.
-
-    What leaves a ReLU has a large mean, and through many layers of plain random filters only that
-    mean survives: all cells look alike, and training from scratch stalls for epochs. Filters that
-    add up to zero do not see it. The factor restores the variance that the mean took part in:
-    after a ReLU, E[x^2] / Var[x] = 1 / (1 - 1 / pi).
-    """
-    kernel = _he_normal(key, shape, dtype)
-    if shape[0] * shape[1] * shape[2] > 1:
-        kernel -= kernel.mean((0, 1, 2), keepdims=True)
-    return kernel * (1 - 1 / math.pi) ** -0.5
-
-
-def _first_kernel(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-    """He normal for pixels on the 0..255 scale, whose standard deviation is about 64."""
-    return _he_normal(key, shape, dtype) / 64
-
-
-def _bilinear(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-    del key  # nothing about it is random
-    return jnp.asarray(ops.bilinear_kernel(shape[0], shape[-1]), dtype)
-
+from fcn_jax.layers import (
+    PRECISIONS,
+    Convolution,
+    UpConvolution,
+    centred_kernel,
+    first_kernel,
+)
 
 # ======================================================================== the module
 
 
-class UpConv(nn.Module):
-    """Up-convolution without bias, started as bilinear interpolation.
-
-    Attributes:
-        features: Channels in and out.
-        window: Kernel size and factor.
-        learned: Whether the kernel receives a gradient.
-    """
-
-    features: int
-    window: UpWindow
-    learned: bool
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-        size = self.window.kernel
-        kernel = self.param("kernel", _bilinear, (size, size, self.features, self.features))
-        if not self.learned:
-            kernel = jax.lax.stop_gradient(kernel)
-        return ops.up_convolution(x, kernel, self.window.factor)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Maps:
-    """The maps of a forward pass, and the images' extents in them, by layer name."""
+    """The maps of a forward pass, and the images' extents in them, by layer name.
+
+    Unless all are wanted, those that no other layer reads may be left out.
+    """
 
     arrays: dict[str, Array]
     extents: dict[str, Extent]
+    all_wanted: bool
 
     def add(self, name: str, array: Array, extent: Extent) -> None:
         """Files a map; beyond its images it is set to zero, whatever a bias left there."""
         self.arrays[name] = fill_beyond(array, extent)
         self.extents[name] = extent
-
-
-def _window(layer: Layer) -> Window | None:
-    return layer.window if isinstance(layer, Conv | Pool) else None
 
 
 class FCN(nn.Module):
@@ -305,6 +89,7 @@ class FCN(nn.Module):
         decoder: What follows the trunk.
         dropout: Rate after the layers that the trunk marks.
         learned_upsampling: Names of the up-convolutions that are trained, without a head's name.
+        precision: A name in `fcn_jax.layers.PRECISIONS`.
     """
 
     heads: tuple[tuple[str, int], ...]
@@ -313,6 +98,7 @@ class FCN(nn.Module):
     decoder: Decoder
     dropout: float = 0.5
     learned_upsampling: tuple[str, ...] = ()
+    precision: str = "float32"
 
     @nn.compact
     def __call__(
@@ -346,7 +132,7 @@ class FCN(nn.Module):
         inputs = self._checked(images)
         if self.classifies:
             inputs = {name: _enlarged(x, self.smallest_image) for name, x in inputs.items()}
-        maps = _Maps({}, {})
+        maps = _Maps({}, {}, return_maps)
         for stream, x in inputs.items():
             self._run_trunk(maps, fill_beyond(x, sizes), sizes, train, self._stream_suffix(stream))
         size = next(iter(inputs.values())).shape[1:3]
@@ -362,44 +148,75 @@ class FCN(nn.Module):
         self, maps: _Maps, image: Array, sizes: Extent, train: bool, suffix: str
     ) -> None:
         """Runs the layer table on one stream; adds its maps as they leave ReLU and dropout."""
-        before: list[str] = []
-        for layer in self._layers:
-            sources = [f"{name}{suffix}" if name else "" for name in _sources(layer, before)]
+        layers = self._layers
+        shared = self._share_border(maps, image, sizes, suffix)
+        before = [layer.name for layer in layers[:shared]]
+        for layer in layers[shared:]:
+            sources = [f"{name}{suffix}" if name else "" for name in sources_of(layer, before)]
             read = [maps.arrays[name] if name else image for name in sources]
             extent = maps.extents[sources[0]] if sources[0] else sizes
             if isinstance(layer, Pool) and not sources[0]:  # other maps are not negative
                 read = [fill_beyond(read[0], extent, -jnp.inf)]
-            result = self._run(layer, read, train, suffix)
-            maps.add(f"{layer.name}{suffix}", result, through(_window(layer), extent))
+            run, window = self._layer(layer, train, suffix), window_of(layer)
+            maps.add(f"{layer.name}{suffix}", run(*read, window=window), through(window, extent))
             before.append(layer.name)
 
-    def _run(self, layer: Layer, read: list[Array], train: bool, suffix: str) -> Array:
-        """One layer of the table."""
-        x = read[0]
-        if isinstance(layer, Conv | Pool):
-            self._check_size(layer, x)
+    def _share_border(self, maps: _Maps, image: Array, sizes: Extent, suffix: str) -> int:
+        """Runs the first layers as far as they share the border, and returns their number.
+
+        It adds only the maps that are read later.
+        """
+        layers = self._layers
+        shared = 0 if maps.all_wanted or ops.plain_chosen() else border.shared_layers(layers)
+        if shared == 0:
+            return 0
+        names = [layer.name for layer in layers]
+        later = {source for layer in layers[shared:] for source in sources_of(layer, names)}
+        later |= {names[shared - 1], *(skip.feature for skip in self.alignment.skips)}
+
+        window = window_of(layers[0])
+        assert window is not None
+        parts = border.BorderedMap.of_image(image, sizes, window.pad)
+        for layer in layers[:shared]:
+            window = window_of(layer)
+            if layer == layers[0]:
+                window = dataclasses.replace(window, pad=0)
+            run = self._layer(layer, False, suffix)
+            parts = parts.through(window, lambda x, window, run=run: run(x, window=window))
+            if layer.name in later:
+                maps.add(f"{layer.name}{suffix}", parts.whole(), parts.extent)
+        return shared
+
+    def _layer(self, layer: Layer, train: bool, suffix: str) -> Callable[..., Array]:
+        """A layer of the table as a function of the maps that it reads and its window."""
+        precision = PRECISIONS[self.precision]
         if isinstance(layer, Conv):
             first = layer == self.backbone.layers[0]
-            x = nn.Conv(
+            convolution = Convolution(
                 layer.features,
-                (layer.window.kernel, layer.window.kernel),
-                strides=layer.window.stride,
-                padding=layer.window.pad,
-                feature_group_count=layer.groups,
-                kernel_init=_first_kernel if first else _centred_kernel,
-                conv_general_dilated=ops.convolution,
+                layer.window,
+                layer.groups,
+                first_kernel if first else centred_kernel,
+                precision.trunk,
+                precision.products,
                 name=f"{layer.name}{suffix}",
-            )(x)
-            x = nn.relu(x)
-        elif isinstance(layer, Pool):
-            x = (ops.average_pool if layer.average else ops.max_pool)(x, layer.window)
-        elif isinstance(layer, Norm):
-            x = ops.local_response_norm(x, layer.size, layer.alpha, layer.beta)
-        else:
-            x = jnp.concatenate(read, axis=-1)
-        if getattr(layer, "dropout", False):
-            x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return x
+            )
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+
+        def run(*read: Array, window: Window | None) -> Array:
+            if window is not None:
+                self._check_size(layer.name, window, read[0])
+            if isinstance(layer, Conv):
+                x = nn.relu(convolution(read[0], window.pad))
+            elif isinstance(layer, Pool):
+                x = (ops.average_pool if layer.average else ops.max_pool)(read[0], window)
+            elif isinstance(layer, Norm):
+                x = ops.local_response_norm(read[0], layer.size, layer.alpha, layer.beta)
+            else:
+                x = jnp.concatenate(read, axis=-1)
+            return drop(x) if getattr(layer, "dropout", False) else x
+
+        return run
 
     def _decode(self, maps: _Maps, head: str, classes: int, size: tuple[int, ...]) -> Array:
         """The scores of one head; adds its maps."""
@@ -439,16 +256,9 @@ class FCN(nn.Module):
         names = []
         for stream, _ in self.streams:
             suffix = self._stream_suffix(stream)
-            layer = nn.Conv(
-                classes,
-                (1, 1),
-                padding=0,
-                kernel_init=nn.initializers.zeros_init(),
-                conv_general_dilated=ops.convolution,
-                name=f"{name}{head}{suffix}",
-            )
             read = f"{feature}{suffix}"
             names.append(f"{name}{head}{suffix}")
+            layer = Convolution(classes, Window(1), precision=self._products, name=names[-1])
             maps.add(names[-1], layer(maps.arrays[read] * scale), maps.extents[read])
         if len(names) == 1:
             return names[0]
@@ -460,9 +270,9 @@ class FCN(nn.Module):
     def _up_convolution(self, maps: _Maps, name: str, head: str, classes: int, scores: str) -> str:
         """Adds the up-convolution of some scores, and returns its name."""
         window, learned = self.alignment.up_windows[name], name in self.learned_upsampling
-        up = UpConv(classes, window, learned, name=f"{name}{head}")(maps.arrays[scores])
-        maps.add(f"{name}{head}", up, through(window, maps.extents[scores]))
-        return f"{name}{head}"
+        layer = UpConvolution(classes, window, learned, self._products, name=f"{name}{head}")
+        maps.add(layer.name, layer(maps.arrays[scores]), through(window, maps.extents[scores]))
+        return layer.name
 
     # ---- checks
 
@@ -485,17 +295,21 @@ class FCN(nn.Module):
             raise ValueError(f"the inputs must have one batch, height and width, got {shapes}")
         return {name: inputs[name] for name in names}
 
-    def _check_size(self, layer: Conv | Pool, x: Array) -> None:
+    def _check_size(self, layer: str, window: Window, x: Array) -> None:
         try:
             for size in x.shape[1:3]:
-                layer.window.output_size(size)
+                window.output_size(size)
         except ValueError as error:
             raise ValueError(
-                f"the image is too small for {layer.name} ({error}); images must have at least "
+                f"the image is too small for {layer} ({error}); images must have at least "
                 f"{self.smallest_image} pixels a side"
             ) from None
 
     # ---- properties
+
+    @property
+    def _products(self) -> jax.lax.Precision:
+        return PRECISIONS[self.precision].products
 
     def _stream_suffix(self, stream: str) -> str:
         return stream if len(self.streams) > 1 else ""
@@ -557,26 +371,6 @@ class FCN(nn.Module):
         )
 
 
-def smallest_input(layers: Sequence[Layer]) -> int:
-    """The fewest cells a side that a chain of layers can take."""
-
-    def fits(size: int) -> bool:
-        sizes: dict[str, int] = {}
-        try:
-            for layer in layers:
-                before = next(sizes[name] if name else size for name in _sources(layer, sizes))
-                window = _window(layer)
-                sizes[layer.name] = window.output_size(before) if window else before
-        except ValueError:
-            return False
-        return True
-
-    size = 1
-    while not fits(size):
-        size += 1
-    return size
-
-
 def _fuse(fine: Array, up: Array, offset: int) -> Array:
     """Adds two score maps where they overlap; ``offset`` is that of ``fine`` against ``up``."""
     rows_fine, rows_up = overlap(offset, fine.shape[1], up.shape[1])
@@ -634,6 +428,7 @@ def create_model(
     fc_width: int = 4096,
     dropout: float = 0.5,
     learned_upsampling: Literal["intermediate", "none", "all"] | tuple[str, ...] = "intermediate",
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32",
 ) -> FCN:
     """Builds a network by name.
 
@@ -654,6 +449,8 @@ def create_model(
         dropout: Rate after fc6 and fc7.
         learned_upsampling: Which up-convolutions are trained: the ``intermediate`` ones and not
             the last (CVPR 2015), ``none`` (the PAMI models), ``all``, or a tuple of names.
+        precision: ``float32``; ``tf32``, which lets GPUs and TPUs round the factors of products;
+            or ``bfloat16``, with the trunk's maps in 16 bits. Parameters and logits are float32.
 
     Returns:
         A Linen module: ``model.init(key, images)``, ``model.apply(variables, images)``.
@@ -673,6 +470,7 @@ def create_model(
     build = find_backbone(backbone) if isinstance(backbone, str) else backbone
     padding = padding or ("same" if decoder.upsample else "native")
     _choose("padding", padding, dict.fromkeys(PADDINGS))
+    _choose("precision", precision, PRECISIONS)
     if decoder.upsample and padding == "native":
         raise ValueError(
             "padding 'native' leaves too little border to score every pixel; take 'same' or "
@@ -695,7 +493,7 @@ def create_model(
         learned = tuple(learned_upsampling)
         if unknown := [layer for layer in learned if layer not in names]:
             raise ValueError(f"{name} has no up-convolution {unknown[0]!r}; it has {names}")
-    return FCN(heads, streams, trunk, decoder, dropout, learned)
+    return FCN(heads, streams, trunk, decoder, dropout, learned, precision)
 
 
 def _named_counts(

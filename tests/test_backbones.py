@@ -19,14 +19,12 @@ import fcn_jax
 from fcn_jax import ops
 from fcn_jax.alignment import PIXELS, compose, crop_offset
 from fcn_jax.backbones import BACKBONES, Conv
+from fcn_jax.decoders import DECODERS, SEGMENTERS, trunk_geometry
 from fcn_jax.networks import (
-    DECODERS,
-    SEGMENTERS,
     abstract_params,
     example_images,
     initial_params,
     multiply_adds,
-    trunk_geometry,
 )
 
 TRUNKS = {**BACKBONES, "plain": toy_backbones.plain, "forked": toy_backbones.forked}

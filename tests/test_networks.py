@@ -18,7 +18,8 @@ from random_parameters import random_parameters
 import fcn_jax
 from fcn_jax.alignment import Window
 from fcn_jax.backbones import Backbone, Concat, Conv
-from fcn_jax.networks import SEGMENTERS, abstract_params
+from fcn_jax.decoders import SEGMENTERS
+from fcn_jax.networks import abstract_params
 from fcn_jax.ops import bilinear_kernel
 
 PADDINGS = ("same", "reference")

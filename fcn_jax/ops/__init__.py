@@ -11,10 +11,15 @@ otherwise; ``benchmarks/operations.py`` measures them again.
 """
 
 from fcn_jax.ops.convolutions import convolution
-from fcn_jax.ops.forms import plain_forms
+from fcn_jax.ops.forms import plain_chosen, plain_forms
 from fcn_jax.ops.normalization import local_response_norm
 from fcn_jax.ops.pooling import average_pool, max_pool
-from fcn_jax.ops.upsampling import bilinear_kernel, resize_bilinear, up_convolution
+from fcn_jax.ops.upsampling import (
+    bilinear_kernel,
+    resize_bilinear,
+    resize_bilinear_on_canvas,
+    up_convolution,
+)
 
 __all__ = [
     "average_pool",
@@ -22,7 +27,9 @@ __all__ = [
     "convolution",
     "local_response_norm",
     "max_pool",
+    "plain_chosen",
     "plain_forms",
     "resize_bilinear",
+    "resize_bilinear_on_canvas",
     "up_convolution",
 ]

@@ -15,6 +15,7 @@ def local_response_norm(
     3.3, has no such division). Channels beyond the first and last count as zeros.
     """
     channels = x.shape[-1]
-    squares = jnp.pad(jnp.square(x), ((0, 0),) * 3 + ((size // 2, (size - 1) // 2),))
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # large squares, small differences
+    squares = jnp.pad(jnp.square(wide), ((0, 0),) * 3 + ((size // 2, (size - 1) // 2),))
     total = sum(squares[..., shift : shift + channels] for shift in range(size))
-    return x * (1 + alpha / size * total) ** -beta
+    return (wide * (1 + alpha / size * total) ** -beta).astype(x.dtype)

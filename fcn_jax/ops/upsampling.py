@@ -7,14 +7,19 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax import lax
+from jaxtyping import Array, Float, Int
 
 from fcn_jax.alignment import UpWindow
 from fcn_jax.ops.forms import plain_chosen
 
 
 def up_convolution(
-    x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"], factor: int
+    x: Float[Array, "b h w i"],
+    kernel: Float[Array, "k k i o"],
+    factor: int,
+    *,
+    precision: lax.Precision | None = None,
 ) -> Float[Array, "b h2 w2 o"]:
     """Transposed convolution without padding: each input cell adds its kernel to the output.
 
@@ -30,7 +35,7 @@ def up_convolution(
     this form is taken on all.
     """
     if plain_chosen():
-        return _up_convolution_dilated(x, kernel, factor)
+        return _up_convolution_dilated(x, kernel, factor, precision)
     batch, height, width, inputs = x.shape
     size, _, _, outputs = kernel.shape
     taps = math.ceil(size / factor)
@@ -52,7 +57,9 @@ def up_convolution(
     matrix = kernel.reshape(taps, factor, taps, factor, inputs, outputs)
     matrix = matrix.transpose(0, 2, 4, 1, 3, 5).reshape(taps * taps * inputs, -1)
 
-    blocks = (cells @ matrix).reshape(batch, rows, columns, factor, factor, outputs)
+    blocks = jnp.matmul(cells, matrix, precision=precision).reshape(
+        batch, rows, columns, factor, factor, outputs
+    )
     out = blocks.transpose(0, 1, 3, 2, 4, 5).reshape(
         batch, rows * factor, columns * factor, outputs
     )
@@ -60,16 +67,19 @@ def up_convolution(
     return out[:, : window.output_size(height), : window.output_size(width)]
 
 
-def _up_convolution_dilated(x: Array, kernel: Array, factor: int) -> Array:
+def _up_convolution_dilated(
+    x: Array, kernel: Array, factor: int, precision: lax.Precision | None
+) -> Array:
     """The plain form: a convolution of the input with zeros between its cells."""
     size = kernel.shape[0]
-    return jax.lax.conv_general_dilated(
+    return lax.conv_general_dilated(
         x,
         jnp.flip(kernel, (0, 1)),
         window_strides=(1, 1),
         padding=[(size - 1, size - 1)] * 2,
         lhs_dilation=(factor, factor),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
     )
 
 
@@ -97,3 +107,48 @@ def resize_bilinear(x: Float[Array, "b h w c"], height: int, width: int) -> Arra
     Shrinking averages over the pixels that fall together (antialiasing).
     """
     return jax.image.resize(x, (x.shape[0], height, width, x.shape[3]), "bilinear")
+
+
+def resize_bilinear_on_canvas(
+    x: Float[Array, "b h w c"],
+    sizes: Int[Array, "b 2"],
+    targets: Int[Array, "b 2"],
+    height: int,
+    width: int,
+) -> Float[Array, "b height width c"]:
+    """`resize_bilinear` for images of different sizes on one canvas, each as if it were alone.
+
+    Args:
+        x: Each image's values lie in the top left corner; what lies beyond counts nothing, but
+            must be finite.
+        sizes: Height and width of each image's part of ``x``.
+        targets: Height and width that each is brought to, at most 32767.
+        height: Of the resulting canvas.
+        width: See ``height``.
+
+    Returns:
+        0 beyond each target.
+    """
+    rows = _bilinear_weights(sizes[:, 0], targets[:, 0], x.shape[1], height)
+    columns = _bilinear_weights(sizes[:, 1], targets[:, 1], x.shape[2], width)
+    return jnp.einsum("bhwc,bhy,bwx->byxc", x, rows, columns, precision="highest")
+
+
+def _bilinear_weights(
+    size: Int[Array, " b"], target: Int[Array, " b"], cells: int, resized: int
+) -> Float[Array, "b cells resized"]:
+    """The weight of each cell in each resized cell, along one axis.
+
+    A triangle around the resized cell's centre, wider where the image shrinks; its weights add up
+    to 1 over the cells that are there.
+    """
+    size, target = size[:, None, None], target[:, None, None]
+    cell, new = jnp.arange(cells)[None, :, None], jnp.arange(resized)[None, None, :]
+    # Distances in cells times 2 target, in integers: in float32 the place of a cell some hundred
+    # pixels from the border would be uncertain by more than 1e-5.
+    distance = jnp.abs((2 * new + 1) * size - target - 2 * target * cell)
+    reach = 2 * jnp.maximum(size, target)
+    weights = jnp.maximum(0, 1 - distance / reach)
+    weights = jnp.where((cell < size) & (new < target), weights, 0)
+    total = weights.sum(axis=1, keepdims=True)
+    return weights / jnp.where(total > 0, total, 1)

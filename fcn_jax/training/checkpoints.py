@@ -21,7 +21,8 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from fcn_jax.classes import ClassTable
 from fcn_jax.config import from_plain, to_plain
-from fcn_jax.networks import FCN, SEGMENTERS, create_model
+from fcn_jax.decoders import SEGMENTERS
+from fcn_jax.networks import FCN, create_model
 from fcn_jax.preprocessing import Inputs
 from fcn_jax.training.step import TrainState
 

@@ -24,9 +24,10 @@ from fcn_jax.backbones import BACKBONES, Conv
 from fcn_jax.classes import ClassTable
 from fcn_jax.data import loader
 from fcn_jax.data.transforms import Augmentation
+from fcn_jax.decoders import SEGMENTERS
 from fcn_jax.evaluation import evaluate
 from fcn_jax.metrics import Scores, scores
-from fcn_jax.networks import FCN, SEGMENTERS, abstract_params, create_model, initial_params
+from fcn_jax.networks import FCN, abstract_params, create_model, initial_params
 from fcn_jax.preprocessing import CAFFE, Inputs, Preprocessing
 from fcn_jax.training.checkpoints import (
     StageCheckpoints,
