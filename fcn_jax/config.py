@@ -6,13 +6,14 @@ A config file holds ``get_config()`` that starts from `default_config` and sets 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
 
 from fcn_jax.backbones import find_backbone
 from fcn_jax.decoders import SEGMENTERS
+from fcn_jax.layers import PRECISIONS
 from fcn_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 
 
@@ -55,6 +56,11 @@ def default_config() -> ConfigDict:
     # Start weights: a file or a run's folder; "color=…,hha=…" for each input; empty: random.
     config.init = ""
     config.freeze = ()  # Patterns of layers that are not trained, such as "conv1_*".
+
+    # ---- Computation
+    config.precision = "float32"  # Or "tf32", "bfloat16": faster on GPUs and TPUs.
+    config.spatial_shards = 1  # Devices that share the rows of each image, where images are large.
+    config.remat = False  # Compute maps again for the gradient: less memory, a third more time.
 
     # ---- Training
     config.batch_size = 1  # Over all devices.
@@ -160,11 +166,26 @@ FREE_FIELDS = frozenset(
         "eval_batch_size",
         "checkpoint_every",
         "log_every",
+        "remat",
         "samples",
+        "spatial_shards",
     }
 )
 
 _PER_STAGE = ("steps", "epochs", "learning_rate")
+_CHOICES = {
+    "padding": ("same", "reference"),
+    "precision": tuple(PRECISIONS),
+    "optimizer": tuple(OPTIMIZERS),
+    "schedule": tuple(SCHEDULES),
+}
+_POSITIVE = (
+    *("width", "fc_width", "batch_size", "accumulate", "eval_batch_size", "scale"),
+    *("checkpoint_every", "log_every", "spatial_shards"),
+)
+_NOT_NEGATIVE = ("eval_every", "samples", "num_workers", "warmup", "clip_norm", "weight_decay")
+_BELOW_ONE = ("dropout", "momentum", "jitter")
+_HEIGHT_WIDTH = ("crop", "canvas")
 
 
 def validate(config: ConfigDict) -> None:
@@ -173,83 +194,76 @@ def validate(config: ConfigDict) -> None:
     Raises:
         ValueError: With all problems, each naming the field, the value and the remedy.
     """
-    problems: list[str] = []
-    fields: Any = config  # ml_collections gives every field the union of all types
+    problems = [
+        f"config.{field} = {config[field]!r}: {remedy}"
+        for check in (_wrong_names, _wrong_stages, _wrong_numbers, _wrong_shapes, _wrong_inputs)
+        for field, remedy in check(config)
+    ]
+    if problems:
+        raise ValueError("\n".join(problems))
 
-    def check(good: bool, field: str, remedy: str) -> None:
-        if not good:
-            problems.append(f"config.{field} = {config[field]!r}: {remedy}")
 
+Problems: TypeAlias = Iterator[tuple[str, str]]
+"""Fields with a wrong value, and the remedy of each."""
+
+
+def _wrong_stages(fields: Any) -> Problems:
     stages = len(fields.stages)
-    check(stages > 0, "stages", f"name at least one of {', '.join(SEGMENTERS)}")
-    check(
-        set(fields.stages) <= set(SEGMENTERS) and len(set(fields.stages)) == stages,
-        "stages",
-        f"each must be one of {', '.join(SEGMENTERS)}, and none twice",
-    )
-    for field, choices in (
-        ("padding", ("same", "reference")),
-        ("optimizer", OPTIMIZERS),
-        ("schedule", SCHEDULES),
-    ):
-        check(fields[field] in choices, field, f"choose one of {', '.join(choices)}")
+    known = ", ".join(SEGMENTERS)
+    if not stages:
+        yield "stages", f"name at least one of {known}"
+    if not set(fields.stages) <= set(SEGMENTERS) or len(set(fields.stages)) < stages:
+        yield "stages", f"each must be one of {known}, and none twice"
+    for field in _PER_STAGE:
+        if len(fields[field]) not in (0, 1, stages):
+            yield field, f"give one value, or one for each of the {stages} stages"
+        if not all(value > 0 for value in fields[field]):
+            yield field, "values must be positive"
+    if not fields.steps and not fields.epochs:
+        yield "epochs", "give the length of the stages here or as config.steps"
+    if not fields.learning_rate:
+        yield "learning_rate", "give at least one value"
+
+
+def _wrong_names(fields: Any) -> Problems:
+    for field, choices in _CHOICES.items():
+        if fields[field] not in choices:
+            yield field, f"choose one of {', '.join(choices)}"
     try:
         find_backbone(fields.backbone)
     except ValueError as error:
-        check(False, "backbone", str(error))
-    for field in _PER_STAGE:
-        check(
-            len(fields[field]) in (0, 1, stages),
-            field,
-            f"give one value, or one for each of the {stages} stages",
-        )
-        check(all(v > 0 for v in fields[field]), field, "values must be positive")
-    check(
-        bool(fields.steps) or bool(fields.epochs),
-        "epochs",
-        "give the length of the stages here or as config.steps",
-    )
-    check(bool(fields.learning_rate), "learning_rate", "give at least one value")
-    check(
-        fields.schedule != "step" or fields.schedule_step > 0,
-        "schedule_step",
-        "the schedule 'step' needs the updates between drops",
-    )
-    for field in ("width", "fc_width", "batch_size", "accumulate", "eval_batch_size", "scale"):
-        check(fields[field] > 0, field, "must be positive")
-    for field in ("checkpoint_every", "log_every"):
-        check(fields[field] > 0, field, "must be positive")
-    for field in ("eval_every", "samples", "num_workers", "warmup", "clip_norm", "weight_decay"):
-        check(fields[field] >= 0, field, "must not be negative")
-    inputs = list(fields.inputs.values())
-    features = all(part for joined in inputs for part in joined.split("+")) and inputs
-    check(
-        bool(features)
-        and all(len(set(joined.split("+"))) == len(joined.split("+")) for joined in inputs),
-        "inputs",
-        "give each input the features it reads, each once, such as 'image' or 'image+depth'",
-    )
-    check(
-        all(weight > 0 for weight in fields.loss_weights.values()),
-        "loss_weights",
-        "values must be positive",
-    )
-    for field in ("crop", "canvas"):
+        yield "backbone", str(error)
+
+
+def _wrong_numbers(fields: Any) -> Problems:
+    yield from ((field, "must be positive") for field in _POSITIVE if fields[field] <= 0)
+    yield from ((field, "must not be negative") for field in _NOT_NEGATIVE if fields[field] < 0)
+    yield from ((field, "must be in [0, 1)") for field in _BELOW_ONE if not 0 <= fields[field] < 1)
+    if not 0 < fields.cell_fraction <= 1:
+        yield "cell_fraction", "must be in (0, 1]"
+    if fields.schedule == "step" and fields.schedule_step <= 0:
+        yield "schedule_step", "the schedule 'step' needs the updates between drops"
+
+
+def _wrong_shapes(fields: Any) -> Problems:
+    for field in _HEIGHT_WIDTH:
         value = fields[field]
-        good = len(value) in (0, 2) and all(isinstance(v, int) and v > 0 for v in value)
-        check(good, field, "give (height, width) in pixels, or () for none")
-    low_high = fields.scale_range
-    check(
-        len(low_high) == 2 and 0 < low_high[0] <= low_high[1],
-        "scale_range",
-        "give (lowest, highest), both positive",
-    )
-    check(0 < fields.cell_fraction <= 1, "cell_fraction", "must be in (0, 1]")
-    check(0 <= fields.dropout < 1, "dropout", "must be in [0, 1)")
-    check(0 <= fields.momentum < 1, "momentum", "must be in [0, 1)")
-    check(0 <= fields.jitter < 1, "jitter", "must be in [0, 1)")
-    if problems:
-        raise ValueError("\n".join(problems))
+        if len(value) not in (0, 2) or not all(isinstance(v, int) and v > 0 for v in value):
+            yield field, "give (height, width) in pixels, or () for none"
+    factors = fields.scale_range
+    if len(factors) != 2 or not 0 < factors[0] <= factors[1]:
+        yield "scale_range", "give (lowest, highest), both positive"
+
+
+def _wrong_inputs(fields: Any) -> Problems:
+    inputs = [joined.split("+") for joined in fields.inputs.values()]
+    if not inputs or not all(all(parts) and len(set(parts)) == len(parts) for parts in inputs):
+        yield (
+            "inputs",
+            "give each input the features it reads, each once, such as 'image' or 'image+depth'",
+        )
+    if not all(weight > 0 for weight in fields.loss_weights.values()):
+        yield "loss_weights", "values must be positive"
 
 
 def per_stage(config: ConfigDict, field: str) -> tuple[Any, ...]:
@@ -308,10 +322,14 @@ def from_plain(fields: Mapping[str, Any]) -> ConfigDict:
 
 
 def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lines ``field: old -> new`` for the fields that must not change when a run goes on."""
-    names = (set(old) | set(new)) - FREE_FIELDS
+    """Lines ``field: old -> new`` for the fields that must not change when a run goes on.
+
+    A field that one of them lacks, as it is younger than the run, has its default.
+    """
+    defaults = to_plain(default_config())
+    old, new = {**defaults, **old}, {**defaults, **new}
     return [
         f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
-        for name in sorted(names)
+        for name in sorted(set(old | new) - FREE_FIELDS)
         if old.get(name) != new.get(name)
     ]

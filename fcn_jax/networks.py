@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from flax import linen as nn
 from flax import traverse_util
 from jaxtyping import Array, Float, Int
 
-from fcn_jax import border, ops
+from fcn_jax import ops
 from fcn_jax.alignment import Window, overlap
 from fcn_jax.backbones import (
     PADDINGS,
@@ -35,6 +36,7 @@ from fcn_jax.backbones import (
     Pool,
     find_backbone,
 )
+from fcn_jax.border import Border, shared_layers
 from fcn_jax.decoders import (
     DECODERS,
     Alignment,
@@ -73,6 +75,18 @@ class _Maps:
         self.extents[name] = extent
 
 
+Places: TypeAlias = dict[str, Any]
+"""By layer how its map is divided (`Border`), or its images' extents; ``""`` is the image."""
+
+
+def _whole(arrays: Mapping[str, Any], places: Places, name: str) -> tuple[Array, Extent]:
+    """A map and its images' extents; put together if it is in parts."""
+    place = places[name]
+    if isinstance(place, Border):
+        return place.whole(arrays[name]), place.extent
+    return arrays[name], place
+
+
 class FCN(nn.Module):
     """A fully convolutional network; build it with `create_model`.
 
@@ -90,6 +104,8 @@ class FCN(nn.Module):
         dropout: Rate after the layers that the trunk marks.
         learned_upsampling: Names of the up-convolutions that are trained, without a head's name.
         precision: A name in `fcn_jax.layers.PRECISIONS`.
+        remat: Whether the gradient keeps the trunk's maps after each pooling only, and computes
+            those between again.
     """
 
     heads: tuple[tuple[str, int], ...]
@@ -99,6 +115,7 @@ class FCN(nn.Module):
     dropout: float = 0.5
     learned_upsampling: tuple[str, ...] = ()
     precision: str = "float32"
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -147,48 +164,76 @@ class FCN(nn.Module):
     def _run_trunk(
         self, maps: _Maps, image: Array, sizes: Extent, train: bool, suffix: str
     ) -> None:
-        """Runs the layer table on one stream; adds its maps as they leave ReLU and dropout."""
+        """Runs the layer table on one stream; adds the maps that the scores are read from."""
+        places = self._places(image.shape[1:3], sizes, whole=maps.all_wanted)
+        start = places[""]
+        arrays: dict[str, Any] = {"": start.parts_of(image) if isinstance(start, Border) else image}
+        for layers, kept in self._segments():
+
+            def run(self: FCN, arrays: dict[str, Any], layers: Any = layers, kept: Any = kept):
+                arrays = self._run_layers(layers, arrays, places, train, suffix)
+                return arrays if maps.all_wanted else {name: arrays[name] for name in kept}
+
+            # After the last pooling the maps are small, and dropout draws from its key once.
+            again = self.remat and isinstance(layers[-1], Pool)
+            arrays = (nn.remat(run) if again else run)(self, arrays)
+        for name in filter(None, arrays):
+            maps.add(f"{name}{suffix}", *_whole(arrays, places, name))
+
+    def _places(self, canvas: tuple[int, int], sizes: Extent, *, whole: bool) -> Places:
+        """Of every map the images' extents; of the first ones how they share the border."""
         layers = self._layers
-        shared = self._share_border(maps, image, sizes, suffix)
-        before = [layer.name for layer in layers[:shared]]
-        for layer in layers[shared:]:
-            sources = [f"{name}{suffix}" if name else "" for name in sources_of(layer, before)]
-            read = [maps.arrays[name] if name else image for name in sources]
-            extent = maps.extents[sources[0]] if sources[0] else sizes
+        shared = 0 if whole or ops.plain_chosen() else shared_layers(layers)
+        places: dict[str, Any] = {
+            "": Border.of_image(canvas, sizes, layers[0]) if shared else sizes
+        }
+        for number, layer in enumerate(layers):
+            place = places[sources_of(layer, places)[0]]
+            if number < shared:
+                places[layer.name] = place.through(window_of(layer))
+            else:
+                extent = place.extent if isinstance(place, Border) else place
+                places[layer.name] = through(window_of(layer), extent)
+        return places
+
+    def _segments(self) -> list[tuple[tuple[Layer, ...], tuple[str, ...]]]:
+        """The layers up to each pooling, and the maps that are read after them."""
+        layers = self._layers
+        names = ["", *(layer.name for layer in layers)]
+        ends = [n for n, layer in enumerate(layers, 1) if isinstance(layer, Pool)]
+        segments = []
+        for start, end in itertools.pairwise(dict.fromkeys([0, *ends, len(layers)])):
+            later = {source for layer in layers[end:] for source in sources_of(layer, names)}
+            later |= {names[end], *(skip.feature for skip in self.alignment.skips)}
+            kept = tuple(name for name in names[: end + 1] if name in later)
+            segments.append((layers[start:end], kept))
+        return segments
+
+    def _run_layers(
+        self,
+        layers: Sequence[Layer],
+        arrays: Mapping[str, Any],
+        places: Places,
+        train: bool,
+        suffix: str,
+    ) -> dict[str, Any]:
+        """Runs some layers; returns the given maps and theirs, as they leave ReLU and dropout."""
+        arrays = dict(arrays)
+        for layer in layers:
+            sources, window = sources_of(layer, arrays), window_of(layer)
+            run, place = self._layer(layer, train, suffix), places[layer.name]
+            if isinstance(place, Border):
+                (source,) = sources
+                arrays[layer.name] = places[source].run(run, window, arrays[source])
+                continue
+            read = [_whole(arrays, places, source)[0] for source in sources]
             if isinstance(layer, Pool) and not sources[0]:  # other maps are not negative
-                read = [fill_beyond(read[0], extent, -jnp.inf)]
-            run, window = self._layer(layer, train, suffix), window_of(layer)
-            maps.add(f"{layer.name}{suffix}", run(*read, window=window), through(window, extent))
-            before.append(layer.name)
-
-    def _share_border(self, maps: _Maps, image: Array, sizes: Extent, suffix: str) -> int:
-        """Runs the first layers as far as they share the border, and returns their number.
-
-        It adds only the maps that are read later.
-        """
-        layers = self._layers
-        shared = 0 if maps.all_wanted or ops.plain_chosen() else border.shared_layers(layers)
-        if shared == 0:
-            return 0
-        names = [layer.name for layer in layers]
-        later = {source for layer in layers[shared:] for source in sources_of(layer, names)}
-        later |= {names[shared - 1], *(skip.feature for skip in self.alignment.skips)}
-
-        window = window_of(layers[0])
-        assert window is not None
-        parts = border.BorderedMap.of_image(image, sizes, window.pad)
-        for layer in layers[:shared]:
-            window = window_of(layer)
-            if layer == layers[0]:
-                window = dataclasses.replace(window, pad=0)
-            run = self._layer(layer, False, suffix)
-            parts = parts.through(window, lambda x, window, run=run: run(x, window=window))
-            if layer.name in later:
-                maps.add(f"{layer.name}{suffix}", parts.whole(), parts.extent)
-        return shared
+                read = [fill_beyond(read[0], places[""], -jnp.inf)]
+            arrays[layer.name] = fill_beyond(run(window, *read), place)
+        return arrays
 
     def _layer(self, layer: Layer, train: bool, suffix: str) -> Callable[..., Array]:
-        """A layer of the table as a function of the maps that it reads and its window."""
+        """A layer of the table as a function of its window and the maps that it reads."""
         precision = PRECISIONS[self.precision]
         if isinstance(layer, Conv):
             first = layer == self.backbone.layers[0]
@@ -201,20 +246,21 @@ class FCN(nn.Module):
                 precision.products,
                 name=f"{layer.name}{suffix}",
             )
-        drop = nn.Dropout(self.dropout, deterministic=not train)
 
-        def run(*read: Array, window: Window | None) -> Array:
+        def run(window: Window | None, *read: Array) -> Array:
             if window is not None:
                 self._check_size(layer.name, window, read[0])
-            if isinstance(layer, Conv):
+            if isinstance(layer, Conv) and window is not None:
                 x = nn.relu(convolution(read[0], window.pad))
-            elif isinstance(layer, Pool):
+            elif isinstance(layer, Pool) and window is not None:
                 x = (ops.average_pool if layer.average else ops.max_pool)(read[0], window)
             elif isinstance(layer, Norm):
                 x = ops.local_response_norm(read[0], layer.size, layer.alpha, layer.beta)
             else:
                 x = jnp.concatenate(read, axis=-1)
-            return drop(x) if getattr(layer, "dropout", False) else x
+            if getattr(layer, "dropout", False):
+                x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            return x
 
         return run
 
@@ -271,8 +317,8 @@ class FCN(nn.Module):
         """Adds the up-convolution of some scores, and returns its name."""
         window, learned = self.alignment.up_windows[name], name in self.learned_upsampling
         layer = UpConvolution(classes, window, learned, self._products, name=f"{name}{head}")
-        maps.add(layer.name, layer(maps.arrays[scores]), through(window, maps.extents[scores]))
-        return layer.name
+        maps.add(f"{name}{head}", layer(maps.arrays[scores]), through(window, maps.extents[scores]))
+        return f"{name}{head}"
 
     # ---- checks
 
@@ -429,6 +475,7 @@ def create_model(
     dropout: float = 0.5,
     learned_upsampling: Literal["intermediate", "none", "all"] | tuple[str, ...] = "intermediate",
     precision: Literal["float32", "tf32", "bfloat16"] = "float32",
+    remat: bool = False,
 ) -> FCN:
     """Builds a network by name.
 
@@ -451,6 +498,7 @@ def create_model(
             the last (CVPR 2015), ``none`` (the PAMI models), ``all``, or a tuple of names.
         precision: ``float32``; ``tf32``, which lets GPUs and TPUs round the factors of products;
             or ``bfloat16``, with the trunk's maps in 16 bits. Parameters and logits are float32.
+        remat: Train in less memory and more time: only pooled maps are kept for the gradient.
 
     Returns:
         A Linen module: ``model.init(key, images)``, ``model.apply(variables, images)``.
@@ -493,7 +541,7 @@ def create_model(
         learned = tuple(learned_upsampling)
         if unknown := [layer for layer in learned if layer not in names]:
             raise ValueError(f"{name} has no up-convolution {unknown[0]!r}; it has {names}")
-    return FCN(heads, streams, trunk, decoder, dropout, learned, precision)
+    return FCN(heads, streams, trunk, decoder, dropout, learned, precision, remat)
 
 
 def _named_counts(

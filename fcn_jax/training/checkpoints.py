@@ -210,6 +210,8 @@ def build_model(
         fc_width=config.fc_width,
         dropout=config.dropout,
         learned_upsampling=learned,
+        precision=config.precision,
+        remat=config.remat,
     )
 
 
