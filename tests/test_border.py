@@ -1,0 +1,137 @@
+"""The border's cells are computed once: the same function, whatever the image's size."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import numpy as np
+import pytest
+from random_parameters import random_parameters
+
+import fcn_jax
+from fcn_jax import ops
+from fcn_jax.alignment import Window
+from fcn_jax.backbones import BACKBONES
+from fcn_jax.border import Border, shared_layers
+from fcn_jax.decoders import window_of
+from fcn_jax.networks import abstract_params
+
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "padding", "last"),
+    [
+        ("vgg11", "reference", "pool4"),
+        ("vgg16", "reference", "pool4"),
+        ("vgg19", "reference", "conv4_3"),
+        ("alexnet", "reference", "conv3"),
+        ("googlenet", "reference", "pool2/3x3_s2"),
+        ("vgg16", "same", None),
+        ("googlenet", "native", None),
+    ],
+)
+def test_how_far_a_trunk_shares_its_border(backbone, padding, last):
+    layers = BACKBONES[backbone](padding, 1.0, 4096).layers
+    shared = shared_layers(layers)
+    assert (layers[shared - 1].name if shared else None) == last
+
+
+def seen_by(marks: np.ndarray, window: Window, beyond: bool) -> np.ndarray:
+    """Which cells of a layer's output see a marked cell, by trying each."""
+    reach = window.pad + window.excess(len(marks))
+    padded = np.pad(marks, (window.pad, reach), constant_values=beyond)
+    starts = range(0, len(padded) - window.kernel + 1, window.stride)
+    return np.array([padded[start : start + window.kernel].any() for start in starts])
+
+
+@pytest.mark.parametrize("backbone", ["vgg16", "vgg19", "alexnet", "googlenet"])
+def test_image_and_edge_lie_where_they_are_found_by_trying(backbone):
+    layers = BACKBONES[backbone]("reference", 1.0, 4096).layers
+    shared = shared_layers(layers)
+    for side in (*range(1, 70), 375, 500):
+        border = Border.of_image((side, side), None, layers[0])
+        image = np.zeros(border.canvas[0], bool)
+        image[border.axis.start : border.axis.start + side] = True
+        edge = np.zeros_like(image)
+        for number, layer in enumerate(layers[:shared]):
+            window = window_of(layer)
+            border = border.through(window)
+            if window is None:
+                continue
+            if number == 0:
+                window = Window(window.kernel, window.stride, 0, window.ceil)
+            image, edge = seen_by(image, window, False), seen_by(edge, window, True)
+            cells = np.flatnonzero(image)
+            axis = border.axis
+            assert axis.size[0, 0] == len(image) == border.canvas[0]
+            assert (axis.start, axis.stop[0, 0]) == (cells[0], cells[-1] + 1)
+            assert axis.low == np.flatnonzero(~edge)[0]
+            assert axis.high[0, 0] == np.flatnonzero(~edge[::-1])[0] <= border.most_high
+            assert not (image & edge).any()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "sizes"),
+    [("vgg16", [(1, 1), (33, 47)]), ("alexnet", [(38, 53)]), ("googlenet", [(41, 34)])],
+)
+def test_scores_are_those_of_the_plain_network(backbone, sizes):
+    model = fcn_jax.create_model(
+        "fcn8s", backbone=backbone, padding="reference", num_classes=4, width=1 / 16, fc_width=8
+    )
+    params = {"params": random_parameters(model, 0)}
+    rng = np.random.default_rng(0)
+    apply = jax.jit(model.apply, compiler_options=QUICK)
+    for height, width in sizes:
+        images = rng.normal(0, 64, (2, height, width, 3)).astype(np.float32)
+        with ops.plain_forms():
+            truth = apply(params, images)
+        atol = 1e-5 * np.abs(truth).max()
+        np.testing.assert_allclose(apply(params, images), truth, atol=atol)
+
+
+def test_gradients_are_those_of_the_plain_network():
+    model = fcn_jax.create_model(
+        "fcn8s", backbone="vgg11", padding="reference", num_classes=4, width=1 / 16, fc_width=8
+    )
+    params = random_parameters(model, 0)
+    rng = np.random.default_rng(0)
+    images = rng.normal(0, 64, (1, 37, 50, 3)).astype(np.float32)
+    weights = rng.normal(size=(1, 37, 50, 4)).astype(np.float32)
+
+    def objective(params):
+        return (weights * model.apply({"params": params}, images)).sum()
+
+    gradient = jax.jit(jax.grad(objective), compiler_options=QUICK)
+    with ops.plain_forms():
+        truth = gradient(params)
+    for got, expected in zip(
+        jax.tree.leaves(gradient(params)), jax.tree.leaves(truth), strict=True
+    ):
+        np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("size", "most"), [((375, 500), 0.67), ((128, 128), 0.41)])
+def test_arithmetic_that_is_left(size, most, monkeypatch):
+    counted = []
+    plain = ops.convolution
+
+    def counting(x, kernel, *args, **options):
+        out = plain(x, kernel, *args, **options)
+        counted.append(math.prod(out.shape[:3]) * math.prod(kernel.shape))
+        return out
+
+    monkeypatch.setattr(ops, "convolution", counting)
+    model = fcn_jax.create_model("fcn8s", padding="reference")
+    params = {"params": abstract_params(model)}
+    images = jax.ShapeDtypeStruct((4, *size, 3), np.float32)
+
+    def multiply_adds():
+        counted.clear()
+        jax.eval_shape(lambda *args: model.apply(*args), params, images)
+        return sum(counted)
+
+    shared = multiply_adds()
+    with ops.plain_forms():
+        assert shared < most * multiply_adds()
