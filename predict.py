@@ -4,12 +4,14 @@
     python predict.py --weights=FILE IMAGES... --output=DIR [--model=fcn8s] [--classes=FILE]
     python predict.py --weights=FILE IMAGES... --output=DIR --heatmap="tabby cat"
     python predict.py --workdir=runs/nyud_color_hha IMAGES... --output=DIR --depth=DIR
+    python predict.py --workdir=DIR LARGE_IMAGE --output=DIR --tile=1024
 
 IMAGES are files, or folders to search. Writes labels/NAME.png (class numbers, shown in the
 classes' colours) and overlays/NAME.png (colours over the photograph), at the photographs' size;
 with --heatmap instead heatmaps/NAME.png, the class's scores over the photograph. FILE holds
 published weights of any kind that fcn_jax.weights.load reads, also of a classifier. For networks
 that read depth or HHA, --depth names the folder of the 16-bit depth images, of the same names.
+Large images are computed in tiles, with the same result; smaller tiles take less memory.
 A file that cannot be read is reported, the others are done all the same, and the exit code is 1.
 """
 
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
     from fcn_jax.classes import ClassTable
     from fcn_jax.inference import Predictor
 
-    Draw = Callable[[dict[str, np.ndarray]], dict[str, Image.Image]]
+    Advance = Callable[[int, int], object]  # called with the tiles that are done, and all
+    Draw = Callable[[dict[str, np.ndarray], Advance], dict[str, Image.Image]]
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -58,6 +61,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--classes", help="file of class names for --weights; default: by their number")
     add("--heatmap", help="draw the scores of this class: a name, HEAD/NAME, or a number from 0")
     add("--depth", type=Path, help="folder of the depth images, PNG of 16 bits in millimetres")
+    add("--tile", type=int, help="largest side of a tile, in pixels; default: 2048")
     add("--camera", type=camera, help="fx,fy,cx,cy of the depth images; default: NYUDv2's")
     return parser.parse_intermixed_args(argv)
 
@@ -143,7 +147,11 @@ def load_network(args: argparse.Namespace) -> Network:
     if given := [f"--{name}" for name in unused if getattr(args, name)]:
         source = "--workdir" if args.workdir else "--weights"
         raise ValueError(f"{', '.join(given)} has no meaning with {source}")
-    return load_run_network(args) if args.workdir else load_weights_network(args)
+    network = load_run_network(args) if args.workdir else load_weights_network(args)
+    if args.tile is None:
+        return network
+    predictor = dataclasses.replace(network.predictor, tile=args.tile)
+    return dataclasses.replace(network, predictor=predictor)
 
 
 def load_run_network(args: argparse.Namespace) -> Network:
@@ -158,8 +166,8 @@ def load_run_network(args: argparse.Namespace) -> Network:
 def load_weights_network(args: argparse.Namespace) -> Network:
     """The network that a file's layers tell."""
     from fcn_jax import classes, weights
-    from fcn_jax.inference import Predictor
     from fcn_jax.decoders import DECODERS
+    from fcn_jax.inference import Predictor
 
     loaded = weights.load(args.weights)
     model = weights.network_of(loaded, args.model, args.padding)
@@ -214,14 +222,14 @@ def find_class(wanted: str, network: Network) -> tuple[str, int]:
 # ======================================================================== pictures
 
 
-def draw_labels(network: Network, features: Any) -> Any:
+def draw_labels(network: Network, features: Any, progress: Advance) -> Any:
     """Label map and overlay of an image, by folder; for each head."""
     from PIL import Image
 
     from fcn_jax import drawing
 
     tables: Any = network.tables
-    labels = network.predictor.labels(features)
+    labels = network.predictor.labels(features, progress=progress)
     labels = labels if isinstance(labels, dict) else {next(iter(tables)): labels}
     pictures = {}
     for head, values in labels.items():
@@ -232,14 +240,15 @@ def draw_labels(network: Network, features: Any) -> Any:
     return pictures
 
 
-def draw_heatmap(predictor: Predictor, head: str, number: int, features: Any) -> Any:
+def draw_heatmap(
+    predictor: Predictor, head: str, number: int, features: Any, progress: Advance
+) -> Any:
     """The scores of a class over an image."""
-    import numpy as np
     from PIL import Image
 
     from fcn_jax import drawing
 
-    scores = np.asarray(predictor.score_map(features, number, head))
+    scores = predictor.score_map(features, number, head, progress=progress)
     return {"heatmaps": Image.fromarray(drawing.heatmap(features["image"], scores))}
 
 
@@ -320,22 +329,32 @@ def predict(
 ) -> int:
     """Draws every file; returns how many could not be."""
     import jax
-    from rich.progress import track
+    from rich.progress import Progress
 
     failed = 0
-    for file, name in track(files, title):
-        try:
-            for kind, picture in draw(read(file, name)).items():
-                target = output / kind / f"{name}.png"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                picture.save(target)
-        except (ValueError, OSError) as error:
-            failed += 1
-            named = "" if str(file) in str(error) else f"{file}: "
-            print(f"predict.py: {named}{error}", file=sys.stderr)
-        except (MemoryError, jax.errors.JaxRuntimeError) as error:
-            failed += 1
-            print(f"predict.py: {file}: too large? {str(error)[:200]}", file=sys.stderr)
+    with Progress() as bars:
+        total = bars.add_task(title, total=len(files))
+        for file, name in files:
+            tiles = bars.add_task(f"tiles of {file.name}", total=None, visible=False)
+
+            def show(done: int, number: int, tiles: Any = tiles) -> None:
+                bars.update(tiles, completed=done, total=number, visible=True)
+
+            try:
+                for kind, picture in draw(read(file, name), show).items():
+                    target = output / kind / f"{name}.png"
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    picture.save(target)
+            except (ValueError, OSError) as error:
+                failed += 1
+                named = "" if str(file) in str(error) else f"{file}: "
+                print(f"predict.py: {named}{error}", file=sys.stderr)
+            except (MemoryError, jax.errors.JaxRuntimeError) as error:
+                failed += 1
+                reason = str(error)[:200]
+                print(f"predict.py: {file}: too large? {reason}; try --tile=1024", file=sys.stderr)
+            bars.remove_task(tiles)
+            bars.advance(total)
     return failed
 
 

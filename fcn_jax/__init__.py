@@ -7,7 +7,7 @@ Importing this package needs jax, flax and numpy only; data sets (`fcn_jax.data`
 from fcn_jax.alignment import Geometry, UpWindow, Window, compose, crop_offset
 from fcn_jax.backbones import Backbone
 from fcn_jax.classes import VOID, ClassTable
-from fcn_jax.inference import Predictor
+from fcn_jax.inference import Predictor, predict, predict_tiled
 from fcn_jax.losses import cross_entropy
 from fcn_jax.metrics import ConfusionMatrix, Scores, scores
 from fcn_jax.networks import FCN, create_model
@@ -35,6 +35,8 @@ __all__ = [
     "crop_offset",
     "cross_entropy",
     "load_weights",
+    "predict",
+    "predict_tiled",
     "save_weights",
     "scores",
     "transplant",

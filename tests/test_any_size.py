@@ -124,3 +124,37 @@ def test_maps_are_those_of_the_image_alone():
         )
         assert not got[height:].any(), name
         assert not got[:, width:].any(), name
+
+
+# ======================================================================== interpolation
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_images_on_a_canvas_are_resized_as_if_alone(seed):
+    """Enlarged, reduced (antialiased), and left as they are, side by side in a batch."""
+    rng = np.random.default_rng(seed)
+    canvas, target_canvas = (31, 47), (61, 40)
+    sizes = np.array([(31, 47), (1, 1), rng.integers(1, (32, 48)), (20, 30)])
+    targets = np.array([(61, 40), (9, 1), rng.integers(1, (62, 41)), (20, 30)])
+    x = rng.normal(size=(len(sizes), *canvas, 3)).astype(np.float32)
+    together = fcn_jax.ops.resize_bilinear_on_canvas(
+        jnp.asarray(x), jnp.asarray(sizes), jnp.asarray(targets), *target_canvas
+    )
+    assert together.shape == (len(sizes), *target_canvas, 3)
+    for row, ((h, w), (height, width)) in enumerate(zip(sizes, targets, strict=True)):
+        alone = fcn_jax.ops.resize_bilinear(x[row : row + 1, :h, :w], int(height), int(width))
+        got = np.asarray(together[row])
+        np.testing.assert_allclose(got[:height, :width], alone[0], atol=1e-5 * np.abs(x).max())
+        assert not got[height:].any()
+        assert not got[:, width:].any()
+
+
+def test_weights_far_from_the_border_are_exact():
+    """Where neighbours differ most; numpy's interpolation in float64 is the truth."""
+    side, target = 700, 1001
+    x = np.where(np.arange(side) % 2, 1.0, -1.0).astype(np.float32)
+    got = fcn_jax.ops.resize_bilinear_on_canvas(
+        x[None, :, None, None], jnp.array([[side, 1]]), jnp.array([[target, 1]]), target, 1
+    )[0, :, 0, 0]
+    places = (np.arange(target) + 0.5) * side / target - 0.5
+    np.testing.assert_allclose(got, np.interp(places, np.arange(side), x), atol=1e-6)

@@ -11,8 +11,12 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+import toy_backbones
+from compilations import counted_compilations
 from random_parameters import random_parameters
 
+import fcn_jax
+from fcn_jax.canvases import exactly
 from fcn_jax.evaluation import evaluate
 from fcn_jax.inference import Predictor
 from fcn_jax.networks import create_model
@@ -71,29 +75,68 @@ def test_one_example_of_void_counts_nothing() -> None:
     assert evaluate_brightest([example]).sum() == 0
 
 
-@pytest.mark.parametrize(("batch_size", "scale"), [(2, 1.0), (3, 0.5)])
-def test_a_network_scores_as_its_predictions_do(batch_size: int, scale: float) -> None:
-    sizes = [(33, 47), (33, 47), (33, 47)]
-    model = create_model("fcn32s", num_classes=3, width=0.05, fc_width=8)
-    variables = {"params": random_parameters(model, seed=0)}
-    examples = make_examples(sizes)
-    predictor = Predictor(model, variables, PLAIN, scale)
-    expected = np.zeros((3, 3), np.int64)
-    for example in examples:
-        valid = example["label"] != 255
-        predicted = predictor.labels(example["image"])
-        np.add.at(expected, (example["label"][valid], predicted[valid]), 1)
-    assert (expected.sum(axis=0) > 0).sum() > 1  # more than one class is predicted
-    counts = evaluate(
-        model,
-        variables,
-        examples,
-        num_classes=3,
-        preprocessing=PLAIN,
-        scale=scale,
-        batch_size=batch_size,
+@pytest.fixture(scope="module")
+def network():
+    model = create_model(
+        "fcn16s", backbone=toy_backbones.plain, num_classes=3, width=1 / 4, fc_width=8
     )
+    return model, {"params": random_parameters(model, seed=0)}
+
+
+NETWORK_SIZES = [(33, 47), (40, 41), (1, 9), (33, 47), (34, 48)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 2},
+        {"batch_size": 1, "canvas": exactly},
+        {"batch_size": 3, "canvas": lambda side: 96},
+        {"batch_size": 4, "scale": 0.5},
+    ],
+    ids=["default", "no canvas", "one canvas", "reduced"],
+)
+def test_a_network_scores_as_its_predictions_do(network, options):
+    """Whatever the canvas and the batch: those of an image alone count."""
+    model, variables = network
+    examples = make_examples(NETWORK_SIZES)
+    predictor = Predictor(model, variables, PLAIN, options.get("scale", 1.0), canvas=exactly)
+    expected = np.zeros((3, 3), np.int64)
+    visited = {}
+    with fcn_jax.ops.plain_forms():
+        counts = evaluate(
+            model,
+            variables,
+            examples,
+            num_classes=3,
+            preprocessing=PLAIN,
+            visit=lambda example, labels: visited.update({example["id"]: labels}),
+            **options,
+        )
+        for example in examples:
+            predicted = predictor.labels(example["image"])
+            valid = example["label"] != 255
+            np.add.at(expected, (example["label"][valid], predicted[valid]), 1)
+            np.testing.assert_array_equal(visited[example["id"]], predicted)
+    assert (expected.sum(axis=0) > 0).sum() > 1  # more than one class is predicted
     np.testing.assert_array_equal(counts, expected)
+
+
+def test_a_canvas_is_compiled_once_for_all_its_sizes(network):
+    model, variables = network
+    sizes = np.random.default_rng(2).integers(33, 49, (25, 2)).tolist()
+    examples = make_examples([*sizes, (7, 60)])
+
+    def run(examples):
+        with fcn_jax.ops.plain_forms(), counted_compilations() as compiled:
+            evaluate(model, variables, examples, num_classes=3, preprocessing=PLAIN, batch_size=4)
+        return compiled
+
+    run(examples[:1])  # compiles what does not depend on the canvas
+    programs = run(examples)
+    # 40 or 48 pixels a side, and 32 x 64 for the last image.
+    assert programs.count("jit(_score_batch)") == len(programs) == 5
+    assert run(examples[::-1]) == []
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -122,6 +165,12 @@ def test_mistakes_name_the_example() -> None:
         evaluate_brightest(examples)
 
 
+def test_an_image_that_does_not_fit_the_canvas_is_named(network):
+    examples = make_examples([(4, 5), (4, 50)])
+    with pytest.raises(ValueError, match=r"image1: the image of 4x50 pixels does not fit .* 32x32"):
+        evaluate(*network, examples, num_classes=3, preprocessing=PLAIN, canvas=(32, 32))
+
+
 def test_mistakes_of_the_whole() -> None:
     with pytest.raises(ValueError, match="no example"):
         evaluate_brightest([])
@@ -132,9 +181,13 @@ def test_mistakes_of_the_whole() -> None:
 FOUR_DEVICES = """
 import jax, json, numpy as np
 from jax.sharding import Mesh
-from test_evaluation import evaluate_brightest, make_examples
+from fcn_jax import predict
+from test_evaluation import PLAIN, Brightest, evaluate_brightest, make_examples
 assert jax.device_count() == 4
 mesh = Mesh(np.array(jax.devices()), ("data",))
+images = [example["image"] for example in make_examples()]
+for labels, image in zip(predict(Brightest(), {}, images, preprocessing=PLAIN, mesh=mesh), images):
+    np.testing.assert_array_equal(labels, image.argmax(-1))
 print(json.dumps([
     evaluate_brightest(make_examples(), batch_size=size, mesh=mesh).tolist() for size in (1, 6)
 ]))

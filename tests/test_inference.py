@@ -8,12 +8,17 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+import toy_backbones
+from compilations import counted_compilations
 from PIL import Image
 from random_parameters import random_parameters
 
+import fcn_jax
+from fcn_jax.canvases import exactly
+from fcn_jax.extents import canvas_side
 from fcn_jax.inference import Predictor, resize_image
 from fcn_jax.networks import create_model
-from fcn_jax.preprocessing import Preprocessing
+from fcn_jax.preprocessing import CAFFE, Preprocessing
 
 PLAIN = Preprocessing(channel_order="rgb", mean=(0.0, 0.0, 0.0))
 
@@ -103,9 +108,10 @@ def test_the_networks_of_the_package() -> None:
     model = create_model("fcn8s", num_classes=4, width=0.05, fc_width=8)
     image = random_image(35, 50)
     variables = {"params": random_parameters(model, seed=0)}
-    apply = jax.jit(functools.partial(model.apply, train=False))
-    logits = apply(variables, Preprocessing().apply(jax.numpy.asarray(image[None])))
-    labels = Predictor(model, variables).labels(image)
+    with fcn_jax.ops.plain_forms():
+        apply = jax.jit(functools.partial(model.apply, train=False))
+        logits = apply(variables, Preprocessing().apply(jax.numpy.asarray(image[None])))
+        labels = Predictor(model, variables).labels(image)
     # Compiled otherwise, sums round otherwise, which can turn a tie.
     best = np.take_along_axis(np.asarray(logits[0]), labels[..., None].astype(int), -1)[..., 0]
     np.testing.assert_allclose(best, logits[0].max(axis=-1), rtol=1e-4, atol=1e-4)
@@ -130,3 +136,147 @@ def test_what_is_no_image_is_refused(parameters, image: np.ndarray) -> None:
 def test_scale_must_be_positive(scale: float) -> None:
     with pytest.raises(ValueError, match="scale must be positive"):
         resize_image(random_image(4, 5), scale)
+
+
+# ======================================================================== many images
+
+
+@pytest.fixture(scope="module")
+def toy():
+    model = create_model(
+        "fcn8s", backbone=toy_backbones.plain, num_classes=4, width=1 / 4, fc_width=8
+    )
+    return model, random_parameters(model, seed=0)
+
+
+@pytest.fixture(autouse=True)
+def plain_operations():
+    """Which compile faster."""
+    with fcn_jax.ops.plain_forms():
+        yield
+
+
+def alone(model, params, image: np.ndarray, scale: float = 1.0) -> np.ndarray:
+    """The logits of an image by the network itself, without canvas and batch."""
+
+    def run(params, seen):
+        logits = model.apply({"params": params}, CAFFE.apply(seen))
+        return fcn_jax.ops.resize_bilinear(logits, *image.shape[:2])
+
+    return np.asarray(jax.jit(run)(params, resize_image(image, scale)[None])[0])
+
+
+SIZES = [(1, 1), (33, 47), (70, 40), (34, 41), (33, 47)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 3},
+        {"batch_size": 1, "canvas": exactly},
+        {"batch_size": 2, "canvas": lambda side: 80, "scale": 0.6},
+        {"batch_size": 8, "canvas": (128, 96), "scale": 1.7},
+    ],
+    ids=["default", "no canvas", "reduced", "enlarged"],
+)
+def test_each_image_gets_its_own_scores_in_order(toy, options):
+    model, params = toy
+    images = [random_image(*size, seed=i) for i, size in enumerate(SIZES)]
+    done = []
+    results = fcn_jax.predict(
+        model, params, iter(images), scores=True, progress=done.append, **options
+    )
+    assert sum(done) == len(images) == len(results)
+    for image, result in zip(images, results, strict=True):
+        expected = alone(model, params, image, options.get("scale", 1.0))
+        assert result.dtype == np.float32
+        assert result.shape == expected.shape
+        np.testing.assert_allclose(result, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_labels_are_those_of_the_scores(toy):
+    model, params = toy
+    images = [random_image(*size, seed=i) for i, size in enumerate(SIZES)]
+    labels = fcn_jax.predict(model, {"params": params}, images, batch_size=3)
+    scores = fcn_jax.predict(model, params, images, batch_size=3, scores=True)
+    for image, got, logits in zip(images, labels, scores, strict=True):
+        assert got.dtype == np.uint8
+        assert got.shape == image.shape[:2]
+        assert got.base is None  # keeps no canvas in memory
+        np.testing.assert_array_equal(got, logits.argmax(-1))
+
+
+def test_a_canvas_is_compiled_once(toy):
+    """Whatever the number of its images: one, some, or several batches."""
+    model, params = toy
+    sizes = np.random.default_rng(5).integers(33, 49, (30, 2)).tolist()
+    images = [random_image(*size, seed=i) for i, size in enumerate([*sizes, (7, 50)])]
+    canvases = {tuple(map(canvas_side, image.shape[:2])) for image in images}
+    predictor = Predictor(model, params, batch_size=4)
+    predictor([])
+    with counted_compilations() as compiled:
+        predictor(images)
+    assert len(compiled) == len(canvases) == 5
+    with counted_compilations() as compiled:
+        predictor(images[::-1])
+    assert compiled == []
+
+
+def test_single_images_share_the_program_of_their_canvas(toy):
+    model, params = toy
+    predictor = Predictor(model, params)
+    predictor.labels(random_image(64, 64))
+    with counted_compilations() as compiled:
+        for height, width in ((57, 58), (64, 60), (60, 61)):
+            assert predictor.labels(random_image(height, width)).shape == (height, width)
+    assert compiled == []
+
+
+def test_large_canvases_come_in_small_batches(toy):
+    model, params = toy
+    asked = []
+
+    def images():
+        for number in range(12):
+            asked.append(number)
+            yield random_image(60, 60, number)
+
+    done = []
+    # Two canvases of 64 x 64 at a time: the third image is asked for when two are on their way.
+    predictor = Predictor(model, params, batch_size=8, tile=96)
+    predictor(images(), progress=lambda _: done.append(len(asked)))
+    assert done[0] <= 6
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 5, 3), np.float32), "image 1: an image must be uint8 RGB"),
+        (np.zeros((4, 90, 3), np.uint8), "image 1: the image of 4x90 .* canvas of 80x80"),
+        ("photo.jpg", r"image 1: image must be an array .* str .*read_image"),
+    ],
+)
+def test_what_cannot_be_predicted_is_named(toy, image, message):
+    with pytest.raises(ValueError, match=message):
+        fcn_jax.predict(*toy, [random_image(3, 4), image], canvas=(80, 80))
+
+
+def test_other_mistakes(toy):
+    with pytest.raises(ValueError, match=r"images must be a list.*\[image\]"):
+        fcn_jax.predict(*toy, {"image": random_image(3, 4)})
+    with pytest.raises(ValueError, match="batch_size must be positive, got 0"):
+        fcn_jax.predict(*toy, [], batch_size=0)
+
+
+def test_a_classifier_sees_images_of_mixed_sizes():
+    model = create_model("classifier", backbone=toy_backbones.forked, num_classes=300, width=1 / 4)
+    params = random_parameters(model, seed=0)
+    images = [random_image(*size, seed=i) for i, size in enumerate([(5, 3), (70, 61)])]
+    params["answer"]["bias"][270:] += 100  # classes whose numbers take more than 8 bits
+    predictor = Predictor(model, params)
+    labels, scores = predictor(images), predictor(images, scores=True)
+    for image, result, got in zip(images, scores, labels, strict=True):
+        expected = np.asarray(model.apply({"params": params}, CAFFE.apply(image[None])))[0]
+        np.testing.assert_allclose(result, expected, atol=1e-5 * np.abs(expected).max())
+        np.testing.assert_array_equal(got, result.argmax(-1))
+        assert got.min() > 255

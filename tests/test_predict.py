@@ -52,9 +52,10 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
-def make_run(folder: Path, heads: dict[str, ClassTable], inputs: Inputs) -> Path:
+def make_run(folder: Path, heads: dict[str, ClassTable], inputs: Inputs, **fields) -> Path:
     """A run of FCN-32s with random parameters."""
     config = configs.default_config()
+    config.update(fields)
     config.stages, config.width, config.fc_width, config.steps = ("fcn32s",), 1 / 16, 8, (1,)
     folder.mkdir()
     (folder / "config.json").write_text(config.to_json())
@@ -131,6 +132,30 @@ def test_heat_map_colours():
     expected = [(0, 0, 128), (0, 128, 255), (128, 255, 128), (255, 128, 0), (128, 0, 0)]
     np.testing.assert_allclose(drawn, expected, atol=1)
     np.testing.assert_array_equal(drawing.heatmap(image, scores, alpha=0.0), image)
+
+
+# ======================================================================== large images
+
+
+def test_tiles_give_the_same_labels(tmp_path, photos, capsys):
+    toy = f"{Path(__file__).with_name('toy_backbones.py')}:plain"
+    workdir = make_run(tmp_path / "run", {"label": VOC}, Inputs.of(CAFFE), backbone=toy)
+    photo = np.random.default_rng(3).integers(0, 256, (200, 150, 3), np.uint8)
+    Image.fromarray(photo).save(photos / "large.png")
+    given = [str(photos / "a.png"), str(photos / "large.png"), f"--workdir={workdir}"]
+    for folder, tile in (("whole", 2048), ("tiles", 130)):
+        assert predict([*given, f"--output={tmp_path / folder}", f"--tile={tile}"]) == 0
+    for name in ("a", "large"):
+        whole, tiles = (
+            pixels(tmp_path / f"{kind}/labels/{name}.png") for kind in ("whole", "tiles")
+        )
+        np.testing.assert_array_equal(tiles, whole)
+    assert predict([*given, f"--output={tmp_path / 'tiles'}", "--tile=100"]) == 1
+    error = capsys.readouterr().err
+    assert "large.png: tiles of 100 pixels are too small" in error
+    assert "a.png" not in error
+    assert predict([*given, f"--output={tmp_path / 'tiles'}", "--tile=0"]) == 2
+    assert "tile must be positive, got 0" in capsys.readouterr().err
 
 
 # ======================================================================== weight files

@@ -1,0 +1,220 @@
+"""Batches of images of different sizes: grouped by canvas, stacked, a few of them in flight.
+
+A canvas is the height and width of a batch; each image lies in its top left corner. Prediction and
+evaluation share what is here. No networks: `fcn_jax.inference` computes.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int, Shaped
+
+T = TypeVar("T")
+
+Size: TypeAlias = tuple[int, int]
+"""Height and width in pixels."""
+
+Canvas: TypeAlias = Callable[[int], int] | Size
+"""The rule for canvases: the canvas's side for an image's side, or one canvas for all images."""
+
+LARGEST_SIDE = 2048
+"""No batch has more pixels for a device than a canvas of this side, unless one image has.
+
+FCN-8s with VGG16 takes 6 GB for so many, and 1.6 GB for a canvas of half the side.
+"""
+
+# Batches that wait for the device: enough to keep it busy while the host prepares the next and
+# fetches the last, few enough that they take little memory.
+_IN_FLIGHT = 2
+
+
+@struct.dataclass
+class Batch:
+    """What a network needs of a batch; the rows beyond the last image are black.
+
+    Attributes:
+        features: The network's features by name, uint8 or uint16, at the size it sees them.
+        seen: Height and width of each image there.
+        sizes: Height and width of each image as it was, before it was scaled for the network.
+    """
+
+    features: Mapping[str, Shaped[Array, "b h w *c"]]
+    seen: Int[Array, "b 2"]
+    sizes: Int[Array, "b 2"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+    """An image that has been given a canvas.
+
+    Attributes:
+        source: Where it came from, for whoever gets the result: a number, an example.
+        features: The network's features by name, at the size it sees them.
+        size: Its own height and width, at which results are wanted.
+        canvas: Height and width of the batch that it is to be in.
+    """
+
+    source: Any
+    features: dict[str, np.ndarray]
+    size: Size
+    canvas: Size
+
+    @property
+    def seen(self) -> Size:
+        """Height and width at which the network sees it."""
+        height, width = next(iter(self.features.values())).shape[:2]
+        return height, width
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Images of one canvas, and the rows that their batch is to have."""
+
+    images: list[Placed]
+    rows: int
+
+    @property
+    def canvas(self) -> Size:
+        """Height and width of the batch."""
+        return self.images[0].canvas
+
+
+# ======================================================================== canvases
+
+
+def exactly(side: int) -> int:
+    """The rule by which each image is its own canvas: one compilation for each size."""
+    return side
+
+
+def canvas_for(size: Size, canvas: Canvas) -> Size:
+    """The canvas of an image.
+
+    Raises:
+        ValueError: If the image does not fit.
+    """
+    height, width = (canvas(size[0]), canvas(size[1])) if callable(canvas) else canvas
+    if size[0] > height or size[1] > width:
+        raise ValueError(
+            f"the image of {size[0]}x{size[1]} pixels does not fit the canvas of {height}x{width}; "
+            "give a larger canvas, or a rule such as fcn_jax.extents.canvas_side"
+        )
+    return height, width
+
+
+def original_canvas(canvas: Size, scale: float) -> Size:
+    """The smallest canvas for all images that fit ``canvas`` once they are scaled."""
+    # The sides that round(side * scale) brings to the canvas, and no more.
+    height, width = (math.floor((side + 0.5) / scale) for side in canvas)
+    return height, width
+
+
+# ======================================================================== batches
+
+
+def group_by_canvas(
+    images: Iterable[Placed],
+    batch_size: int,
+    shards: int = 1,
+    most_pixels: int = LARGEST_SIDE**2,
+) -> Iterator[Group]:
+    """Collects images of one canvas; yields those that fill a batch, and the others at the end.
+
+    All batches of a canvas have the same number of rows, so that it is compiled once: the batch
+    size, or fewer if so many would have more than ``most_pixels`` for a device. For a canvas too
+    rare to fill one batch it is its number of images, rounded up to a power of two.
+
+    Args:
+        images: In any order. As many wait as canvases have unfilled batches.
+        batch_size: Images at a time, over all devices; rounded up to a multiple of them.
+        shards: Parts that a batch is split into, one for each device.
+        most_pixels: Of all the canvases that a device gets at a time, but for a single one.
+    """
+    pending: dict[Size, list[Placed]] = {}
+    filled = set()
+
+    def full_rows(canvas: Size) -> int:
+        fitting = shards * max(1, most_pixels // math.prod(canvas))
+        return round_up(min(batch_size, fitting), shards)
+
+    for image in images:
+        group = pending.setdefault(image.canvas, [])
+        group.append(image)
+        if len(group) == full_rows(image.canvas):
+            yield Group(pending.pop(image.canvas), len(group))
+            filled.add(image.canvas)
+    for canvas, group in pending.items():
+        rows = full_rows(canvas)
+        if canvas not in filled:
+            rows = min(rows, round_up(1 << (len(group) - 1).bit_length(), shards))
+        yield Group(group, rows)
+
+
+def round_up(number: int, multiple: int) -> int:
+    """The smallest multiple that is not below a number."""
+    return -(-number // multiple) * multiple
+
+
+def stack(
+    arrays: Sequence[Shaped[np.ndarray, "h w *c"]], canvas: Size, rows: int, fill: int = 0
+) -> Shaped[np.ndarray, "rows height width *c"]:
+    """Lays arrays of one type into the top left corners of a batch, and fills the rest."""
+    first = arrays[0]
+    batch = np.full((rows, *canvas, *first.shape[2:]), fill, first.dtype)
+    for row, array in enumerate(arrays):
+        batch[row, : array.shape[0], : array.shape[1]] = array
+    return batch
+
+
+def batch_of(group: Group, scale: float) -> Batch:
+    """Stacks a group on its canvas, on the host.
+
+    Args:
+        group: Images at the size that the network sees.
+        scale: The factor that brought them to it.
+    """
+    images = group.images
+    features: Any = {
+        name: stack([image.features[name] for image in images], group.canvas, group.rows)
+        for name in images[0].features
+    }
+    seen: Any = np.full((group.rows, 2), group.canvas, np.int32)
+    sizes: Any = np.full((group.rows, 2), original_canvas(group.canvas, scale), np.int32)
+    seen[: len(images)] = [image.seen for image in images]
+    sizes[: len(images)] = [image.size for image in images]
+    return Batch(features, seen, sizes)
+
+
+# ======================================================================== devices
+
+
+def placement(mesh: Mesh | None) -> tuple[int, NamedSharding | None, NamedSharding | None]:
+    """Number of parts of a batch, and where whole arrays and batches go; None is one device."""
+    if mesh is None:
+        return 1, None, None
+    # The counts are summed by the compiler, which axes of the type Explicit do not allow.
+    mesh = Mesh(mesh.devices, mesh.axis_names)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return mesh.shape["data"], replicated, NamedSharding(mesh, PartitionSpec("data"))
+
+
+def run_ahead(results: Iterable[T], ahead: int = _IN_FLIGHT) -> Iterator[T]:
+    """Yields what an iterator gives, but a few items later.
+
+    JAX computes asynchronously: an iterator that starts a computation for each item is so always
+    ``ahead`` computations before the one whose result is waited for.
+    """
+    waiting: collections.deque[T] = collections.deque()
+    for result in results:
+        waiting.append(result)
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    yield from waiting
