@@ -1,7 +1,8 @@
 """Scores the networks of a run on whole images, and writes a report.
 
     python eval.py --workdir=DIR [--split=SPLIT] [--stage=all] [--checkpoint=best] [--limit=N]
-                   [--pictures=N] [--output=DIR] [--data_dir=DIR] [--manual_dir=DIR]
+                   [--pictures=N] [--precision=bfloat16] [--output=DIR] [--data_dir=DIR]
+                   [--manual_dir=DIR]
 
 Prints the paper's four figures and a table of all classes, and writes DIR/report: scores.json,
 per_class.csv, confusion matrices and pictures side by side.
@@ -31,6 +32,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--checkpoint", choices=("best", "last"), default="best", help="default: best")
     add("--limit", type=count, default=0, help="score the first N images only; 0: all")
     add("--pictures", type=count, default=8, help="images to draw; default: 8")
+    add("--precision", choices=("float32", "tf32", "bfloat16"), help="default: as in training")
     add("--output", help="the report's folder; default: WORKDIR/report")
     add("--data_dir", help="where data sets are prepared; default: as in training")
     add("--manual_dir", help="the data set's original files; default: as in training")
@@ -77,6 +79,7 @@ def main(argv: list[str] | None = None) -> int:
             output=args.output,
             limit=args.limit,
             pictures=args.pictures,
+            precision=args.precision,
         )
     except (ValueError, OSError) as error:
         print(f"eval.py: {error}", file=sys.stderr)

@@ -61,6 +61,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--classes", help="file of class names for --weights; default: by their number")
     add("--heatmap", help="draw the scores of this class: a name, HEAD/NAME, or a number from 0")
     add("--depth", type=Path, help="folder of the depth images, PNG of 16 bits in millimetres")
+    add(
+        "--precision",
+        choices=("float32", "tf32", "bfloat16"),
+        help="default: as in training, or float32",
+    )
     add("--tile", type=int, help="largest side of a tile, in pixels; default: 2048")
     add("--camera", type=camera, help="fx,fy,cx,cy of the depth images; default: NYUDv2's")
     return parser.parse_intermixed_args(argv)
@@ -159,7 +164,7 @@ def load_run_network(args: argparse.Namespace) -> Network:
     from fcn_jax.inference import Predictor
     from fcn_jax.training.checkpoints import load_run
 
-    run = load_run(args.workdir, args.stage, args.checkpoint)
+    run = load_run(args.workdir, args.stage, args.checkpoint, args.precision)
     return Network(f"{run.stage} step {run.step}", Predictor.from_run(run), dict(run.heads))
 
 
@@ -171,6 +176,7 @@ def load_weights_network(args: argparse.Namespace) -> Network:
 
     loaded = weights.load(args.weights)
     model = weights.network_of(loaded, args.model, args.padding)
+    model = model.clone(precision=args.precision or model.precision)
     inputs = weights.usual_inputs(loaded, model, args.feature)
     predictor = Predictor(model, {"params": weights.params_of(loaded, model)}, inputs)
     if args.model is None and model.decoder == DECODERS["fcn8s"]:

@@ -17,6 +17,8 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Shaped
 
+from fcn_jax.extents import canvas_side
+
 T = TypeVar("T")
 
 Size: TypeAlias = tuple[int, int]
@@ -93,6 +95,14 @@ class Group:
 def exactly(side: int) -> int:
     """The rule by which each image is its own canvas: one compilation for each size."""
     return side
+
+
+def rule_for(sizes: Iterable[Size]) -> Canvas:
+    """The rule for a set of images: their own sizes if they have one or two, else `canvas_side`.
+
+    Two are those of a camera that was held upright and across.
+    """
+    return exactly if len(set(sizes)) <= 2 else canvas_side
 
 
 def canvas_for(size: Size, canvas: Canvas) -> Size:

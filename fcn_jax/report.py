@@ -25,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fcn_jax import drawing
+from fcn_jax.canvases import rule_for
 from fcn_jax.classes import ClassTable
 from fcn_jax.data import loader
 from fcn_jax.data.transforms import Example
@@ -82,6 +83,7 @@ def evaluate_run(
     output: str | Path | None = None,
     limit: int | None = None,
     pictures: int = 8,
+    precision: str | None = None,
     console: Console | None = None,
 ) -> list[StageResult]:
     """Scores stages of a run on a source, prints the figures and writes the report folder.
@@ -94,6 +96,7 @@ def evaluate_run(
         output: The report folder (see `write`); None is ``workdir/report``.
         limit: Score the first so many images only.
         pictures: How many images to draw, spread evenly over those scored.
+        precision: In what to compute; None is as in training.
         console: Where to print; None is the terminal.
 
     Raises:
@@ -102,7 +105,9 @@ def evaluate_run(
     """
     names = _choose_stages(workdir, stages)
     console = console or Console(soft_wrap=True)
-    runs = (load_run(workdir, stage, which) for stage in names)  # in memory one at a time
+    runs = (
+        load_run(workdir, stage, which, precision) for stage in names
+    )  # in memory one at a time
     with _progress(console) as bar:
         total = min(limit or len(source), len(source))
         tasks = {name: bar.add_task(name, total=total) for name in names}
@@ -194,6 +199,7 @@ def evaluate_stages(
             preprocessing=run.inputs,
             scale=config.scale,
             batch_size=config.eval_batch_size,
+            canvas=rule_for(source.sizes),
             mesh=mesh,
             progress=advance,
             visit=keep,

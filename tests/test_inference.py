@@ -16,9 +16,10 @@ from random_parameters import random_parameters
 import fcn_jax
 from fcn_jax.canvases import exactly
 from fcn_jax.extents import canvas_side
-from fcn_jax.inference import Predictor, resize_image
+from fcn_jax.inference import Predictor
 from fcn_jax.networks import create_model
 from fcn_jax.preprocessing import CAFFE, Preprocessing
+from fcn_jax.resizing import resize_image
 
 PLAIN = Preprocessing(channel_order="rgb", mean=(0.0, 0.0, 0.0))
 

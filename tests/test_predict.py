@@ -17,8 +17,9 @@ from fcn_jax import config as configs
 from fcn_jax import drawing, weights
 from fcn_jax.alignment import Geometry
 from fcn_jax.classes import NYUDV2, SIFT_FLOW_GEOMETRIC, SIFT_FLOW_SEMANTIC, VOC, ClassTable
-from fcn_jax.inference import Predictor, over_image
+from fcn_jax.inference import Predictor
 from fcn_jax.preprocessing import CAFFE, Inputs, Preprocessing
+from fcn_jax.resizing import over_image
 from fcn_jax.training.checkpoints import (
     StageCheckpoints,
     build_model,

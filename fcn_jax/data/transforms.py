@@ -16,7 +16,7 @@ from PIL import Image, ImageEnhance
 
 from fcn_jax.classes import VOID
 from fcn_jax.extents import canvas_side
-from fcn_jax.inference import nearest, resize_image
+from fcn_jax.resizing import nearest, resize_image
 
 Example = dict[str, Any]
 

@@ -248,17 +248,24 @@ def available_stages(workdir: str | Path) -> list[str]:
     return found
 
 
-def load_run(workdir: str | Path, stage: str | None = None, which: Which = "best") -> Run:
+def load_run(
+    workdir: str | Path,
+    stage: str | None = None,
+    which: Which = "best",
+    precision: str | None = None,
+) -> Run:
     """Loads a trained network.
 
     Args:
         workdir: The ``--workdir`` of train.py.
         stage: Such as ``fcn16s``; None is the last that has a checkpoint.
         which: The checkpoint of the highest mean IU on the validation split, or the last.
+        precision: In what it is to compute (`create_model`); None is as in training.
 
     Raises:
         FileNotFoundError: If the folder is no run's, or holds no checkpoint yet.
-        ValueError: If the stage has no checkpoint; the message lists those that have.
+        ValueError: If the stage has no checkpoint, or there is no such precision; the message
+            lists those that there are.
     """
     stages = available_stages(workdir)
     if not stages:
@@ -274,6 +281,8 @@ def load_run(workdir: str | Path, stage: str | None = None, which: Which = "best
         step = checkpoints.step(which)
     assert step is not None
     config = from_plain(fields["config"])
+    if precision is not None:
+        config.precision = precision
     heads = {head: ClassTable.from_dict(table) for head, table in fields["heads"].items()}
     inputs = Inputs.from_dict(fields["inputs"])
     return Run(
