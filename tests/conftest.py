@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-# The scripts would keep compiled programs in the user's cache directory.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # Tests compile many programs twice: in both workers, in scripts, or as a function made anew.
+    # The first process makes the folder; its workers and the scripts inherit the variable.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="fcn_jax_tests_")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+# Compiling takes most of the tests' time, and unoptimised machine code is right as well. A test at
+# full size asks for an optimised program itself.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
 import jax
+import numpy as np
 import pytest
 
 # Mixed ranks and dtypes are bugs here: the package must broadcast and convert on purpose.
@@ -23,3 +38,25 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"real data and weights are not at {SHARED}")
     return SHARED
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def exact_products() -> Iterator[None]:
+    """Accelerators round the factors of matrix products unless told otherwise."""
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+@pytest.fixture
+def one_torch_thread() -> Iterator[None]:
+    """PyTorch's threads spend several times the work of small maps on waiting."""
+    torch = pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -31,6 +31,14 @@ TRUNKS = {**BACKBONES, "plain": toy_backbones.plain, "forked": toy_backbones.for
 PADDINGS = ("same", "reference")
 STREAMS, HEADS = {"color": 3, "hha": 2}, {"sem": 5, "geo": 3}
 
+
+@pytest.fixture(autouse=True)
+def _plain():
+    """Nothing here depends on how an operation is computed, and this form traces faster."""
+    with ops.plain_forms():
+        yield
+
+
 # GoogLeNet takes a third of a second to trace, the others a tenth of it.
 SIZES = ((1, 1), (2, 45), (33, 1), (61, 40), (128, 97))
 FEW_SIZES = ((1, 2), (97, 64))
@@ -145,7 +153,7 @@ def test_parameters_are_named_by_the_table(backbone, net):
         assert len(model.upsampling_layers) == 1 + len(skips)
 
 
-@pytest.mark.parametrize("backbone", [*(b for b in TRUNKS if "net" in b), "vgg16", "forked"])
+@pytest.mark.parametrize("backbone", ["vgg16", "alexnet", "googlenet", "forked"])
 def test_streams_and_heads_name_their_layers(backbone):
     model, plain = (small_model("fcn16s", backbone, "same", several) for several in (True, False))
     shapes, single = parameter_shapes(model), parameter_shapes(plain)
@@ -195,9 +203,8 @@ def test_initial_values_of_the_score_layers(backbone, net):
             assert not np.asarray(value).any(), name
 
 
-@pytest.mark.parametrize("backbone", ["plain", "forked"])
-def test_initial_values_of_the_trunk(backbone):
-    model = small_model("fcn32s", backbone, "same")
+def test_initial_values_of_the_trunk():
+    model = small_model("fcn32s", "forked", "same")
     for layer, leaves in initial_params(model, jax.random.key(0)).items():
         if layer not in model.score_layers:
             assert np.asarray(leaves["kernel"]).std() > 0, layer
@@ -219,9 +226,9 @@ def test_frozen_layers(backbone, net, choice):
     assert set(model.frozen_layers) == frozen
 
 
-# Compiling GoogLeNet's gradient takes long; its decoder is the others'.
-@pytest.mark.parametrize("net", ["fcn32s", "fcn16s", "fcn8s"])
-@pytest.mark.parametrize("backbone", ["vgg11", "alexnet", "plain", "forked"])
+# The published trunks' gradients are compared with PyTorch's; what is fixed is the decoder's.
+@pytest.mark.parametrize("net", ["fcn32s", "fcn8s"])
+@pytest.mark.parametrize("backbone", ["plain", "forked"])
 def test_a_gradient_only_where_something_is_learned(backbone, net):
     model = small_model(net, backbone, "same")
     # Positive biases keep the ReLUs open: with so few channels a layer may die altogether.
@@ -231,8 +238,7 @@ def test_a_gradient_only_where_something_is_learned(backbone, net):
     def objective(params):
         return jnp.sum(jnp.sin(model.apply({"params": params}, images)))
 
-    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    gradient = jax.jit(jax.grad(objective), compiler_options=options)(params)
+    gradient = jax.jit(jax.grad(objective))(params)
     moved = {name for name, leaves in gradient.items() if np.asarray(leaves["kernel"]).any()}
     assert moved == set(params) - set(model.frozen_layers)
     assert set(model.frozen_layers) == {model.alignment.final}

@@ -31,11 +31,6 @@ TABLE = ClassTable(
 )
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
 # ---- Tables
 
 

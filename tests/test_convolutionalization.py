@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 from random_parameters import random_parameters
-from test_parity import BOUND, QUICK_COMPILATION, relative_error
+from test_parity import BOUND, relative_error
 
 import fcn_jax
 import fcn_jax.weights
@@ -28,14 +28,7 @@ torch = reference.torch
 
 CLASSES = 11
 
-pytestmark = pytest.mark.usefixtures("_exact")
-
-
-@pytest.fixture
-def _exact():
-    """Accelerators round the factors of matrix products unless told otherwise."""
-    with jax.default_matmul_precision("highest"):
-        yield
+pytestmark = pytest.mark.usefixtures("exact_products")
 
 
 def small_classifier(backbone="vgg16", width=1 / 16, **options):
@@ -62,9 +55,7 @@ def dense_parameters(model, seed=0):
 
 @functools.cache
 def _compiled(model):
-    return jax.jit(
-        functools.partial(model.apply, return_maps=True), compiler_options=QUICK_COMPILATION
-    )
+    return jax.jit(functools.partial(model.apply, return_maps=True))
 
 
 def scores_and_maps(model, params, images):
@@ -87,7 +78,6 @@ def dense_scores(params, images, backbone, padding="native"):
 @pytest.mark.parametrize(
     ("backbone", "size", "fc6"),
     [
-        ("vgg11", 224, (7, 7)),
         ("vgg16", 224, (7, 7)),
         ("alexnet", 227, (6, 6)),
         ("googlenet", 224, None),
@@ -97,9 +87,9 @@ def test_at_the_training_size_it_is_the_dense_network(backbone, size, fc6):
     model = small_classifier(backbone, width=1 / 8)
     dense = dense_parameters(model)
     params = fcn_jax.weights.convolutionalize(dense, {"fc6": fc6} if fc6 else {})
-    images = random_image(size, size, batch=2)
+    images = random_image(size, size)
     ours, _ = scores_and_maps(model, params, images)
-    assert ours.shape == (2, 1, 1, CLASSES)
+    assert ours.shape == (1, 1, 1, CLASSES)
     assert relative_error(ours[:, 0, 0], dense_scores(dense, images, backbone)) < BOUND
 
 
@@ -238,11 +228,11 @@ def test_the_difference_vanishes_with_a_margin_around_the_window():
     scores, _ = scores_and_maps(model, params, image)
     middle = scores[0, 3:5, 3:5].reshape(4, CLASSES)
     errors = []
-    for margin in (0, 32, 64, 96):
+    for margin in (0, 64, 96):
         some = windows(image, margin, rows=(3, 4), columns=(3, 4))
         cell = margin // STRIDE
         values, _ = scores_and_maps(model, params, some)
         errors.append(np.sqrt(np.mean((values[:, cell, cell] - middle) ** 2)) / middle.std())
-    # Measured, in standard deviations of the scores: 0.21, 0.098, 0.015, 0.
+    # Measured, in standard deviations of the scores: 0.21, 0.015, 0.
     assert errors[0] > 0.05
-    assert errors[0] > errors[1] > errors[2] > BOUND > errors[3]
+    assert errors[0] > errors[1] > BOUND > errors[2]

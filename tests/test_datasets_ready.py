@@ -32,11 +32,6 @@ def _no_other_data_sets(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "empty"))
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
 def encoded(pixels: np.ndarray, kind: str = "PNG") -> io.BytesIO:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind)

@@ -1,87 +1,416 @@
-"""Pooling, up-convolution and bilinear kernels against their definitions, as plain loops."""
+"""The operations beside an independent truth, and their fast forms beside the plain ones.
+
+The truth is PyTorch in float64, or the plain form in float64 where PyTorch has nothing to add. That
+a fast form is really taken is read from the program.
+"""
 
 from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from fcn_jax import ops
 from fcn_jax.alignment import UpWindow, Window
+from fcn_jax.ops import convolutions, forms, winograd
+
+only_on_the_cpu = pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="the fast forms are for the CPU"
+)
+
+OPTIONS = {
+    "lhs_dilation": (1, 1),
+    "rhs_dilation": (1, 1),
+    "dimension_numbers": jax.lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2)),
+    "feature_group_count": 1,
+    "precision": None,
+}
+SAME = ((1, 1), (1, 1))
+
+# Forms of the forward pass, the input gradient and the kernel gradient.
+CONVOLUTIONS = {
+    # name: input, kernel, padding, groups, the forms that must be called
+    "winograd, one strip": ((3, 17, 19, 32), (3, 3, 32, 33), SAME, 1, "convolve"),
+    "winograd, odd strips": ((1, 61, 95, 40), (3, 3, 40, 32), SAME, 1, "convolve"),
+    "winograd, strips of a batch": ((3, 45, 42, 32), (3, 3, 32, 32), SAME, 1, "convolve"),
+    "winograd, uneven border": ((1, 35, 30, 32), (3, 3, 32, 32), ((0, 2), (5, 0)), 1, "convolve"),
+    "winograd, wide": ((1, 33, 37, 260), (3, 3, 260, 256), SAME, 1, "convolve"),
+    "taps": ((2, 9, 11, 7), (3, 3, 7, 5), SAME, 1, "_kernel_gradient_by_taps"),
+    "taps of few tiles": ((1, 9, 11, 40), (3, 3, 40, 40), SAME, 1, "_kernel_gradient_by_taps"),
+    "taps 5x5": ((2, 13, 9, 16), (5, 5, 16, 8), ((2, 2),) * 2, 1, "_kernel_gradient_by_taps"),
+    "patches of an image": (
+        (2, 13, 10, 3), (3, 3, 3, 32), ((100, 100),) * 2, 1, "_kernel_gradient_by_patches",
+    ),
+    "patches, fc6": ((2, 9, 8, 12), (7, 7, 12, 64), ((0, 0),) * 2, 1, "_convolution_by_patches"),
+    "patches, fc6 same": ((1, 3, 4, 8), (7, 7, 8, 16), ((3, 3),) * 2, 1, "_convolution_by_patches"),
+    "one by one": ((2, 7, 9, 8), (1, 1, 8, 5), ((0, 0),) * 2, 1, "_convolution_by_patches"),
+    "groups": ((2, 13, 13, 64), (5, 5, 32, 48), ((2, 2),) * 2, 2, "_convolution_by_groups"),
+    "winograd in groups": ((4, 17, 18, 64), (3, 3, 32, 64), SAME, 2, "convolve"),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 0), (3, 2, 1)], ids=str)
-@pytest.mark.parametrize("shape", [(3, 3), (7, 4), (10, 5)], ids=str)
-def test_max_pool_takes_the_largest_of_each_window(window, shape):
-    kernel, stride, pad = window
-    x = np.random.default_rng(0).normal(-5, 1, (2, *shape, 3)).astype(np.float32)
-    pooled = np.asarray(ops.max_pool(jnp.asarray(x), Window(kernel, stride, pad, ceil=True)))
-    for row in range(pooled.shape[1]):
-        for column in range(pooled.shape[2]):
-            top, left = row * stride - pad, column * stride - pad
-            covered = x[:, max(0, top) : top + kernel, max(0, left) : left + kernel]
-            np.testing.assert_array_equal(pooled[:, row, column], covered.max(axis=(1, 2)))
-    # Rounded up: the last window reaches the last cell.
-    assert (pooled.shape[1] - 1) * stride - pad + kernel >= shape[0]
+def random_arrays(*shapes, seed=0):
+    """float32, like maps and kernels: outputs of about 1."""
+    rng = np.random.default_rng(seed)
+    scales = [
+        np.prod(shape[:3]) ** -0.5 if len(shape) == 4 and i else 1 for i, shape in enumerate(shapes)
+    ]
+    return [
+        (rng.normal(size=shape) * scale).astype(np.float32)
+        for shape, scale in zip(shapes, scales, strict=True)
+    ]
 
 
-def test_max_pool_of_a_single_cell():
-    x = np.full((1, 1, 1, 2), -7.0, np.float32)
-    np.testing.assert_array_equal(ops.max_pool(x, Window(2, 2, ceil=True)), x)
+def convolve(x, kernel, padding=SAME, groups=1, strides=(1, 1)):
+    options = {**OPTIONS, "feature_group_count": groups}
+    return ops.convolution(x, kernel, strides, padding, **options)
+
+
+def random_cotangent(function, *arrays):
+    """A fixed map of the size of a function's value."""
+    shape = jax.eval_shape(function, *arrays).shape
+    return np.random.default_rng(9).normal(size=shape).astype(np.float32)
+
+
+def gradients(function, cotangent, *arrays):
+    """The value, and the gradients of its inner product with a fixed map."""
+    out, pull_back = jax.vjp(function, *arrays)
+    return out, *pull_back(jnp.asarray(cotangent, out.dtype))
+
+
+def value_and_gradients(function, *arrays, cotangent=None):
+    """`gradients`, jitted."""
+    if cotangent is None:
+        cotangent = random_cotangent(function, *arrays)
+    return jax.jit(functools.partial(gradients, function))(cotangent, *arrays)
+
+
+def in_float64(function, *arrays):
+    """The same in the plain form and float64."""
+    with jax.enable_x64(True), ops.plain_forms():
+        results = value_and_gradients(function, *(np.float64(array) for array in arrays))
+        return [np.asarray(result) for result in results]
+
+
+def assert_close(ours, truth, tolerance):
+    """Errors relative to the largest value of each array."""
+    for one, other in zip(ours, truth, strict=True):
+        assert one.shape == other.shape
+        error = np.abs(np.asarray(one, np.float64) - other).max() / np.abs(other).max()
+        assert error < tolerance, error
+
+
+def pytorchs(function, arrays, cotangent, to_torch, to_ours):
+    """PyTorch's value in float64 and the gradients of its inner product with a fixed map.
+
+    Args:
+        function: Of tensors.
+        arrays: Its arguments as we have them.
+        cotangent: The fixed map, in our layout.
+        to_torch: For each argument, how PyTorch has its axes.
+        to_ours: For the value and each gradient, how we have them.
+    """
+    torch = pytest.importorskip("torch")
+    tensors = [
+        torch.from_numpy(np.float64(array).transpose(axes)).contiguous().requires_grad_()
+        for array, axes in zip(arrays, to_torch, strict=True)
+    ]
+    value = function(torch, *tensors)
+    value.backward(torch.from_numpy(np.float64(cotangent).transpose(NCHW)))
+    results = [value.detach(), *(tensor.grad for tensor in tensors)]
+    return [a.numpy().transpose(axes) for a, axes in zip(results, to_ours, strict=True)]
+
+
+# The axes of maps and kernels in PyTorch's order, and back in ours.
+NCHW, NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
+OIHW, HWIO = (3, 2, 0, 1), (2, 3, 1, 0)
+IOHW, HWIO_OF_UP = (2, 3, 0, 1), (2, 3, 0, 1)
+MAP = {"to_torch": (NCHW,), "to_ours": (NHWC, NHWC)}
+
+
+def of_maps(function, x, cotangent):
+    """`pytorchs` of a function of one map."""
+    return pytorchs(function, [x], cotangent, [NCHW], [NHWC, NHWC])
+
+
+def assert_pytorchs(ours, theirs, *arrays, to_torch, to_ours):
+    """Values and all gradients of a function of arrays: ours in float32, theirs in float64."""
+    cotangent = random_cotangent(ours, *arrays)
+    truth = pytorchs(theirs, arrays, cotangent, to_torch, to_ours)
+    assert_close(value_and_gradients(ours, *arrays, cotangent=cotangent), truth, 1e-5)
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """The names of the fast forms that were traced."""
+    names = set()
+
+    def spy(module, name):
+        form = getattr(module, name)
+
+        @functools.wraps(form)
+        def record(*args, **kwargs):
+            names.add(name)
+            return form(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, record)
+
+    for name in ("convolve", "input_gradient", "kernel_gradient"):
+        spy(winograd, name)
+    for name in (
+        "_convolution_by_patches",
+        "_convolution_by_groups",
+        "_kernel_gradient_by_taps",
+        "_kernel_gradient_by_patches",
+    ):
+        spy(convolutions, name)
+    return names
+
+
+# ======================================================================== convolution
+
+
+# Kernel, stride, padding, groups: all that the trunks have.
+WINDOWS_OF_TRUNKS = (
+    *((11, 4, pad, 1) for pad in (2, 100)),
+    (7, 2, 3, 1),
+    *((size, 1, pad, 1) for size in (6, 7) for pad in (0, 3)),
+    *((5, 1, 2, groups) for groups in (1, 2)),
+    *((3, 1, 1, groups) for groups in (1, 2, 4)),
+    (3, 1, 100, 1),
+    (3, 2, 1, 2),
+    *((1, 1, 0, groups) for groups in (1, 2)),
+)
+
+
+@pytest.mark.parametrize("window", WINDOWS_OF_TRUNKS, ids=str)
+def test_convolution_is_pytorchs(window):
+    """As the networks call it: Flax's layer on our function."""
+    size, stride, pad, groups = window
+    x, kernel = random_arrays((2, 13, 15, 4), (size, size, 4 // groups, 8))
+    bias = np.random.default_rng(size).normal(size=8).astype(np.float32)
+    layer = nn.Conv(
+        8,
+        (size, size),
+        strides=stride,
+        padding=pad,
+        feature_group_count=groups,
+        conv_general_dilated=ops.convolution,
+    )
+    assert_pytorchs(
+        lambda x, k, b: layer.apply({"params": {"kernel": k, "bias": b}}, x),
+        lambda torch, x, k, b: torch.nn.functional.conv2d(
+            x, k, b, stride=stride, padding=pad, groups=groups
+        ),
+        *(x, kernel, bias),
+        to_torch=(NCHW, OIHW, (0,)),
+        to_ours=(NHWC, NHWC, HWIO, (0,)),
+    )
+
+
+@only_on_the_cpu
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_convolution_in_its_fast_form_is_the_plain_one(case, called):
+    x_shape, kernel_shape, padding, groups, form = CONVOLUTIONS[case]
+    arrays = random_arrays(x_shape, kernel_shape)
+    run = functools.partial(convolve, padding=padding, groups=groups)
+    fast = value_and_gradients(run, *arrays)
+    assert form in called
+    if form == "convolve":
+        assert called >= {"convolve", "input_gradient", "kernel_gradient"}
+    called.clear()
+    truth = in_float64(run, *arrays)
+    assert not called
+    assert_close(fast, truth, 1e-5)
+
+
+@only_on_the_cpu
+def test_winograd_of_rectified_inputs_is_nearly_as_exact_as_a_sum():
+    """Of what the layers see: no negative values, 256 channels."""
+    x, kernel = random_arrays((1, 32, 32, 256), (3, 3, 256, 64))
+    x = np.maximum(x, 0)
+    assert_close(value_and_gradients(convolve, x, kernel), in_float64(convolve, x, kernel), 5e-6)
 
 
 @pytest.mark.parametrize(
     ("kernel", "strides", "padding"),
-    [
-        *(((k, k), (1, 1), ((k // 2, k // 2),) * 2) for k in (1, 3, 5, 7)),
-        ((3, 3), (1, 1), ((100, 100), (0, 2))),
-        ((7, 7), (1, 1), ((0, 0), (0, 0))),
-        ((3, 3), (2, 2), ((1, 1), (1, 1))),
-        ((3, 5), (1, 1), ((1, 1), (2, 2))),
-    ],
+    [((3, 5), (1, 1), SAME), ((3, 3), (2, 2), SAME), ((3, 3), (1, 1), "SAME")],
     ids=str,
 )
-def test_convolution_is_laxs(kernel, strides, padding):
-    """However it is computed: values and both gradients."""
+def test_other_convolutions_stay_plain(kernel, strides, padding, called):
+    arrays = random_arrays((4, 32, 32, 32), (*kernel, 32, 32))
+    run = functools.partial(convolve, strides=strides, padding=padding)
+    assert_close(value_and_gradients(run, *arrays), in_float64(run, *arrays), 1e-5)
+    assert not called
+
+
+@only_on_the_cpu
+def test_float64_stays_plain(called):
+    x, kernel = random_arrays((4, 17, 17, 32), (3, 3, 32, 32))
+    with jax.enable_x64(True):
+        assert jax.jit(convolve)(np.float64(x), np.float64(kernel)).dtype == jnp.float64
+    assert not called
+
+
+@only_on_the_cpu
+@pytest.mark.parametrize("case", ["winograd, one strip", "taps", "patches, fc6", "groups"])
+def test_bfloat16_is_computed_in_float32_and_rounded_once(case, called):
+    x_shape, kernel_shape, padding, groups, form = CONVOLUTIONS[case]
+    arrays = [jnp.asarray(a, jnp.bfloat16) for a in random_arrays(x_shape, kernel_shape)]
+    run = functools.partial(convolve, padding=padding, groups=groups)
+    fast = value_and_gradients(run, *arrays)
+    assert form in called
+    assert {array.dtype for array in fast} == {jnp.dtype(jnp.bfloat16)}
+    truth = in_float64(run, *(np.asarray(a, np.float32) for a in arrays))
+    assert_close(fast, truth, 2**-7)
+
+
+# ======================================================================== pooling
+
+WINDOWS = [
+    Window(2, 2, ceil=True),
+    Window(3, 2, ceil=True),
+    Window(3, 2, pad=1, ceil=True),
+    Window(3, 1, pad=1, ceil=True),
+    Window(3, 3, ceil=True),
+    Window(2, 3, ceil=True),
+]
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+@pytest.mark.parametrize("shape", [(2, 7, 5, 3), (3, 10, 13, 2), (1, 3, 3, 1)], ids=str)
+def test_max_pool_and_its_gradient_are_pytorchs(window, shape):
+    """In both forms. Of equal values in a window the first takes the gradient."""
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(2, 9, 11, 4)).astype(np.float32)
-    weights = rng.normal(size=(*kernel, 4, 5)).astype(np.float32)
-    options = {
-        "dimension_numbers": jax.lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2)),
-        "lhs_dilation": (1, 1),
-        "rhs_dilation": (1, 1),
-        "feature_group_count": 1,
-        "precision": jax.lax.Precision.HIGHEST,
+    pool = functools.partial(ops.max_pool, window=window)
+    # Negative values, so that a padding of zeros would win.
+    maps = {
+        "apart": rng.normal(-3, 1, shape).astype(np.float32),
+        "ties": rng.integers(-4, -1, shape).astype(np.float32),
     }
-
-    def values_and_gradients(convolve, x, weights):
-        out, pull_back = jax.vjp(
-            lambda x, k: convolve(x, k, strides, padding, **options), x, weights
+    cotangent = random_cotangent(pool, maps["apart"])
+    compute = jax.jit(lambda x: (pool(x), *gradients(pool, cotangent, x)))
+    for name, x in maps.items():
+        truth = of_maps(
+            lambda torch, x: torch.nn.functional.max_pool2d(
+                x, window.kernel, window.stride, window.pad, ceil_mode=True
+            ),
+            x,
+            cotangent,
         )
-        cotangent = np.random.default_rng(1).normal(size=out.shape).astype(np.float32)
-        return out, *pull_back(cotangent)
-
-    evaluate = jax.jit(values_and_gradients, static_argnums=0)
-    ours = evaluate(ops.convolution, x, weights)
-    truth = evaluate(jax.lax.conv_general_dilated, x, weights)
-    for one, other in zip(ours, truth, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
+        for plain in (False, True):
+            with ops.plain_forms(plain):
+                alone, value, gradient = compute(x)
+            np.testing.assert_array_equal(alone, truth[0], err_msg=name)
+            np.testing.assert_array_equal(value, truth[0], err_msg=name)
+            np.testing.assert_allclose(gradient, truth[1], atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("kernel_size", range(1, 8))
-@pytest.mark.parametrize("factor", [1, 2, 3])
-def test_up_convolution_adds_a_kernel_per_cell(kernel_size, factor):
-    rng = np.random.default_rng(kernel_size)
-    x = rng.normal(size=(2, 3, 4, 3)).astype(np.float32)
-    kernel = rng.normal(size=(kernel_size, kernel_size, 3, 2)).astype(np.float32)
-    truth = np.zeros((2, 2 * factor + kernel_size, 3 * factor + kernel_size, 2))
-    for row in range(3):
-        for column in range(4):
-            rows = slice(row * factor, row * factor + kernel_size)
-            columns = slice(column * factor, column * factor + kernel_size)
-            truth[:, rows, columns] += np.einsum("bi,uvio->buvo", x[:, row, column], kernel)
-    np.testing.assert_allclose(ops.up_convolution(x, kernel, factor), truth, atol=1e-5)
+def test_max_pool_of_maps_smaller_than_the_window():
+    x = np.full((1, 1, 1, 2), -7.0, np.float32)
+    for window in (WINDOWS[0], WINDOWS[2]):
+        np.testing.assert_array_equal(ops.max_pool(x, window), x)
+    with pytest.raises(ValueError, match="too small"):  # no window even begins
+        ops.max_pool(x, WINDOWS[1])
+
+
+def test_max_pool_searches_no_window_again():
+    x = jax.ShapeDtypeStruct((1, 8, 8, 4), jnp.float32)
+
+    def gradient(x):
+        return jax.grad(lambda x: ops.max_pool(x, WINDOWS[0]).sum())(x)
+
+    assert "select_and_scatter" not in program(gradient, x)
+    with ops.plain_forms():
+        assert "select_and_scatter" in program(gradient, x)
+
+
+def test_max_pool_of_bfloat16():
+    x = jnp.asarray(random_arrays((2, 9, 9, 3))[0], jnp.bfloat16)
+    for window in WINDOWS[:2]:
+        pool = functools.partial(ops.max_pool, window=window)
+        fast = value_and_gradients(pool, x)
+        with ops.plain_forms():
+            plain = value_and_gradients(pool, x)
+        for one, other in zip(fast, plain, strict=True):
+            assert one.dtype == jnp.bfloat16
+            np.testing.assert_allclose(np.float32(one), np.float32(other), atol=0.05)
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 7])
+def test_average_pool_is_pytorchs(kernel):
+    (x,) = random_arrays((2, 9, 8, 3))
+    assert_pytorchs(
+        lambda x: ops.average_pool(x, Window(kernel)),
+        lambda torch, x: torch.nn.functional.avg_pool2d(x, kernel, 1),
+        x,
+        **MAP,
+    )
+
+
+@pytest.mark.parametrize("window", [Window(2, pad=1), Window(2, stride=2, ceil=True)])
+def test_average_pool_of_padding_is_refused(window):
+    with pytest.raises(ValueError, match="average pooling has no padding"):
+        ops.average_pool(np.zeros((1, 4, 4, 1), np.float32), window)
+
+
+# ======================================================================== normalisation
+
+
+@pytest.mark.parametrize(
+    ("size", "alpha", "beta", "channels"),
+    [
+        *((5, 1e-4, 0.75, channels) for channels in (1, 4, 5, 17)),
+        *((size, 0.02, 0.6, 8) for size in (1, 2, 3, 4, 7)),
+    ],
+)
+def test_local_response_norm_is_pytorchs(size, alpha, beta, channels):
+    """Caffe divides alpha by the size, and so does PyTorch; the sum is of 1 + alpha / 5 * x^2."""
+    rng = np.random.default_rng(channels)
+    scales = np.float32([1, 3, 64, 3000])[:, None, None, None]
+    for scale in scales:  # each apart: errors are relative to the largest value
+        x = rng.normal(size=(2, 4, 3, channels)).astype(np.float32) * scale
+        assert_pytorchs(
+            lambda x: ops.local_response_norm(x, size, alpha, beta),
+            lambda torch, x: torch.nn.LocalResponseNorm(size, alpha=alpha, beta=beta, k=1)(x),
+            x,
+            **MAP,
+        )
+
+
+# ======================================================================== up-convolution
+
+
+@pytest.mark.parametrize(
+    "window",
+    [(1, 1), (1, 2), (2, 3), (3, 2), (4, 2), (5, 2), (7, 3), (16, 8), (63, 32), (64, 32)],
+    ids=str,
+)
+def test_up_convolution_is_pytorchs(window):
+    """In blocks and in the plain form."""
+    size, factor = window
+    x, kernel = random_arrays((2, 3, 5, 4), (size, size, 4, 3))
+    run = functools.partial(ops.up_convolution, factor=factor)
+    cotangent = random_cotangent(run, x, kernel)
+    truth = pytorchs(
+        lambda torch, x, k: torch.nn.functional.conv_transpose2d(x, k, stride=factor),
+        *([x, kernel], cotangent, [NCHW, IOHW], [NHWC, NHWC, HWIO_OF_UP]),
+    )
+    assert truth[0].shape[1] == UpWindow(size, factor).output_size(3)
+    assert_close(value_and_gradients(run, x, kernel, cotangent=cotangent), truth, 1e-5)
+    assert "stablehlo.convolution" not in program(run, x, kernel)
+    with ops.plain_forms():
+        assert_close(value_and_gradients(run, x, kernel, cotangent=cotangent), truth, 1e-5)
+        assert "stablehlo.convolution" in program(run, x, kernel)
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 5, 16, 63, 64])
@@ -122,3 +451,157 @@ def test_resize_bilinear_beside_torch(size):
     )
     ours = ops.resize_bilinear(jnp.asarray(x), *size)
     np.testing.assert_allclose(ours, theirs.numpy().transpose(0, 2, 3, 1), atol=1e-5)
+
+
+# ======================================================================== the choice of form
+
+
+def program(function, *arrays):
+    """The StableHLO of a function as it is lowered for this machine."""
+    return jax.jit(function).lower(*arrays).as_text()
+
+
+@only_on_the_cpu
+def test_the_choice_is_part_of_what_jit_remembers():
+    x, kernel = random_arrays((1, 40, 40, 32), (3, 3, 32, 32))
+    traces = []
+
+    @jax.jit
+    def run(x, kernel):
+        traces.append(None)
+        return convolve(x, kernel)
+
+    fast = run(x, kernel)
+    with ops.plain_forms():
+        plain = run(x, kernel)
+        with ops.plain_forms(False):
+            again = run(x, kernel)
+    np.testing.assert_array_equal(fast, run(x, kernel))
+    np.testing.assert_array_equal(fast, again)
+    assert len(traces) == 2
+    assert np.abs(fast - plain).max() > 0  # rounded otherwise
+    np.testing.assert_allclose(fast, plain, atol=1e-5 * np.abs(plain).max())
+
+
+@only_on_the_cpu
+def test_other_backends_get_the_plain_form():
+    x, kernel = random_arrays((1, 40, 40, 32), (3, 3, 32, 32))
+
+    def text(platform):
+        exported = jax.export.export(jax.jit(convolve), platforms=[platform])(x, kernel)
+        return exported.mlir_module()
+
+    assert "stablehlo.convolution" in text("cuda")
+    assert "stablehlo.convolution" not in text("cpu")
+
+
+@pytest.mark.parametrize(("value", "plain"), [("1", True), ("0", False), ("", False)])
+def test_the_environment_variable(value, plain, monkeypatch):
+    monkeypatch.setenv(forms.VARIABLE, value)
+    assert forms.plain_by_environment() is plain
+
+
+def test_an_unknown_value_of_the_environment_variable(monkeypatch):
+    monkeypatch.setenv(forms.VARIABLE, "yes")
+    with pytest.raises(ValueError, match="FCN_JAX_PLAIN_OPS must be 0 or 1, got 'yes'"):
+        forms.plain_by_environment()
+
+
+def test_the_environment_variable_is_read_at_import():
+    code = "from fcn_jax.ops import forms; print(forms.plain_chosen())"
+    environment = {**os.environ, "FCN_JAX_PLAIN_OPS": "1", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.strip() == "True", done.stderr
+
+
+# ======================================================================== transformations
+
+LAYERS = {
+    "winograd": (convolve, ((4, 18, 18, 32), (3, 3, 32, 32))),
+    "taps": (convolve, ((4, 9, 8, 5), (3, 3, 5, 6))),
+    "pool": (lambda x: ops.max_pool(x, WINDOWS[1]), ((4, 10, 7, 5),)),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_vmap_and_checkpoint(layer):
+    function, shapes = LAYERS[layer]
+    arrays = random_arrays(*shapes)
+
+    def loss(x, *rest):
+        return jnp.square(function(x[None], *rest)).sum()
+
+    truth = jax.jit(jax.grad(lambda *a: jnp.square(function(*a)).sum()))(*arrays)
+    mapped = jax.jit(jax.vmap(jax.grad(loss), (0, *[None] * (len(arrays) - 1))))(*arrays)
+    assert_close([mapped], [truth], 1e-5)
+    again = jax.jit(jax.grad(jax.checkpoint(lambda *a: jnp.square(function(*a)).sum())))
+    assert_close([again(*arrays)], [truth], 1e-6)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_forward_mode_needs_the_plain_forms(layer):
+    function, shapes = LAYERS[layer]
+    arrays = random_arrays(*shapes)
+    with pytest.raises(TypeError, match="custom_vjp"):
+        jax.jit(functools.partial(jax.jvp, function))(arrays, arrays)
+    with ops.plain_forms():
+        _, tangent = jax.jit(functools.partial(jax.jvp, function))(arrays, arrays)
+    assert np.isfinite(tangent).all()
+
+
+SHARDED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import test_ops
+test_ops.compare_sharded_with_whole()
+"""
+
+
+@only_on_the_cpu
+def test_sharded_over_devices():
+    """The batch over two devices and the height over two: equal to one device."""
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED, os.path.dirname(__file__)],
+        env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def compare_sharded_with_whole():
+    mesh = Mesh(np.asarray(jax.devices()).reshape(2, 2), ("data", "rows"))
+    for function, shapes in (LAYERS["winograd"], LAYERS["pool"]):
+        arrays = random_arrays(*shapes)
+        whole = value_and_gradients(function, *arrays)
+        for spec in (P("data"), P("data", "rows")):
+            placed = [
+                jax.device_put(array, NamedSharding(mesh, spec if index == 0 else P()))
+                for index, array in enumerate(arrays)
+            ]
+            assert_close(value_and_gradients(function, *placed), whole, 1e-5)
+
+
+# ======================================================================== memory
+
+
+@only_on_the_cpu
+@pytest.mark.parametrize(
+    ("x_shape", "outputs"), [((1, 349, 287, 64), 128), ((1, 88, 72, 512), 512)], ids=str
+)
+def test_memory_of_a_layer_is_bounded(x_shape, outputs):
+    """VGG16's conv2_1 and conv4_2 at 500x375: temporaries beside maps and kernel at the points."""
+    x = jax.ShapeDtypeStruct(x_shape, jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, x_shape[-1], outputs), jnp.float32)
+    out = jax.ShapeDtypeStruct((*x_shape[:3], outputs), jnp.float32)
+    run = jax.jit(lambda x, kernel, g: jax.vjp(convolve, x, kernel)[1](g))
+    analysis = run.lower(x, kernel, out).compile().memory_analysis()
+    assert analysis is not None
+    used = analysis.temp_size_in_bytes
+    maps = 4 * (x.size + out.size)
+    assert used < 1.5 * maps + 4 * 4 * 4 * kernel.size, used / 2**20

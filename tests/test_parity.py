@@ -16,8 +16,6 @@ from random_parameters import random_parameters
 
 import fcn_jax
 import fcn_jax.weights
-from fcn_jax import ops
-from fcn_jax.alignment import UpWindow, Window
 from fcn_jax.networks import abstract_params
 
 reference = pytest.importorskip("torch_reference")
@@ -27,20 +25,7 @@ BOUND = 1e-5
 CLASSES, WIDTH, FC_WIDTH = 5, 1 / 16, 24
 
 
-@pytest.fixture(autouse=True)
-def _exact_products():
-    """Accelerators round the factors of matrix products unless told otherwise."""
-    with jax.default_matmul_precision("highest"):
-        yield
-
-
-@pytest.fixture
-def _one_torch_thread():
-    """PyTorch's threads spend several times the work of maps as small as these on waiting."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("exact_products")
 
 
 def relative_error(ours, truth) -> float:
@@ -66,55 +51,21 @@ def flat(tree) -> dict:
     return {f"{layer}/{name}": leaf for layer, d in tree.items() for name, leaf in d.items()}
 
 
-# ======================================================================== single operations
-
-
-@pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 0), (3, 2, 1), (3, 1, 1), (2, 3, 0)], ids=str)
-@pytest.mark.parametrize("shape", [(3, 4), (5, 8), (13, 6), (31, 22)], ids=str)
-def test_ceil_pool(window, shape):
-    kernel, stride, pad = window
-    # Negative values, so that a padding of zeros would win.
-    x = np.random.default_rng(1).normal(-3, 1, (2, *shape, 3)).astype(np.float32)
-    ours = ops.max_pool(x, Window(kernel, stride, pad, ceil=True))
-    theirs = torch.nn.functional.max_pool2d(reference.nchw(x), kernel, stride, pad, ceil_mode=True)
-    np.testing.assert_array_equal(ours, reference.nhwc(theirs))
-
-
-@pytest.mark.parametrize(
-    "window", [(4, 2), (16, 8), (32, 16), (63, 32), (64, 32), (3, 2), (5, 2), (1, 2)], ids=str
-)
-def test_up_convolution(window):
-    kernel_size, factor = window
-    rng = np.random.default_rng(kernel_size)
-    x = rng.normal(size=(2, 3, 5, 4)).astype(np.float32)
-    kernel = rng.normal(size=(kernel_size, kernel_size, 4, 3)).astype(np.float32)
-
-    ours, pull_back = jax.vjp(lambda x, k: ops.up_convolution(x, k, factor), x, kernel)
-    cotangent = rng.normal(size=ours.shape).astype(np.float32)
-    our_gradients = pull_back(cotangent)
-
-    x64 = reference.nchw(x).double().requires_grad_()
-    k64 = reference.kernel_to_torch("upscore", kernel).double().requires_grad_()
-    theirs = torch.nn.functional.conv_transpose2d(x64, k64, stride=factor)
-    theirs.backward(reference.nchw(cotangent).double())
-
-    assert ours.shape[1] == UpWindow(kernel_size, factor).output_size(3)
-    assert relative_error(ours, reference.nhwc(theirs)) < BOUND
-    assert relative_error(our_gradients[0], reference.nhwc(x64.grad)) < BOUND
-    assert relative_error(our_gradients[1], k64.grad.numpy().transpose(2, 3, 0, 1)) < BOUND
-
-
 # ======================================================================== networks
 
 
-# Compilation is nearly all the time these tests take, and speed is not what they test.
-QUICK_COMPILATION = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
+# Compiling is nearly all the time; where maps are cropped does not depend on the size. A pass
+# without maps, which shares the border, runs for every network in the test of files below.
+SIZES = {
+    "fcn32s": [(1, 1), (101, 75)],
+    "fcn16s": [(1, 1), (101, 75)],
+    "fcn8s": [(1, 1), (33, 47), (101, 75)],
+    "fcn8s_atonce": [(101, 75)],
 }
 
 
-SIZES = ((1, 1), (33, 47), (101, 75))
+def pairs(sizes):
+    return [(net, size) for net, of_net in sizes.items() for size in of_net]
 
 
 def small_model(net, padding):
@@ -136,39 +87,31 @@ def random_images(size, seed):
     return np.random.default_rng(seed).normal(0, 64, (2, *size, 3)).astype(np.float32)
 
 
-@pytest.mark.usefixtures("_one_torch_thread")
-@pytest.mark.parametrize("size", SIZES, ids="{0[0]}x{0[1]}".format)
+@pytest.mark.usefixtures("one_torch_thread")
+@pytest.mark.parametrize(("net", "size"), pairs(SIZES), ids=str)
 @pytest.mark.parametrize("padding", reference.PADDINGS)
-@pytest.mark.parametrize("net", reference.NETS)
 def test_every_map(net, padding, size):
     model = small_model(net, padding)
     params, images = random_parameters(model, seed=0), random_images(size, seed=0)
     forward = functools.partial(model.apply, return_maps=True)
-    logits, maps = jax.jit(forward, compiler_options=QUICK_COMPILATION)({"params": params}, images)
+    logits, maps = jax.jit(forward)({"params": params}, images)
     with torch.inference_mode():
         truth = small_truth(net, padding, params)(reference.nchw(images).double())
     truth = {name: reference.nhwc(value) for name, value in truth.items()}
     assert_same_tree({**maps, "logits": logits}, truth)
 
 
-# Compiling a gradient takes seconds: every network and every size, but not every pair of them.
-GRADIENTS = {
-    "fcn32s": [(33, 47)],
-    "fcn16s": [(101, 75)],
-    "fcn8s": [(1, 1), (33, 47)],
-    "fcn8s_atonce": [(101, 75)],
-}
+# FCN-8s at-once is FCN-8s with scaled skips, whose values are compared above.
+GRADIENTS = {"fcn32s": [(33, 47)], "fcn16s": [(101, 75)], "fcn8s": [(1, 1), (33, 47)]}
 
 
-@pytest.mark.usefixtures("_one_torch_thread")
-@pytest.mark.parametrize(
-    ("net", "size"), [(net, size) for net, sizes in GRADIENTS.items() for size in sizes], ids=str
-)
+@pytest.mark.usefixtures("one_torch_thread")
+@pytest.mark.parametrize(("net", "size"), pairs(GRADIENTS), ids=str)
 @pytest.mark.parametrize("padding", reference.PADDINGS)
 def test_every_gradient(net, padding, size):
     model = small_model(net, padding)
 
-    @functools.partial(jax.jit, compiler_options=QUICK_COMPILATION)
+    @jax.jit
     def gradients_of(params, images, cotangent):
         _, pull_back = jax.vjp(lambda p, x: model.apply({"params": p}, x), params, images)
         param_gradients, image_gradient = pull_back(cotangent)
@@ -205,7 +148,7 @@ def without_ties_in_the_border(params):
     }
 
 
-@pytest.mark.usefixtures("_one_torch_thread")
+@pytest.mark.usefixtures("one_torch_thread")
 @pytest.mark.parametrize("padding", reference.PADDINGS)
 @pytest.mark.parametrize("net", reference.NETS)
 def test_a_network_carried_over_by_pytorch_fcns_file(net, padding, tmp_path):
@@ -219,7 +162,7 @@ def test_a_network_carried_over_by_pytorch_fcns_file(net, padding, tmp_path):
     params, _ = fcn_jax.weights.transplant(abstract_params(model), loaded, strict=True)
 
     images = random_images((33, 47), seed=4)
-    ours = jax.jit(model.apply, compiler_options=QUICK_COMPILATION)({"params": params}, images)
+    ours = jax.jit(model.apply)({"params": params}, images)
     with torch.inference_mode():
         theirs = truth.double()(reference.nchw(images).double())["logits"]
     assert relative_error(ours, reference.nhwc(theirs)) < BOUND
@@ -234,7 +177,12 @@ def full_size_parameters():
 def test_full_width_at_the_papers_image_size(full_size_parameters, padding):
     model = fcn_jax.create_model("fcn8s", padding=padding)
     images = np.random.default_rng(5).normal(0, 64, (1, 375, 500, 3)).astype(np.float32)
-    ours = jax.jit(model.apply)({"params": full_size_parameters}, images)
+    optimized = {
+        "xla_backend_optimization_level": 3,
+        "xla_llvm_disable_expensive_passes": False,
+    }
+    apply = jax.jit(model.apply, compiler_options=optimized)
+    ours = apply({"params": full_size_parameters}, images)
     with torch.device("meta"):  # shapes only: `load` brings the values
         truth = reference.TorchFCN("fcn8s", padding, 21, 1.0, 4096)
     truth.load(full_size_parameters)
