@@ -3,9 +3,12 @@
     python train.py --config=configs/fcn8s.py [--workdir=DIR] [--config.FIELD=VALUE ...]
 
 Every field and its meaning: fcn_jax/config.py. Kill it at any moment and run the same command
-again: it goes on from the last checkpoint. To train on several machines, start the same command
-on each with --coordinator=HOST:PORT --num_processes=N --process_id=I, or with --coordinator=auto
-where jax can ask the cluster (SLURM, TPU pods, Open MPI, Kubernetes).
+again: it goes on from the last checkpoint. A run uses all devices it finds. On several machines
+that share the run's folder, start the same command on each:
+
+    srun --ntasks-per-node=8 python train.py …       SLURM: a task for each GPU finds the others,
+                                                     as mpirun's and a TPU pod's processes do
+    python train.py … --coordinator=HOST:PORT --num_processes=4 --process_id=0       and 1, 2, 3
 """
 
 from __future__ import annotations
@@ -22,9 +25,18 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as c
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's folder; default: runs/ and the config file's name."
 )
-COORDINATOR = flags.DEFINE_string("coordinator", None, "Address of process 0, or auto.")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes that train together.")
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process, counted from 0.")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "HOST:PORT of process 0 of several; auto: jax asks the cluster; none: train alone. Default: "
+    "$JAX_COORDINATOR_ADDRESS; auto where srun, mpirun or a TPU pod started several processes.",
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Processes that train together; default: $JAX_NUM_PROCESSES."
+)
+PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "This process, counted from 0; default: $JAX_PROCESS_ID."
+)
 flags.mark_flag_as_required("config")
 
 
@@ -37,26 +49,23 @@ def main(argv: list[str]) -> int:
 
     logging.set_verbosity(logging.ERROR)  # below it orbax tells a great deal
 
-    # ---- Devices, before anything else touches them
     import jax
 
-    if COORDINATOR.value == "auto":
-        jax.distributed.initialize()
-    elif COORDINATOR.value:
-        jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-
-    # ---- Every stage, then the report
-    from fcn_jax import report
+    from fcn_jax import devices, report
     from fcn_jax.compilation import keep_compiled_programs
     from fcn_jax.training.run import train
     from fcn_jax.training.watch import Diverged, Stopped
 
     keep_compiled_programs()
     try:
+        # ---- The other processes, before anything touches the devices
+        devices.join_processes(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+
+        # ---- Every stage, then the report
         source = train(CONFIG.value, workdir)
         if jax.process_count() == 1:
             report.evaluate_run(workdir, source)
-        elif jax.process_index() == 0:  # reading checkpoints alone would wait for the others
+        elif devices.is_first_process():  # reading checkpoints alone would wait for the others
             print(f"python eval.py --workdir={workdir} writes the report")
     except Stopped as stopped:
         print(f"train.py: {stopped}", file=sys.stderr)

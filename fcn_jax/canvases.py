@@ -14,7 +14,6 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from flax import struct
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Shaped
 
 from fcn_jax.extents import canvas_side
@@ -203,17 +202,7 @@ def batch_of(group: Group, scale: float) -> Batch:
     return Batch(features, seen, sizes)
 
 
-# ======================================================================== devices
-
-
-def placement(mesh: Mesh | None) -> tuple[int, NamedSharding | None, NamedSharding | None]:
-    """Number of parts of a batch, and where whole arrays and batches go; None is one device."""
-    if mesh is None:
-        return 1, None, None
-    # The counts are summed by the compiler, which axes of the type Explicit do not allow.
-    mesh = Mesh(mesh.devices, mesh.axis_names)
-    replicated = NamedSharding(mesh, PartitionSpec())
-    return mesh.shape["data"], replicated, NamedSharding(mesh, PartitionSpec("data"))
+# ======================================================================== in flight
 
 
 def run_ahead(results: Iterable[T], ahead: int = _IN_FLIGHT) -> Iterator[T]:

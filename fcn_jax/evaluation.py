@@ -24,12 +24,12 @@ from fcn_jax.canvases import (
     batch_of,
     group_by_canvas,
     original_canvas,
-    placement,
     run_ahead,
     stack,
 )
 from fcn_jax.classes import VOID
 from fcn_jax.data.transforms import Example, check_example
+from fcn_jax.devices import placement
 from fcn_jax.extents import canvas_side
 from fcn_jax.inference import canvas_rule, full_size_logits, most_likely, place
 from fcn_jax.losses import check_labels

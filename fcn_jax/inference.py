@@ -33,9 +33,9 @@ from fcn_jax.canvases import (
     exactly,
     group_by_canvas,
     original_canvas,
-    placement,
     run_ahead,
 )
+from fcn_jax.devices import placement
 from fcn_jax.extents import canvas_side
 from fcn_jax.networks import FCN
 from fcn_jax.preprocessing import CAFFE, Features, Inputs, Preprocessing

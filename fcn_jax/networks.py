@@ -165,7 +165,8 @@ class FCN(nn.Module):
         self, maps: _Maps, image: Array, sizes: Extent, train: bool, suffix: str
     ) -> None:
         """Runs the layer table on one stream; adds the maps that the scores are read from."""
-        places = self._places(image.shape[1:3], sizes, whole=maps.all_wanted)
+        height, width = image.shape[1:3]
+        places = self._places((height, width), sizes, whole=maps.all_wanted)
         start = places[""]
         arrays: dict[str, Any] = {"": start.parts_of(image) if isinstance(start, Border) else image}
         for layers, kept in self._segments():

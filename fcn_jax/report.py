@@ -14,9 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Int64, UInt8
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -29,6 +27,7 @@ from fcn_jax.canvases import rule_for
 from fcn_jax.classes import ClassTable
 from fcn_jax.data import loader
 from fcn_jax.data.transforms import Example
+from fcn_jax.devices import local_mesh
 from fcn_jax.evaluation import evaluate
 from fcn_jax.metrics import Scores, scores
 from fcn_jax.training.checkpoints import Run, Which, available_stages, load_run
@@ -43,9 +42,14 @@ FIGURES = {
 
 
 class Source(loader.Source, Protocol):
-    """What is scored on: random access to examples, and the classes of their label maps."""
+    """What is scored on: random access to examples, their sizes, and the label maps' classes."""
 
     heads: dict[str, ClassTable]
+
+    @property
+    def sizes(self) -> Sequence[tuple[int, int]]:
+        """Height and width of every image."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +179,7 @@ def evaluate_stages(
     """
     count = min(limit or len(source), len(source))
     drawn = set(np.linspace(0, count - 1, min(pictures, count)).round().astype(int).tolist())
-    mesh = Mesh(np.array(jax.local_devices()), ("data",))
+    mesh = local_mesh()
     results = []
     for run in runs:
         _check_classes(run, source)

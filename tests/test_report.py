@@ -21,12 +21,13 @@ from rich.console import Console
 from fcn_jax import config as configs
 from fcn_jax import data, report
 from fcn_jax.classes import ClassRow, ClassTable
+from fcn_jax.devices import data_mesh
 from fcn_jax.inference import Predictor
 from fcn_jax.metrics import scores
 from fcn_jax.ops import bilinear_kernel
 from fcn_jax.preprocessing import CAFFE, Inputs
 from fcn_jax.training.checkpoints import StageCheckpoints, build_model, load_run
-from fcn_jax.training.step import create_state, data_mesh
+from fcn_jax.training.step import create_state
 
 CLASSES = ClassTable(
     (
@@ -45,6 +46,7 @@ class FakeSource:
 
     heads: ClassVar = {"label": CLASSES}
     ids = ("left/1", "left_1", "right: 2")
+    sizes = tuple(SIZES)
 
     def __len__(self) -> int:
         return len(SIZES)

@@ -17,13 +17,12 @@ import fcn_jax
 from fcn_jax import VOID, Preprocessing
 from fcn_jax.alignment import Window
 from fcn_jax.backbones import Backbone, Conv, Pool
+from fcn_jax.devices import data_mesh, put_batch
 from fcn_jax.preprocessing import Inputs
 from fcn_jax.training.optimizer import make_optimizer, make_schedule
 from fcn_jax.training.step import (
     all_finite,
-    batch_sharding,
     create_state,
-    data_mesh,
     make_train_step,
 )
 
@@ -278,7 +277,7 @@ def three_steps(devices: int) -> dict[str, np.ndarray]:
     step, state = start(build(dropout=0.5), optimizer, mesh, cell_fraction=0.5, normalize_loss=True)
     results = {}
     for seed in range(3):
-        batch = jax.device_put(random_batch(seed, size=8), batch_sharding(mesh))
+        batch = put_batch(random_batch(seed, size=8), mesh)
         assert len(batch["image"].addressable_shards) == devices
         state, figures = step(state, batch)
         results |= {f"{seed}/{k}": v for k, v in vars(figures).items() if k != "head_losses"}

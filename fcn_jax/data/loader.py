@@ -14,10 +14,21 @@ from typing import Any, Protocol
 import grain
 import jax
 import numpy as np
-from jax.sharding import Sharding
+from jax.sharding import Mesh
 from jaxtyping import Array
 
-from fcn_jax.data.transforms import Augmentation, Example, check_example, place_on_canvas
+from fcn_jax import devices
+from fcn_jax.data.transforms import (
+    Augmentation,
+    Example,
+    check_example,
+    place_on_canvas,
+    size_of,
+)
+from fcn_jax.extents import canvas_side
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
 
 
 class Source(Protocol):
@@ -111,8 +122,8 @@ def training_batches(
     batch_size: int,
     seed: int,
     augmentation: Augmentation,
-    sharding: Sharding | None = None,
-    canvas: tuple[int, int] | None = None,
+    mesh: Mesh | None = None,
+    canvas: Size | None = None,
     num_workers: int = 0,
     read_threads: int = 2,
     process_index: int = 0,
@@ -125,15 +136,17 @@ def training_batches(
         batch_size: Over all processes.
         seed: Of the order and of the augmentation.
         augmentation: Applied to each example with a generator of its own.
-        sharding: Where the arrays go; None is the default device.
+        mesh: Devices that share the batches (`fcn_jax.devices.batch_sharding`), and with them the
+            rows of each image; None is the default device.
         canvas: Height and width of every batch; None is the augmentation's crop, and without one
             the size of all images, or, where they differ, of the batch's largest, rounded up to
-            one of few (`fcn_jax.extents.canvas_side`).
+            one of few (`fcn_jax.extents.canvas_side`). Where devices share the rows of images, the
+            height is rounded up to a multiple of them.
         num_workers: Processes that load; 0 loads in threads of this process, which is faster
             unless transforms are heavy and cores many.
         read_threads: Threads that load, in each process.
-        process_index: This process among ``process_count`` that train together; each gets
-            other examples of the same global batches.
+        process_index: This process among ``process_count`` that read different examples of the
+            same global batches (`fcn_jax.devices.batch_part`).
         process_count: See ``process_index``.
 
     Raises:
@@ -141,8 +154,15 @@ def training_batches(
             several processes have no common canvas. While iterating, if an example is not sound
             or too large; it is named.
     """
-    canvas = canvas or augmentation.crop
+    shards = 1 if mesh is None else mesh.shape["height"]
+    canvas = _known_canvas(source, augmentation, canvas, shards)
     _check_settings(source, batch_size, canvas, process_count)
+    collate = functools.partial(
+        _collate,
+        canvas=canvas,
+        shards=shards,
+        exact=canvas is not None and _smallest_sizes(source, augmentation) == {canvas},
+    )
     # The processes' parts of the global batches, one after the other.
     parts = (
         grain.MapDataset.source(_NamedExamples(source))
@@ -154,9 +174,7 @@ def training_batches(
         .batch(
             batch_size // process_count,
             drop_remainder=True,  # there is none, but the length of endless data would overflow
-            batch_fn=functools.partial(
-                _collate, canvas=canvas, exact=_fills_canvas(source, augmentation, canvas)
-            ),
+            batch_fn=collate,
         )
     )
 
@@ -168,7 +186,7 @@ def training_batches(
         if num_workers > 0:
             _let_grain_start_workers()
             batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
-        batches = batches.map(functools.partial(_to_devices, sharding=sharding))
+        batches = batches.map(functools.partial(_to_devices, mesh=mesh))
         # Two batches wait on the device: one would be taken before the next is there.
         return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2)
 
@@ -177,7 +195,7 @@ def training_batches(
 
 
 def _check_settings(
-    source: Source, batch_size: int, canvas: tuple[int, int] | None, process_count: int
+    source: Source, batch_size: int, canvas: Size | None, process_count: int
 ) -> None:
     if len(source) == 0:
         raise ValueError(f"{source!r} has no examples to train on")
@@ -193,20 +211,34 @@ def _check_settings(
         )
 
 
-def _fills_canvas(
-    source: Source, augmentation: Augmentation, canvas: tuple[int, int] | None
-) -> bool:
-    """Whether every image is known to fill its canvas; then no border has to be masked."""
-    sizes = set(getattr(source, "sizes", ()))
-    if not sizes:
-        return False
-    low, high = (augmentation.scale * factor for factor in augmentation.scale_range)
-    if canvas is None:
-        return len(sizes) == 1 and low == high
-    smallest = [round(min(sides) * low) for sides in zip(*sizes, strict=True)]
-    return augmentation.crop == canvas and all(
-        side >= wanted for side, wanted in zip(smallest, canvas, strict=True)
-    )
+def _known_canvas(
+    source: Source, augmentation: Augmentation, canvas: Size | None, shards: int
+) -> Size | None:
+    """The canvas of all batches, where it is known before the images are read."""
+    canvas = canvas or augmentation.crop
+    sizes = _smallest_sizes(source, augmentation)
+    if canvas is None and len(sizes) == 1 and augmentation.scale_range == (1.0, 1.0):
+        (canvas,) = sizes
+    return canvas and _divisible(canvas, shards)
+
+
+def _smallest_sizes(source: Source, augmentation: Augmentation) -> set[Size]:
+    """The images' sizes after an augmentation that shrinks them the most; empty if unknown."""
+    factor = augmentation.scale * augmentation.scale_range[0]
+
+    def smallest(side: int, limit: int | None) -> int:
+        scaled = max(1, round(side * factor))
+        return scaled if limit is None else min(scaled, limit)
+
+    crop = augmentation.crop or (None, None)
+    sizes: Sequence[Size] = getattr(source, "sizes", ())
+    return {(smallest(height, crop[0]), smallest(width, crop[1])) for height, width in sizes}
+
+
+def _divisible(canvas: Size, shards: int) -> Size:
+    """The canvas made higher until devices can share its rows."""
+    height, width = canvas
+    return -(-height // shards) * shards, width
 
 
 def evaluation_examples(
@@ -237,23 +269,24 @@ class _NamedExamples:
 
 
 def _collate(
-    examples: Sequence[Example], canvas: tuple[int, int] | None, exact: bool
+    examples: Sequence[Example], canvas: Size | None, shards: int, exact: bool
 ) -> dict[str, np.ndarray]:
-    batch = place_on_canvas(list(examples), canvas, exact=exact)
+    """Stacks examples on a canvas; the batch has no sizes where all fill it."""
+    if canvas is None:
+        height, width = np.max([size_of(example) for example in examples], axis=0).tolist()
+        canvas = _divisible((canvas_side(height), canvas_side(width)), shards)
+    batch = place_on_canvas(list(examples), canvas)
     if exact:
         del batch["size"]
     return batch
 
 
 def _to_devices(
-    batch: dict[str, np.ndarray], sharding: Sharding | None
+    batch: dict[str, np.ndarray], mesh: Mesh | None
 ) -> tuple[dict[str, Array], list[str]]:
     ids = batch["id"].tolist()
     arrays = {name: value for name, value in batch.items() if name != "id"}
-    if sharding is None or jax.process_count() == 1:
-        return jax.device_put(arrays, sharding), ids
-    place = functools.partial(jax.make_array_from_process_local_data, sharding)
-    return {name: place(value) for name, value in arrays.items()}, ids
+    return jax.device_put(arrays) if mesh is None else devices.put_batch(arrays, mesh), ids
 
 
 def _let_grain_start_workers() -> None:

@@ -1,6 +1,7 @@
 """A whole run: every stage of a config in turn, safe against a crash at any moment.
 
-What is trained, on what, from where, is decided here; each part is done elsewhere.
+What is trained, on what, is decided here; each part is done elsewhere. All processes of a run that
+has several do the same; the first alone writes, but for the checkpoints.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fcn_jax import config as configs
-from fcn_jax import data, drawing, weights
-from fcn_jax.backbones import BACKBONES, Conv
+from fcn_jax import data, devices, drawing, weights
+from fcn_jax.canvases import rule_for
 from fcn_jax.classes import ClassTable
 from fcn_jax.data import loader
 from fcn_jax.data.transforms import Augmentation
 from fcn_jax.decoders import SEGMENTERS
 from fcn_jax.evaluation import evaluate
 from fcn_jax.metrics import Scores, scores
-from fcn_jax.networks import FCN, abstract_params, create_model, initial_params
-from fcn_jax.preprocessing import CAFFE, Inputs, Preprocessing
+from fcn_jax.networks import FCN, abstract_params, initial_params
+from fcn_jax.preprocessing import Inputs
+from fcn_jax.training import start
 from fcn_jax.training.checkpoints import (
     StageCheckpoints,
     available_stages,
@@ -39,16 +40,13 @@ from fcn_jax.training.journal import Journal
 from fcn_jax.training.optimizer import make_optimizer, make_schedule
 from fcn_jax.training.step import (
     TrainState,
+    TrainStep,
     all_finite,
-    batch_sharding,
     create_state,
-    data_mesh,
     init_state,
     make_train_step,
-    replicated,
 )
 from fcn_jax.training.watch import Diverged, LossWatch, Stopped, StopSignal
-from fcn_jax.weights import recognition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +81,24 @@ class Task:
     journal: Journal
 
 
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What the loop of a stage works with."""
+
+    task: Task
+    stage: Stage
+    model: FCN
+    train_step: TrainStep
+    batches: loader.TrainingBatches
+    checkpoints: StageCheckpoints
+
+
 def train(config: ConfigDict, workdir: str | Path) -> data.Source:
     """Trains every stage of a config, or goes on where the folder's run was interrupted.
 
     The final parameters are the same bits whether or not the run was interrupted (on the same
-    machine, where its arithmetic is deterministic, as the CPU's is).
+    machine, where its arithmetic is deterministic, as the CPU's is). Several processes
+    (`fcn_jax.devices.join_processes`) call it with the same config and a folder that all see.
 
     Args:
         config: See `fcn_jax.config.default_config`.
@@ -102,54 +113,68 @@ def train(config: ConfigDict, workdir: str | Path) -> data.Source:
         Stopped: On SIGINT or SIGTERM, when all is saved.
     """
     configs.validate(config)
-    workdir = Path(workdir)
+    task = _prepare(config, Path(workdir))
+    devices.wait_for_all("prepared")  # nobody still looks for a former run
+    if devices.is_first_process():
+        _describe(task)
+    with task.journal, StopSignal() as stop:
+        _announce(task)
+        for stage in task.stages:
+            _run_stage(task, stage, stop)
+    return task.eval_source
+
+
+def _prepare(config: ConfigDict, workdir: Path) -> Task:
+    """Finds the data, and all mistakes, before anything is written."""
+    mesh = devices.data_mesh(config.spatial_shards)
     begun = bool(available_stages(workdir)) if (workdir / "config.json").exists() else False
     if begun:
         _check_same_run(config, workdir)
     # A file that cannot be read or does not fit is an error now, not after the data are prepared.
-    start = {} if begun else _load_start_weights(config)
-    _check_start_weights(config, start)
+    given = {} if begun else start.load_weights(config)
+    start.check_weights(config, given)
     options = configs.data_options(config)
     train_source = data.open_source(config.dataset, config.train_split, **options)
     eval_source = data.open_source(config.dataset, config.eval_split, **options)
     data.check_disjoint(train_source, eval_source)
-    heads = _choose_heads(config, train_source)
-    inputs = _known_inputs(workdir) if begun else _choose_inputs(config, train_source, start)
-    del start
-    mesh = data_mesh()
-    _check_batch_size(config, len(train_source))
+    _check_batch_size(config, len(train_source), mesh)
+    silent = not devices.is_first_process()
+    return Task(
+        config=config,
+        workdir=workdir,
+        stages=_stages(config, len(train_source)),
+        train_source=train_source,
+        eval_source=eval_source,
+        heads=start.choose_heads(config, train_source),
+        inputs=(
+            Inputs.from_dict(_read_json(workdir / "inputs.json"))
+            if begun
+            else start.choose_inputs(config, train_source, given)
+        ),
+        mesh=mesh,
+        journal=Journal(workdir, tuple(config.stages), silent=silent),
+    )
 
-    first = jax.process_index() == 0
-    if first:
-        workdir.mkdir(parents=True, exist_ok=True)
-        _write_json(workdir / "config.json", configs.to_plain(config))
-        tables = {head: classes.to_dict() for head, classes in heads.items()}
-        _write_json(workdir / "classes.json", tables)
-        _write_json(workdir / "inputs.json", inputs.to_dict())
-    names = tuple(config.stages)
-    with Journal(workdir, names, silent=not first) as journal, StopSignal() as stop:
-        task = Task(
-            config=config,
-            workdir=workdir,
-            stages=_stages(config, len(train_source)),
-            train_source=train_source,
-            eval_source=eval_source,
-            heads=heads,
-            inputs=inputs,
-            mesh=mesh,
-            journal=journal,
-        )
-        classes = " and ".join(str(table.num_classes) for table in heads.values())
-        journal.say(
-            f"{config.dataset}: {len(train_source)} training and {len(eval_source)} evaluation "
-            f"images, {classes} classes; {jax.device_count()} {jax.devices()[0].platform} "
-            f"device(s); in {workdir}"
-        )
-        for note in dict.fromkeys((*train_source.notes, *eval_source.notes)):
-            journal.say(f"note: {note}")
-        for stage in task.stages:
-            _run_stage(task, stage, stop)
-    return eval_source
+
+def _describe(task: Task) -> None:
+    """Writes what the run is into its folder."""
+    task.workdir.mkdir(parents=True, exist_ok=True)
+    tables = {head: classes.to_dict() for head, classes in task.heads.items()}
+    _write_json(task.workdir / "config.json", configs.to_plain(task.config))
+    _write_json(task.workdir / "classes.json", tables)
+    _write_json(task.workdir / "inputs.json", task.inputs.to_dict())
+
+
+def _announce(task: Task) -> None:
+    classes = " and ".join(str(table.num_classes) for table in task.heads.values())
+    several = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    task.journal.say(
+        f"{task.config.dataset}: {len(task.train_source)} training and {len(task.eval_source)} "
+        f"evaluation images, {classes} classes; {jax.device_count()} "
+        f"{jax.devices()[0].platform} device(s){several}; in {task.workdir}"
+    )
+    for note in dict.fromkeys((*task.train_source.notes, *task.eval_source.notes)):
+        task.journal.say(f"note: {note}")
 
 
 # ======================================================================== one stage
@@ -174,7 +199,7 @@ def _run_stage(task: Task, stage: Stage, stop: StopSignal) -> None:
             del params
         else:
             like = jax.eval_shape(lambda p: init_state(p, optimizer), abstract_params(model))
-            state, position = checkpoints.restore(like, replicated(task.mesh))
+            state, position = checkpoints.restore(like, devices.replicated(task.mesh))
             batches.set_state(position)
             journal.say(f"{stage.name}: going on from step {done}")
         journal.rewind(stage.name, done or 0)
@@ -191,106 +216,146 @@ def _run_stage(task: Task, stage: Stage, stop: StopSignal) -> None:
             loss_weights=config.loss_weights,
         )
         with batches, journal.progress(stage.name, done or 0, stage.steps):
-            _loop(task, stage, stop, model, train_step, state, batches, checkpoints)
+            _loop(Training(task, stage, model, train_step, batches, checkpoints), state, stop)
 
 
-def _loop(
-    task: Task,
-    stage: Stage,
-    stop: StopSignal,
-    model: FCN,
-    train_step: Any,
-    state: TrainState,
-    batches: Any,
-    checkpoints: StageCheckpoints,
-) -> None:
-    """The training loop: step, log, evaluate, save."""
-    config, journal = task.config, task.journal
+def _loop(training: Training, state: TrainState, stop: StopSignal) -> None:
+    """The training loop: step, log, evaluate, save; waits for the devices only to log."""
+    config, stage, journal = training.task.config, training.stage, training.task.journal
     watch = LossWatch(stage.name)
-    run = describe_run(config, task.heads, task.inputs)
     step = int(state.step)
     clock, clocked = time.perf_counter(), step
     while step < stage.steps:
-        batch, ids = next(batches)
-        state, figures = train_step(state, batch)
+        batch, ids = next(training.batches)
+        state, figures = training.train_step(state, batch)
         step += 1
         watch.add(step, ids, figures)
-
-        last = step == stage.steps
-        stopping = _any_process(stop.received)
-        scoring = last or (config.eval_every > 0 and step % config.eval_every == 0)
-        saving = scoring or stopping or step % config.checkpoint_every == 0
-        if not (saving or step % config.log_every == 0):
+        due = _due(config, stage, step, stop)
+        if not due.logging:
             continue
 
         values = watch.check()
         rate = (step - clocked) * config.batch_size / (time.perf_counter() - clock)
         journal.record(stage.name, step, {**values, "images_per_second": rate})
         journal.advance(stage.name, step, stage.steps, values["loss"], rate, config.batch_size)
-        if saving:
-            # A finite loss can still have led to parameters that are not.
-            if not all_finite(state.params):
-                raise Diverged(
-                    f"{stage.name} step {step}: parameters are NaN or Inf after the update on the "
-                    f"images {', '.join(ids)}; the last checkpoint is untouched. Lower "
-                    "config.learning_rate, or set config.clip_norm"
-                )
-            metrics = _evaluate(task, stage, model, state, step) if scoring else None
-            checkpoints.save(state, batches.get_state(), run, metrics)
-        if stopping and not last:
+        if due.saving:
+            _save(training, state, step, ids, scoring=due.scoring)
+        if due.signum and step < stage.steps:
             raise Stopped(
                 f"stopped at {stage.name} step {step} of {stage.steps}, all saved; "
                 "the same command goes on from here",
-                stopping,
+                due.signum,
             )
         clock, clocked = time.perf_counter(), step
 
 
-def _evaluate(
-    task: Task, stage: Stage, model: FCN, state: TrainState, step: int
-) -> dict[str, float]:
-    """Scores the evaluation split, records the figures, and draws a few predictions."""
-    config, journal = task.config, task.journal
+@dataclasses.dataclass(frozen=True)
+class _Due:
+    """What is to be done after a step.
+
+    Attributes:
+        logging: Wait for the devices, check the losses and record them; so for all below.
+        scoring: Evaluate the network.
+        saving: Write a checkpoint.
+        signum: Stop, because of this signal; 0 is none.
+    """
+
+    logging: bool
+    scoring: bool
+    saving: bool
+    signum: int
+
+
+def _due(config: ConfigDict, stage: Stage, step: int, stop: StopSignal) -> _Due:
+    scoring = step == stage.steps or (config.eval_every > 0 and step % config.eval_every == 0)
+    saving = scoring or step % config.checkpoint_every == 0
+    logging = saving or step % config.log_every == 0
+    signum = stop.received
+    if jax.process_count() > 1:
+        # All must stop at one step. They agree on it where they wait for the devices anyway.
+        signum = devices.largest_over_processes(signum) if logging else 0
+    return _Due(logging or signum > 0, scoring, saving or signum > 0, signum)
+
+
+def _save(
+    training: Training, state: TrainState, step: int, ids: list[str], *, scoring: bool
+) -> None:
+    """Writes a checkpoint of a state that is sound, with its scores where they are wanted."""
+    # A finite loss can still have led to parameters that are not.
+    if not all_finite(state.params):
+        raise Diverged(
+            f"{training.stage.name} step {step}: parameters are NaN or Inf after the update on the "
+            f"images {', '.join(ids)}; the last checkpoint is untouched. Lower "
+            "config.learning_rate, or set config.clip_norm"
+        )
+    task = training.task
+    run = describe_run(task.config, task.heads, task.inputs)
+    metrics = _evaluate(training, state, step) if scoring else None
+    training.checkpoints.save(state, training.batches.get_state(), run, metrics)
+
+
+# ======================================================================== scores
+
+
+def _evaluate(training: Training, state: TrainState, step: int) -> dict[str, float]:
+    """Scores the evaluation split, records the figures, and draws a few predictions.
+
+    All processes get the same figures.
+    """
+    task, stage = training.task, training.stage.name
     samples: list[tuple[Any, dict[str, np.ndarray]]] = []
 
     def keep(example: Any, labels: dict[str, np.ndarray]) -> None:
-        if len(samples) < config.samples:
+        if len(samples) < task.config.samples:
             samples.append((example, labels))
 
-    # Each process scores its part of the images on its own devices: their sizes may differ.
-    local = Mesh(np.array(jax.local_devices()), ("data",))
-    part = range(jax.process_index(), len(task.eval_source), jax.process_count())
-    counts = evaluate(
-        model,
-        {"params": jax.tree.map(lambda x: x.addressable_data(0), state.params)},
-        loader.evaluation_examples(task.eval_source, part),
-        num_classes={head: classes.num_classes for head, classes in task.heads.items()},
-        preprocessing=task.inputs,
-        scale=config.scale,
-        batch_size=config.eval_batch_size,
-        mesh=local,
-        visit=keep,
-    )
-    if jax.process_count() > 1:
-        gathered = multihost_utils.process_allgather(counts)
-        counts = {head: np.asarray(values).sum(axis=0) for head, values in gathered.items()}
+    counts = _count(training, state, keep)
     metrics: dict[str, float] = {}
     for head, classes in task.heads.items():
         figures = _figures(scores(counts[head], classes.scored))
         prefix = f"{head}/" if len(task.heads) > 1 else ""
         metrics |= {f"{prefix}{name}": value for name, value in figures.items()}
-        journal.say(
-            f"{stage.name} step {step}: {prefix.replace('/', '  ')}"
+        task.journal.say(
+            f"{stage} step {step}: {prefix.replace('/', '  ')}"
             + "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items())
         )
         for number, (example, labels) in enumerate(samples):
-            panels = {"image": example["image"], "truth": example[head], stage.name: labels[head]}
+            panels = {"image": example["image"], "truth": example[head], stage: labels[head]}
             name = f"sample{number}{'_' + head if prefix else ''}"
-            journal.picture(stage.name, step, name, drawing.side_by_side(panels, classes))
+            task.journal.picture(stage, step, name, drawing.side_by_side(panels, classes))
     # By this the best checkpoint is chosen.
     metrics["mean_iu"] = float(np.mean([v for k, v in metrics.items() if k.endswith("mean_iu")]))
-    journal.record(stage.name, step, {f"eval/{name}": value for name, value in metrics.items()})
+    task.journal.record(stage, step, {f"eval/{name}": value for name, value in metrics.items()})
     return metrics
+
+
+def _count(training: Training, state: TrainState, keep: Any) -> dict[str, np.ndarray]:
+    """The confusion matrix of each head over the evaluation split, of all processes."""
+    task = training.task
+    num_classes = {head: classes.num_classes for head, classes in task.heads.items()}
+    # Each process scores its part of the images on its own devices: their sizes may differ.
+    part = range(jax.process_index(), len(task.eval_source), jax.process_count())
+    if not part:
+        counts = {head: np.zeros((n, n), np.int64) for head, n in num_classes.items()}
+        return devices.sum_over_processes(counts)
+    counts = evaluate(
+        training.model,
+        {"params": jax.tree.map(lambda x: x.addressable_data(0), state.params)},
+        loader.evaluation_examples(task.eval_source, part),
+        num_classes=num_classes,
+        preprocessing=task.inputs,
+        scale=task.config.scale,
+        batch_size=task.config.eval_batch_size,
+        canvas=rule_for(task.eval_source.sizes),
+        mesh=devices.local_mesh(),
+        visit=keep,
+    )
+    return devices.sum_over_processes(counts)
+
+
+def _figures(result: Scores) -> dict[str, float]:
+    names = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
+    return {name: getattr(result, name) for name in names}
 
 
 # ======================================================================== the parts of a stage
@@ -301,25 +366,24 @@ def _start_params(task: Task, stage: Stage, model: FCN, key: jax.Array) -> dict[
     if stage.index > 0:
         previous = task.stages[stage.index - 1].name
         with StageCheckpoints(task.workdir, previous, read_only=True) as checkpoints:
-            source = {"": weights.Weights(weights.flatten(checkpoints.restore_params("last")))}
+            given = {"": weights.Weights(weights.flatten(checkpoints.restore_params("last")))}
         origin = f"{previous}, its last step"
     elif task.config.init:
-        source = _load_start_weights(task.config)
+        given = start.load_weights(task.config)
         origin = task.config.init
     else:
         task.journal.say(f"{stage.name}: starts from random weights")
         return initial_params(model, key)
-    params, report = _transplant(model, source)
+    params, report = start.params_from(model, given, key)
     task.journal.say(f"{stage.name}: starts from {origin}\n{report}")
-    # Initial values only of what was left: a random number generator takes seconds to compile.
-    left = initial_params(model, key, report.left)
-    return weights.unflatten({**weights.flatten(params), **left})
+    return params
 
 
 def stage_batches(
     config: ConfigDict, source: data.Source, stage: Stage, mesh: Mesh
 ) -> loader.TrainingBatches:
     """The endless training batches of a stage."""
+    part, parts = devices.batch_part(mesh)
     return loader.training_batches(
         source,
         batch_size=config.batch_size,
@@ -332,11 +396,11 @@ def stage_batches(
             flip=config.flip,
             jitter=config.jitter,
         ),
-        sharding=batch_sharding(mesh),
+        mesh=mesh,
         canvas=tuple(config.canvas) or None,
         num_workers=config.num_workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=part,
+        process_count=parts,
     )
 
 
@@ -376,120 +440,6 @@ def _stages(config: ConfigDict, images: int) -> tuple[Stage, ...]:
     return tuple(Stage(index, *row) for index, row in enumerate(rows))
 
 
-# ======================================================================== inputs and outputs
-
-
-def _load_start_weights(config: ConfigDict) -> dict[str, weights.Weights]:
-    return {name: weights.load(path) for name, path in configs.start_files(config).items()}
-
-
-def _check_start_weights(config: ConfigDict, start: dict[str, weights.Weights]) -> None:
-    """Refuses weights of another network, before anything is spent or written.
-
-    Missing may be fc6, fc7 and the scores (files without a top), not a convolution of the trunk.
-
-    Raises:
-        ValueError: With all that does not fit.
-    """
-    if not start:
-        return
-    channels = {"depth": 1}
-    inputs = {
-        stream: sum(channels.get(feature, 3) for feature in joined.split("+"))
-        for stream, joined in config.inputs.items()
-    }
-    model = create_model(
-        config.stages[0],
-        backbone=config.backbone,
-        inputs=inputs,
-        padding=config.padding,
-        width=config.width,
-        fc_width=config.fc_width,
-    )
-    _, report = _transplant(model, start)
-    layers = model.backbone.layers
-    needed = [layer.name for layer in layers if isinstance(layer, Conv) and not layer.dropout]
-    left = {name.rpartition("/")[0] for name in report.left}
-    missing = [name for name in left if name.startswith(tuple(needed))]
-    known = recognition.trunk_layers() - {layer.name for layer in layers}
-    extra = {name.rpartition("/")[0].rpartition(" ")[2] for name in report.unused} & known
-    if config.backbone in BACKBONES and (missing or extra):
-        fits = {name for found in start.values() for name in recognition.trunks_of(found)}
-        advice = f"; they are of {', '.join(sorted(fits))}" if fits else ""
-        lines = [f"{config.init} does not fit config.backbone = {config.backbone!r}{advice}"]
-        for title, names in (("missing", missing), ("without a place", extra)):
-            lines += [f"{title}: {', '.join(sorted(names))}"] if names else []
-        raise ValueError("\n  ".join(lines))
-
-
-def _transplant(
-    model: FCN, start: dict[str, weights.Weights]
-) -> tuple[dict[str, Any], weights.Report]:
-    """Abstract parameters of a network, with start weights where they fit."""
-    return weights.transplant(
-        abstract_params(model),
-        start.get("", start),
-        replaceable=model.score_layers,
-        streams=[name for name, _ in model.streams] if len(model.streams) > 1 else (),
-    )
-
-
-def _choose_heads(config: ConfigDict, source: data.Source) -> dict[str, ClassTable]:
-    """The label maps that are learned, with their classes."""
-    chosen = tuple(config.heads) or tuple(source.heads)
-    for field, names in (("heads", chosen), ("loss_weights", tuple(config.loss_weights))):
-        if unknown := [name for name in names if name not in source.heads]:
-            raise ValueError(
-                f"config.{field} names {', '.join(unknown)}; {config.dataset} has the label maps "
-                f"{', '.join(source.heads)}"
-            )
-    return {name: source.heads[name] for name in chosen}
-
-
-def _choose_inputs(
-    config: ConfigDict, source: data.Source, start: dict[str, weights.Weights]
-) -> Inputs:
-    """The features of each input, normalised as the start weights expect them.
-
-    Weights of Caffe's kind take the means of the data set, as in the reference; others (RGB from
-    0 to 1) bring their own.
-    """
-    usual = data.row_of(config.dataset).preprocessing
-    streams: dict[str, dict[str, Preprocessing]] = {}
-    for stream, joined in config.inputs.items():
-        found = start.get(stream, start.get(""))
-        features = joined.split("+")
-        if unknown := [name for name in features if name not in source.features]:
-            raise ValueError(
-                f"config.inputs.{stream} reads {', '.join(unknown)}; {config.dataset} has "
-                f"{', '.join(source.features)}"
-            )
-        streams[stream] = {
-            name: _normalisation(name, usual.get(name, CAFFE), found) for name in features
-        }
-    return Inputs.of(streams)
-
-
-def _normalisation(
-    feature: str, usual: Preprocessing, start: weights.Weights | None
-) -> Preprocessing:
-    """How a feature is normalised, given the data set's way and the start weights."""
-    given = start.preprocessing if start else None
-    if isinstance(given, Inputs):
-        known = {name: part for _, parts in given.streams for name, part in parts}
-        if feature in known:
-            return known[feature]
-        given = known.get("image")
-    if given is None or given == CAFFE:
-        return usual
-    return given if feature == "image" else usual.on_scale_of(given)
-
-
-def _known_inputs(workdir: Path) -> Inputs:
-    """The inputs of a run that goes on."""
-    return Inputs.from_dict(_read_json(workdir / "inputs.json"))
-
-
 # ======================================================================== checks and records
 
 
@@ -502,12 +452,13 @@ def _check_same_run(config: ConfigDict, workdir: Path) -> None:
         )
 
 
-def _check_batch_size(config: ConfigDict, images: int) -> None:
-    devices = jax.device_count()
-    if config.batch_size % devices:
+def _check_batch_size(config: ConfigDict, images: int, mesh: Mesh) -> None:
+    parts = mesh.shape["data"]
+    if config.batch_size % parts:
+        shared = "" if parts == mesh.size else f", {mesh.shape['height']} for each image"
         raise ValueError(
-            f"config.batch_size = {config.batch_size} cannot be split over {devices} devices; "
-            f"use a multiple of {devices}"
+            f"config.batch_size = {config.batch_size} cannot be split over {mesh.size} devices"
+            f"{shared}; use a multiple of {parts}"
         )
     if config.batch_size > images:
         raise ValueError(
@@ -526,15 +477,3 @@ def _write_json(path: Path, content: Any) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=2))
     temporary.replace(path)
-
-
-def _figures(result: Scores) -> dict[str, float]:
-    names = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
-    return {name: getattr(result, name) for name in names}
-
-
-def _any_process(signum: int) -> int:
-    """The signal that any process received; all must stop at the same step."""
-    if jax.process_count() == 1:
-        return signum
-    return int(np.max(multihost_utils.process_allgather(np.int32(signum))))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from fcn_jax.losses import cross_entropy, sample_cells
+from fcn_jax.devices import batch_sharding, replicated
+from fcn_jax.losses import PixelLoss, cross_entropy, sample_cells
 from fcn_jax.networks import FCN
 from fcn_jax.preprocessing import Inputs, Preprocessing
 from fcn_jax.training.optimizer import matches_any
@@ -53,22 +54,131 @@ class StepFigures:
     gradient_norm: Float[Array, ""]
 
 
-TrainStep = Callable[[TrainState, dict[str, Array]], tuple[TrainState, StepFigures]]
+Batch: TypeAlias = dict[str, Array]
+"""The arrays of a batch: the features that are read (``image`` uint8 (b, h, w, 3)), a label map
+uint8 (b, h, w) with void 255 by the name of each head (``label`` where there is one), and ``size``
+int32 (b, 2) where images may be smaller than their canvas."""
+
+Losses: TypeAlias = dict[str, PixelLoss]
+"""The loss of each head."""
+
+LossesOf: TypeAlias = Callable[[Any, Batch, Array], Losses]
+"""From parameters, a batch and a random key."""
+
+Objective: TypeAlias = Callable[[Any, Batch, Array], tuple[Array, Losses]]
+TrainStep: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, StepFigures]]
 
 
-def data_mesh() -> Mesh:
-    """All devices of all processes along one axis, ``data``."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+# ======================================================================== what is minimised
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of the state: a copy on every device."""
-    return NamedSharding(mesh, PartitionSpec())
+def make_objective(
+    model: FCN,
+    preprocessing: Preprocessing | Inputs,
+    mesh: Mesh,
+    *,
+    normalize_loss: bool = False,
+    cell_fraction: float = 1.0,
+    frozen: Sequence[str] = (),
+    loss_weights: Mapping[str, float] | None = None,
+) -> Objective:
+    """The pixelwise cross-entropy of a network, summed over its heads.
+
+    Args:
+        model: The network.
+        preprocessing: Applied to the batch's features on the devices.
+        mesh: Devices, from `fcn_jax.devices.data_mesh`; batches are split over them.
+        normalize_loss: Divide the loss by the number of valid pixels (the paper sums).
+        cell_fraction: Part of the final-layer cells that are trained on (paper, figure 5).
+        frozen: Patterns of layer names whose gradient is not computed.
+        loss_weights: Factor on the loss of each head; 1 where none is given.
+
+    Returns:
+        ``objective(params, batch, key)``, a pure function for `jax.jit`: what is minimised, and
+        the loss of each head. Dropout and patch sampling draw from the key.
+    """
+    losses_of = _make_losses(model, Inputs.of(preprocessing), cell_fraction, frozen)
+    if min(mesh.shape.values()) > 1:
+        losses_of = _by_groups(losses_of, mesh)
+
+    def objective(params: Any, batch: Batch, key: Array) -> tuple[Array, Losses]:
+        batch = {
+            name: jax.lax.with_sharding_constraint(array, batch_sharding(mesh, array.ndim))
+            for name, array in batch.items()
+        }
+        losses = losses_of(params, batch, key)
+        minimised = {
+            head: loss.mean if normalize_loss else loss.total for head, loss in losses.items()
+        }
+        return _weighted_sum(minimised, loss_weights), losses
+
+    return objective
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of batches: the first axis over the devices."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+def _make_losses(
+    model: FCN, inputs: Inputs, cell_fraction: float, frozen: Sequence[str]
+) -> LossesOf:
+    heads = [head for head, _ in model.heads]
+    cells = model.alignment.geometry["score_fr"]
+
+    def losses_of(params: Any, batch: Batch, key: Array) -> Losses:
+        dropout_key, cell_key = jax.random.split(key)
+        sizes = batch.get("size")
+        logits: Any = model.apply(
+            {"params": _without_gradient(params, frozen)},
+            inputs.apply(batch, sizes),
+            sizes=sizes,
+            train=True,
+            rngs={"dropout": dropout_key},
+        )
+        logits = logits if len(heads) > 1 else {heads[0]: logits}
+        labels = {head: batch[head] for head in heads}
+        if cell_fraction < 1:
+            labels = {
+                head: sample_cells(cell_key, values, cell_fraction, cells)
+                for head, values in labels.items()
+            }
+        return {head: cross_entropy(logits[head], labels[head]) for head in heads}
+
+    return losses_of
+
+
+def _without_gradient(params: Any, frozen: Sequence[str]) -> Any:
+    """The parameters, those of frozen layers as constants."""
+    return {
+        layer: jax.lax.stop_gradient(arrays) if matches_any(layer, frozen) else arrays
+        for layer, arrays in params.items()
+    }
+
+
+def _by_groups(losses_of: LossesOf, mesh: Mesh) -> LossesOf:
+    """The losses, where each group of devices that share images works on those alone.
+
+    Left to itself, XLA's partitioner adds the gradient of a convolution's kernel twice where a map
+    is split along one axis of the mesh and not along the other (as of jaxlib 0.10.2). Inside a
+    group there is one axis only. The groups draw random numbers of their own.
+    """
+
+    def of_group(params: Any, batch: Batch, key: Array) -> Losses:
+        losses = losses_of(params, batch, jax.random.fold_in(key, jax.lax.axis_index("data")))
+        return jax.lax.psum(losses, "data")
+
+    return jax.shard_map(
+        of_group,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec("data"), PartitionSpec()),
+        out_specs=PartitionSpec(),
+        axis_names={"data"},
+        check_vma=False,  # loops of the operations begin with constants
+    )
+
+
+def _weighted_sum(values: Mapping[str, Array], weights: Mapping[str, float] | None) -> Array:
+    weights = weights or {}
+    return jnp.stack([weights.get(head, 1.0) * value for head, value in values.items()]).sum()
+
+
+# ======================================================================== the step
 
 
 def make_train_step(
@@ -78,83 +188,52 @@ def make_train_step(
     mesh: Mesh,
     *,
     key: Array,
-    normalize_loss: bool = False,
-    cell_fraction: float = 1.0,
-    frozen: Sequence[str] = (),
     loss_weights: Mapping[str, float] | None = None,
+    **options: Any,
 ) -> TrainStep:
-    """Compiles a step of the optimiser on the pixelwise cross-entropy, summed over the heads.
+    """Compiles a step of the optimiser on the objective.
 
-    The state is donated: use the returned one. Dropout and patch sampling draw from ``key``
-    folded with the step, so that a resumed run repeats them.
+    The state is donated: use the returned one. What is random draws from ``key`` folded with the
+    step, so that a resumed run repeats it.
 
     Args:
         model: The network.
         optimizer: From `make_optimizer`.
-        preprocessing: Applied to the batch's features on the device.
-        mesh: Devices; a batch is split over its ``data`` axis, the gradient summed over it.
+        preprocessing: Applied to the batch's features on the devices.
+        mesh: Devices; a batch is split over them, the gradient summed.
         key: Random key of the stage.
-        normalize_loss: Divide the loss by the number of valid pixels (the paper sums).
-        cell_fraction: Part of the final-layer cells that are trained on (paper, figure 5).
-        frozen: Patterns of layer names whose gradient is not computed; give the optimiser the
-            same ones.
-        loss_weights: Factor on the loss of each head; 1 where none is given.
+        loss_weights: As for `make_objective`.
+        **options: Further ones of `make_objective`. Give the optimiser the same ``frozen``.
 
     Returns:
-        ``step(state, batch)`` for batches of the features that are read (``image`` uint8
-        (b, h, w, 3)), a label map uint8 (b, h, w) with void 255 by the name of each head
-        (``label`` where there is one), and ``size`` int32 (b, 2) where images may be smaller than
-        their canvas.
+        ``step(state, batch)``, for batches from `fcn_jax.devices.put_batch`.
     """
-    inputs = Inputs.of(preprocessing)
-    cells = model.alignment.geometry["score_fr"]
-    weights = {head: 1.0 for head, _ in model.heads} | dict(loss_weights or {})
+    objective = make_objective(model, preprocessing, mesh, loss_weights=loss_weights, **options)
+    gradient_of = jax.grad(objective, has_aux=True)
 
-    def weighted(values: dict[str, Array]) -> Array:
-        return jnp.stack([weights[head] * value for head, value in values.items()]).sum()
-
-    def step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, StepFigures]:
-        dropout_key, cell_key = jax.random.split(jax.random.fold_in(key, state.step))
-        sizes = batch.get("size")
-        images = inputs.apply(batch, sizes)
-        labels = {head: batch[head] for head, _ in model.heads}
-        if cell_fraction < 1:
-            labels = {
-                head: sample_cells(cell_key, values, cell_fraction, cells)
-                for head, values in labels.items()
-            }
-
-        def objective(params: Any) -> tuple[Array, Any]:
-            params = {
-                layer: jax.lax.stop_gradient(arrays) if matches_any(layer, frozen) else arrays
-                for layer, arrays in params.items()
-            }
-            logits: Any = model.apply(
-                {"params": params}, images, sizes=sizes, train=True, rngs={"dropout": dropout_key}
-            )
-            logits = logits if len(labels) > 1 else dict.fromkeys(labels, logits)
-            losses = {head: cross_entropy(logits[head], labels[head]) for head in labels}
-            minimised = {
-                head: loss.mean if normalize_loss else loss.total for head, loss in losses.items()
-            }
-            return weighted(minimised), losses
-
-        gradient, losses = jax.grad(objective, has_aux=True)(state.params)
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepFigures]:
+        gradient, losses = gradient_of(state.params, batch, jax.random.fold_in(key, state.step))
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        figures = StepFigures(
-            loss=weighted({head: loss.mean for head, loss in losses.items()}),
-            head_losses={head: loss.mean for head, loss in losses.items()},
-            valid=jnp.stack([loss.valid for loss in losses.values()]).sum(),
-            invalid=jnp.stack([loss.invalid for loss in losses.values()]).sum(),
-            gradient_norm=jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradient))),
-        )
+        figures = _figures(losses, gradient, loss_weights)
         return TrainState(state.step + 1, params, opt_state), figures
 
-    whole, split = replicated(mesh), batch_sharding(mesh)
-    return jax.jit(
-        step, donate_argnums=0, in_shardings=(whole, split), out_shardings=(whole, whole)
+    whole = replicated(mesh)
+    return jax.jit(step, donate_argnums=0, in_shardings=(whole, None), out_shardings=(whole, whole))
+
+
+def _figures(losses: Losses, gradient: Any, weights: Mapping[str, float] | None) -> StepFigures:
+    means = {head: loss.mean for head, loss in losses.items()}
+    return StepFigures(
+        loss=_weighted_sum(means, weights),
+        head_losses=means,
+        valid=jnp.stack([loss.valid for loss in losses.values()]).sum(),
+        invalid=jnp.stack([loss.invalid for loss in losses.values()]).sum(),
+        gradient_norm=jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradient))),
     )
+
+
+# ======================================================================== the state
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:

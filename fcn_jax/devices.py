@@ -1,0 +1,207 @@
+"""Devices and processes: where arrays lie, and what processes that train together tell each other.
+
+A program may run as several processes, on one machine or many, each with devices of its own. All
+take the same steps in the same order, and arrays are spread over the devices of all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+# ======================================================================== where arrays lie
+
+
+def data_mesh(spatial_shards: int = 1) -> Mesh:
+    """All devices of all processes, along the axes ``data`` and ``height``.
+
+    Args:
+        spatial_shards: Devices that share each image, a part of its rows each.
+
+    Raises:
+        ValueError: If the devices cannot be divided so.
+    """
+    devices, own = jax.device_count(), jax.local_device_count()
+    if devices % spatial_shards:
+        raise ValueError(
+            f"config.spatial_shards = {spatial_shards} does not divide the {devices} device(s); "
+            f"choose one of {', '.join(str(n) for n in range(1, devices + 1) if devices % n == 0)}"
+        )
+    if own % spatial_shards and spatial_shards % own:
+        raise ValueError(
+            f"config.spatial_shards = {spatial_shards} neither divides the {own} devices of a "
+            "process nor is a multiple of them; images would be cut in the middle of a process"
+        )
+    shape, axes = (devices // spatial_shards, spatial_shards), ("data", "height")
+    return jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * 2)
+
+
+def local_mesh() -> Mesh:
+    """The devices of this process, along the axis ``data``: it computes on them alone."""
+    devices = jax.local_devices()
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of the state: a copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, rank: int = 4) -> NamedSharding:
+    """The sharding of an array of a batch: the examples over ``data``, rows over ``height``.
+
+    Args:
+        mesh: Has the axis ``data``, and perhaps ``height`` (`data_mesh`).
+        rank: Axes of the array. Images and label maps have three or more, (b, h, …); the sizes
+            of images have no rows.
+    """
+    axes = ("data", "height") if rank >= 3 and "height" in mesh.shape else ("data",)
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+def placement(mesh: Mesh | None) -> tuple[int, NamedSharding | None, NamedSharding | None]:
+    """Parts of a batch whose images stay whole, and where state and batches go; None: one device.
+
+    For prediction and evaluation, whose batches have images of many heights.
+    """
+    if mesh is None:
+        return 1, None, None
+    # The counts are summed by the compiler, which axes of the type Explicit do not allow.
+    mesh = Mesh(mesh.devices, mesh.axis_names)
+    return mesh.shape["data"], replicated(mesh), batch_sharding(mesh, rank=1)
+
+
+def batch_part(mesh: Mesh) -> tuple[int, int]:
+    """Which part of each batch this process reads, and into how many parts it is divided.
+
+    Processes whose devices share images read the same ones.
+    """
+    rows_of: dict[int, list[int]] = {}
+    for row, devices in enumerate(mesh.devices):
+        for process in {device.process_index for device in devices}:
+            rows_of.setdefault(process, []).append(row)
+    parts = sorted({tuple(rows) for rows in rows_of.values()})
+    return parts.index(tuple(rows_of[jax.process_index()])), len(parts)
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
+    """Puts a batch on the devices of all processes; returns before the copies are made.
+
+    Args:
+        batch: The arrays of this process's part (`batch_part`), with all rows of each image. The
+            height must be a multiple of the mesh's axis ``height``.
+        mesh: From `data_mesh`.
+    """
+    shardings = {name: batch_sharding(mesh, value.ndim) for name, value in batch.items()}
+    if jax.process_count() == 1:
+        return jax.device_put(dict(batch), shardings)
+    _, parts = batch_part(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(
+            shardings[name], value, (parts * len(value), *value.shape[1:])
+        )
+        for name, value in batch.items()
+    }
+
+
+# ======================================================================== processes
+
+# What launchers tell a program about itself: how many processes they started, and which it is.
+_LAUNCHERS = (
+    ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),  # set by hand
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # srun
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),  # mpirun of Open MPI
+)
+
+
+def join_processes(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+    """Joins the processes that train together; call it before jax sees a device.
+
+    Without arguments a program that srun or mpirun started several times, or one on a TPU pod
+    joins the others, and any other program stays alone.
+
+    Args:
+        coordinator: ``HOST:PORT`` of process 0, ``auto`` to let jax ask the cluster, or ``none``
+            to stay alone; by default the environment variable JAX_COORDINATOR_ADDRESS.
+        num_processes: By default JAX_NUM_PROCESSES, or what the launcher says.
+        process_id: From 0; by default JAX_PROCESS_ID, or what the launcher says.
+
+    Raises:
+        ValueError: If it is not said who the others are, or they cannot be reached.
+    """
+    told = _told_by_launcher()
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if coordinator is None and (num_processes is not None or process_id is not None):
+        raise ValueError("--num_processes and --process_id need --coordinator=HOST:PORT")
+    if coordinator == "none" or (coordinator is None and told[0] in (None, 1) and not _on_pod()):
+        return
+    address = None if coordinator == "auto" else coordinator
+    if address is not None and not address.rpartition(":")[2].isdecimal():
+        raise ValueError(f"--coordinator={coordinator} must be HOST:PORT, auto or none")
+    try:
+        jax.distributed.initialize(
+            address,
+            told[0] if num_processes is None else num_processes,
+            told[1] if process_id is None else process_id,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"cannot join the other processes ({str(error).splitlines()[0]}); give every process "
+            "--coordinator=HOST:PORT --num_processes=N --process_id=I, or --coordinator=none"
+        ) from None
+
+
+def _told_by_launcher() -> tuple[int | None, int | None]:
+    """Number of processes and this one's, where a launcher set them."""
+    for names in _LAUNCHERS:
+        values = [os.environ.get(name, "") for name in names]
+        if all(value.isdecimal() for value in values):
+            return int(values[0]), int(values[1])
+    return None, None
+
+
+def _on_pod() -> bool:
+    """Whether this is one of several machines of a TPU slice."""
+    return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Waits until every process has come here; ``name`` tells the places apart."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def largest_over_processes(value: int) -> int:
+    """The largest of the processes' values; waits for the devices."""
+    if jax.process_count() == 1:
+        return value
+    return int(np.max(multihost_utils.process_allgather(np.int32(value))))
+
+
+def sum_over_processes(counts: Any) -> Any:
+    """The sums of the processes' numpy arrays, a tree of them; int64 stays exact.
+
+    Waits for the devices.
+    """
+    if jax.process_count() == 1:
+        return counts
+    # Without 64 bits jax would cut the counts: they travel as two halves.
+    halves = jax.tree.map(lambda x: np.asarray(x, np.int64).view(np.uint32), counts)
+    gathered = multihost_utils.process_allgather(halves)
+    return jax.tree.map(lambda x: np.asarray(x).view(np.int64).sum(axis=0), gathered)

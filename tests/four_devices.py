@@ -1,0 +1,168 @@
+"""Losses and gradients on four devices, for tests/test_parallel.py.
+
+A program of its own, since the number of devices is fixed when jax starts:
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=4 python tests/four_devices.py FILE.npz
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+
+import jax
+import numpy as np
+import toy_backbones
+from jax.sharding import AxisType, Mesh
+from random_parameters import random_parameters
+
+import fcn_jax
+from fcn_jax import VOID, Preprocessing
+from fcn_jax.devices import put_batch, replicated
+from fcn_jax.ops import convolutions, forms, pooling
+from fcn_jax.training.step import make_objective
+
+MESHES = {"one": (1, 1), "data": (4, 1), "both": (2, 2), "height": (1, 4)}
+"""Devices along the axes data and height."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A network, and the images that it sees.
+
+    Attributes:
+        options: Of `fcn_jax.create_model`.
+        canvas: Height and width. Heights are multiples of four devices, not of the strides.
+        sized: Whether images are smaller than the canvas.
+    """
+
+    options: dict
+    canvas: tuple[int, int]
+    sized: bool
+
+    @property
+    def model(self):
+        return fcn_jax.create_model(**{"dropout": 0.0, "learned_upsampling": "all", **self.options})
+
+    def batch(self) -> dict[str, np.ndarray]:
+        """Four images; the first has few valid pixels and the last none, so devices differ."""
+        rng = np.random.default_rng(0)
+        height, width = self.canvas
+        batch = {"image": rng.integers(0, 256, (4, height, width, 3), np.uint8)}
+        for head, classes in self.model.heads:
+            labels = rng.integers(0, classes, (4, height, width)).astype(np.uint8)
+            labels[rng.random(labels.shape) < 0.3] = VOID
+            labels[0, 5:], labels[3] = VOID, VOID
+            batch[head] = labels
+        if self.sized:
+            lacking = rng.integers(0, (height // 2, width // 2), (4, 2))
+            batch["size"] = (np.array(self.canvas) - lacking).astype(np.int32)
+        return batch
+
+
+CASES = {
+    # Wide enough for the fast forms of the CPU.
+    "wide": Case(
+        {"name": "fcn16s", "backbone": toy_backbones.plain, "width": 4, "fc_width": 32},
+        (52, 39),
+        True,
+    ),
+    "heads": Case(
+        {
+            "name": "fcn16s",
+            "backbone": toy_backbones.forked,
+            "padding": "reference",
+            "fc_width": 8,
+            "num_classes": {"sem": 4, "geo": 2},
+        },
+        (44, 31),
+        True,
+    ),
+}
+
+
+def make_mesh(shape: tuple[int, int]) -> Mesh:
+    """The first devices, as `fcn_jax.devices.data_mesh` arranges all."""
+    devices = np.array(jax.devices()[: shape[0] * shape[1]]).reshape(shape)
+    return Mesh(devices, ("data", "height"), axis_types=(AxisType.Auto,) * 2)
+
+
+def loss_and_gradient(case: Case, mesh: Mesh) -> dict[str, np.ndarray]:
+    """What `make_objective` gives, its gradient, and what that costs on each device."""
+    model, batch = case.model, put_batch(case.batch(), mesh)
+    assert len(batch["image"].sharding.device_set) == mesh.size
+    objective = make_objective(model, Preprocessing(), mesh, normalize_loss=True)
+    whole = replicated(mesh)
+    compute = jax.jit(
+        jax.value_and_grad(objective, has_aux=True),
+        in_shardings=(whole, None, whole),
+        out_shardings=whole,
+    )
+    arguments = random_parameters(model, 0), batch, jax.random.key(0)
+    compiled = compute.lower(*arguments).compile()
+    (loss, heads), gradient = compiled(*jax.device_put(arguments, (whole, None, whole)))
+    return {
+        "flops": np.array(compiled.cost_analysis()["flops"]),
+        "loss": np.asarray(loss),
+        **{f"valid/{head}": np.asarray(values.valid) for head, values in heads.items()},
+        **{
+            f"gradient/{layer}/{name}": np.asarray(value)
+            for layer, arrays in gradient.items()
+            for name, value in arrays.items()
+        },
+    }
+
+
+def scores(case: Case, mesh: Mesh) -> dict[str, np.ndarray]:
+    """Inference on a batch whose rows are split, as research code does it."""
+    model, batch = case.model, put_batch(case.batch(), mesh)
+    images = Preprocessing().apply(batch["image"], batch["size"])
+    params = jax.device_put(random_parameters(model, 0), replicated(mesh))
+    logits = jax.jit(model.apply)({"params": params}, images, sizes=batch["size"])
+    assert logits.sharding.device_set == set(mesh.devices.flat)
+    return {"scores": np.asarray(logits)}
+
+
+@contextlib.contextmanager
+def forms_of_other_backends():
+    """What GPUs and TPUs would compute, on the CPU."""
+    modules, chosen = (convolutions, pooling), forms.fast_on_cpu
+    for module in modules:
+        module.fast_on_cpu = lambda fast, plain: plain
+    jax.clear_caches()
+    yield
+    for module in modules:
+        module.fast_on_cpu = chosen
+    jax.clear_caches()
+
+
+ON_CPU = (
+    (loss_and_gradient, "wide", ("one", "both", "height")),
+    (scores, "wide", ("one", "height")),
+)
+ON_OTHERS = ((loss_and_gradient, "heads", ("one", "data", "both", "height")),)
+"""What is computed, of which case, on which meshes; the first is what the others must equal."""
+
+
+def run(program: tuple) -> dict[str, np.ndarray]:
+    """The results under FUNCTION/CASE/MESH/NAME."""
+    return {
+        f"{function.__name__}/{case}/{mesh}/{name}": value
+        for function, case, meshes in program
+        for mesh in meshes
+        for name, value in function(CASES[case], make_mesh(MESHES[mesh])).items()
+    }
+
+
+def main(path: str) -> None:
+    """Runs both programs, and saves what they give under cpu/… and others/…."""
+    assert jax.device_count() == 4
+    results = {f"cpu/{name}": value for name, value in run(ON_CPU).items()}
+    with forms_of_other_backends():
+        results |= {f"others/{name}": value for name, value in run(ON_OTHERS).items()}
+    np.savez(path, **results)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
