@@ -10,12 +10,12 @@ pass, the windows one by one, and the windows in batches. Prints medians and the
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 
 import jax
 import numpy as np
 from absl import app, flags
+from interleaved import take_turns
 
 BACKBONE = flags.DEFINE_string("backbone", "vgg16", "The classifier's trunk.")
 SIDE = flags.DEFINE_integer("side", 384, "Side of the image.")
@@ -31,12 +31,6 @@ def cut_windows(image: np.ndarray) -> np.ndarray:
     starts = range(0, SIDE.value - WINDOW.value + 1, STRIDE.value)
     side = WINDOW.value
     return np.stack([image[0, i : i + side, j : j + side] for i in starts for j in starts])
-
-
-def seconds(run: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def main(argv: list[str]) -> None:
@@ -68,10 +62,7 @@ def main(argv: list[str]) -> None:
     }
     for run in kinds.values():
         run()  # compiles
-    times: dict[str, list[float]] = {name: [] for name in kinds}
-    for _ in range(TURNS.value):
-        for name, run in kinds.items():
-            times[name].append(seconds(run))
+    times = take_turns(kinds, TURNS.value)
 
     scores = forward(variables, image)
     print(

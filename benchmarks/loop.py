@@ -9,11 +9,12 @@ from the loader, with the same compiled step. Prints medians and their ratio, an
 from __future__ import annotations
 
 import statistics
-import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
+from interleaved import seconds, take_turns
 from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/quickstart.py")
@@ -26,12 +27,14 @@ def main(argv: list[str]) -> None:
     del argv
     from fcn_jax import config as configs
     from fcn_jax import data
+    from fcn_jax.devices import data_mesh
     from fcn_jax.networks import initial_params
     from fcn_jax.preprocessing import CAFFE, Inputs
     from fcn_jax.training import run
     from fcn_jax.training.checkpoints import build_model
-    from fcn_jax.training.step import create_state, data_mesh, make_train_step
+    from fcn_jax.training.step import create_state, make_train_step
 
+    logging.set_verbosity(logging.WARNING)
     config: Any = CONFIG.value
     source = data.open_source(config.dataset, config.train_split, **configs.data_options(config))
     stage = run.Stage(0, config.stages[-1], 10**6, 1e-12)
@@ -42,34 +45,34 @@ def main(argv: list[str]) -> None:
     state = create_state(initial_params(model, jax.random.key(0)), optimizer, mesh)
     step = make_train_step(model, optimizer, inputs, mesh, key=jax.random.key(0))
 
+    def steps(take: Callable[[], Any]) -> None:
+        nonlocal state
+        for _ in range(STEPS.value):
+            state, figures = step(state, take())
+        jax.block_until_ready((state, figures))
+
     with run.stage_batches(config, source, stage, mesh) as batches:
         fixed, _ = next(batches)
+        kinds = {
+            "bare step": lambda: steps(lambda: fixed),
+            "step with loader": lambda: steps(lambda: next(batches)[0]),
+        }
+        for warm_up in kinds.values():
+            warm_up()  # compiles
+        times = take_turns(kinds, TURNS.value)
+        loads = 5 * STEPS.value
+        alone = seconds(lambda: [next(batches) for _ in range(loads)])
+    report({name: statistics.median(values) for name, values in times.items()}, config.batch_size)
+    print(f"{'loader alone':>18}  {loads * config.batch_size / alone:8.1f} images/s")
 
-        def turn(take: Any) -> float:
-            nonlocal state
-            start = time.perf_counter()
-            for _ in range(STEPS.value):
-                state, figures = step(state, take())
-            jax.block_until_ready((state, figures))
-            return (time.perf_counter() - start) / STEPS.value
 
-        turn(lambda: fixed)  # compiles
-        times: dict[str, list[float]] = {"bare step": [], "step with loader": []}
-        for _ in range(TURNS.value):
-            times["bare step"].append(turn(lambda: fixed))
-            times["step with loader"].append(turn(lambda: next(batches)[0]))
-
-        start = time.perf_counter()
-        for _ in range(5 * STEPS.value):
-            next(batches)
-        alone = 5 * STEPS.value * config.batch_size / (time.perf_counter() - start)
-
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    for name, seconds in medians.items():
-        print(f"{name:>18}  {1000 * seconds:8.1f} ms  {config.batch_size / seconds:8.2f} images/s")
-    ratio = medians["step with loader"] / medians["bare step"]
-    print(f"{'ratio':>18}  {ratio:8.3f}")
-    print(f"{'loader alone':>18}  {alone:8.1f} images/s")
+def report(medians: dict[str, float], batch_size: int) -> None:
+    """Prints medians, given in seconds for all steps of a turn."""
+    for name, median in medians.items():
+        one = median / STEPS.value
+        print(f"{name:>18}  {1000 * one:8.1f} ms  {batch_size / one:8.2f} images/s")
+    bare, loaded = medians.values()
+    print(f"{'ratio':>18}  {loaded / bare:8.3f}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
+from interleaved import take_turns
 from jax import lax
 
 from fcn_jax import ops
@@ -171,15 +171,10 @@ def torch_passes(
 
 
 def measure(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Median milliseconds of each, taken in turns."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(TURNS.value + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if turn:  # the first turn warms up
-                times[name].append(1000 * (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
+    """Median milliseconds of each, taken in turns after a first that warms up."""
+    take_turns(runs, 1)
+    times = take_turns(runs, TURNS.value)
+    return {name: 1000 * statistics.median(values) for name, values in times.items()}
 
 
 def report(name: str, layer: Layer) -> None:
