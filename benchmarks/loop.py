@@ -3,13 +3,13 @@
     python benchmarks/loop.py --config=configs/camvid_fcn8s.py [--config.FIELD=VALUE ...]
 
 Times, in turns (A B A B), N steps on one batch that stays on the device, and N steps on batches
-from the loader, with the same compiled step. Prints medians and their ratio, and the loader alone.
+from the loader whose losses are watched and then checked, as the loop of `fcn_jax.training.run`
+does, with the same compiled step. Prints medians and their ratio, and the loader alone.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,6 +33,7 @@ def main(argv: list[str]) -> None:
     from fcn_jax.training import run
     from fcn_jax.training.checkpoints import build_model
     from fcn_jax.training.step import create_state, make_train_step
+    from fcn_jax.training.watch import LossWatch
 
     logging.set_verbosity(logging.WARNING)
     config: Any = CONFIG.value
@@ -45,18 +46,25 @@ def main(argv: list[str]) -> None:
     state = create_state(initial_params(model, jax.random.key(0)), optimizer, mesh)
     step = make_train_step(model, optimizer, inputs, mesh, key=jax.random.key(0))
 
-    def steps(take: Callable[[], Any]) -> None:
-        nonlocal state
-        for _ in range(STEPS.value):
-            state, figures = step(state, take())
-        jax.block_until_ready((state, figures))
-
     with run.stage_batches(config, source, stage, mesh) as batches:
         fixed, _ = next(batches)
-        kinds = {
-            "bare step": lambda: steps(lambda: fixed),
-            "step with loader": lambda: steps(lambda: next(batches)[0]),
-        }
+
+        def bare() -> None:
+            nonlocal state
+            for _ in range(STEPS.value):
+                state, figures = step(state, fixed)
+            jax.block_until_ready((state, figures))
+
+        def loop() -> None:
+            nonlocal state
+            watch = LossWatch(stage.name)
+            for number in range(STEPS.value):
+                batch, ids = next(batches)
+                state, figures = step(state, batch)
+                watch.add(number, ids, figures)
+            watch.check()
+
+        kinds = {"bare step": bare, "training loop": loop}
         for warm_up in kinds.values():
             warm_up()  # compiles
         times = take_turns(kinds, TURNS.value)

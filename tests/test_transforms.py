@@ -118,7 +118,7 @@ def test_random_scales_fill_their_range_evenly_in_logarithm():
 
 def test_canvas_holds_mixed_sizes_with_void_around():
     examples = [make_example(*size, seed=i) for i, size in enumerate(SIZES)]
-    batch = transforms.place_on_canvas(examples, None)
+    batch = transforms.place_on_canvas(examples, (40, 32))
     assert batch["image"].shape == (3, 40, 32, 3)
     np.testing.assert_array_equal(batch["size"], SIZES)
     assert batch["id"].tolist() == [example["id"] for example in examples]
@@ -128,13 +128,6 @@ def test_canvas_holds_mixed_sizes_with_void_around():
         np.testing.assert_array_equal(batch["label"][row, :height, :width], example["label"])
         assert (batch["label"][row, height:] == 255).all()
         assert (batch["label"][row, :, width:] == 255).all()
-
-
-def test_canvas_of_equal_sizes_is_exactly_theirs():
-    batch = transforms.place_on_canvas(
-        [make_example(7, 13), make_example(7, 13, 1)], None, exact=True
-    )
-    assert batch["label"].shape == (2, 7, 13)
 
 
 def test_canvas_too_small_names_the_image():

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from fcn_jax import devices
+from fcn_jax.canvases import Size
 from fcn_jax.data.transforms import (
     Augmentation,
     Example,
@@ -26,9 +27,6 @@ from fcn_jax.data.transforms import (
     size_of,
 )
 from fcn_jax.extents import canvas_side
-
-Size = tuple[int, int]
-"""Height and width in pixels."""
 
 
 class Source(Protocol):

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from fcn_jax.canvases import Size, stack
 from fcn_jax.classes import VOID
-from fcn_jax.extents import canvas_side
 from fcn_jax.resizing import nearest, resize_image
 
 Example = dict[str, Any]
@@ -31,7 +31,7 @@ def is_label(value: np.ndarray) -> bool:
     return value.ndim == 2 and value.dtype == np.uint8
 
 
-def size_of(example: Example) -> tuple[int, int]:
+def size_of(example: Example) -> Size:
     """Height and width of an example."""
     height, width = next(iter(arrays(example).values())).shape[:2]
     return height, width
@@ -111,16 +111,12 @@ def random_jitter(example: Example, strength: float, rng: np.random.Generator) -
     return {**example, "image": np.asarray(image)}
 
 
-def place_on_canvas(
-    examples: list[Example], canvas: tuple[int, int] | None, *, exact: bool = False
-) -> dict[str, np.ndarray]:
+def place_on_canvas(examples: list[Example], canvas: Size) -> dict[str, np.ndarray]:
     """Stacks examples of mixed sizes: each in the top left corner, the rest black and void.
 
     Args:
         examples: At least one.
-        canvas: Height and width; None takes the largest of each, rounded up by
-            `fcn_jax.extents.canvas_side`, so that few canvases (and compilations) occur.
-        exact: Do not round up; for images that are all of one size.
+        canvas: Height and width.
 
     Returns:
         The arrays with a batch axis (``image`` uint8 (b, h, w, 3), ``label`` uint8 (b, h, w) …),
@@ -130,28 +126,19 @@ def place_on_canvas(
         ValueError: If an image is larger than the canvas; names it.
     """
     sizes = np.array([size_of(example) for example in examples], np.int32)
-    if canvas is None:
-        height, width = sizes.max(axis=0).tolist()
-        if not exact:
-            height, width = canvas_side(height), canvas_side(width)
-    else:
-        height, width = canvas
     for example, (rows, columns) in zip(examples, sizes, strict=True):
-        if rows > height or columns > width:
+        if rows > canvas[0] or columns > canvas[1]:
             raise ValueError(
                 f"{example['id']}: the image of {rows}x{columns} pixels does not fit the canvas "
-                f"of {height}x{width}; enlarge config.canvas, or set config.crop to it"
+                f"of {canvas[0]}x{canvas[1]}; enlarge config.canvas, or set config.crop to it"
             )
     batch: dict[str, np.ndarray] = {
         "size": sizes,
         "id": np.array([example["id"] for example in examples]),
     }
     for name, first in arrays(examples[0]).items():
-        fill = VOID if is_label(first) else 0
-        shape = (len(examples), height, width, *first.shape[2:])
-        batch[name] = np.full(shape, fill, first.dtype)
-        for row, (example, (rows, columns)) in enumerate(zip(examples, sizes, strict=True)):
-            batch[name][row, :rows, :columns] = example[name]
+        values = [example[name] for example in examples]
+        batch[name] = stack(values, canvas, len(values), VOID if is_label(first) else 0)
     return batch
 
 

@@ -114,10 +114,37 @@ def _patches_are_few(x: Array, kernel: Array, padding: Padding) -> bool:
 def _convolution_by_patches(padding: Padding, x: Array, kernel: Array) -> Array:
     """One product of all patches with the kernel as a matrix; so are its gradients.
 
-    Gains: fc6 (7x7, 512 to 4096 channels) 0.39 forward, 0.34 input and 0.92 kernel gradient.
+    Gains: fc6 (7x7, 512 to 4096 channels) GAINS_FC6
     """
     patches = jnp.concatenate(_taps(x, padding, kernel.shape[0]), axis=-1)
-    return patches @ kernel.reshape(-1, kernel.shape[-1])
+    product = jnp.matmul if kernel.shape[0] == 1 else _product
+    return product(patches, kernel.reshape(-1, kernel.shape[-1]))
+
+
+@jax.custom_vjp
+def _product(rows: Float[Array, "*n i"], matrix: Float[Array, "i o"]) -> Float[Array, "*n o"]:
+    return rows @ matrix
+
+
+def _product_forward(rows: Array, matrix: Array) -> tuple[Array, tuple[Array, Array]]:
+    return rows @ matrix, (rows, matrix)
+
+
+def _product_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    rows, matrix = saved
+    return gradient @ matrix.T, _matrix_gradient(rows, gradient)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+def _matrix_gradient(
+    rows: Float[Array, "*n i"], gradient: Float[Array, "*n o"]
+) -> Float[Array, "i o"]:
+    """The gradient of ``rows @ matrix`` to the matrix."""
+    transposed = rows.reshape(-1, rows.shape[-1]).T
+    # The barrier keeps the transposition out of the product, which takes 1.4 times as long with it.
+    return lax.optimization_barrier(transposed) @ gradient.reshape(-1, gradient.shape[-1])
 
 
 def _taps(x: Array, padding: Padding, size: int) -> list[Array]:
@@ -239,8 +266,7 @@ def _kernel_gradient_by_patches(
     """
     outputs = gradient.shape[-1]
     patches = jnp.concatenate(_taps(x, padding, size), axis=-1)
-    rows = patches.reshape(-1, patches.shape[-1])
-    return (rows.T @ gradient.reshape(-1, outputs)).reshape(size, size, -1, outputs)
+    return _matrix_gradient(patches, gradient).reshape(size, size, -1, outputs)
 
 
 def _kernel_gradient_by_taps(

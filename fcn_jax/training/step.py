@@ -12,6 +12,7 @@ from flax import struct
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from fcn_jax.compilation import options_for_gradients
 from fcn_jax.devices import batch_sharding, replicated
 from fcn_jax.losses import PixelLoss, cross_entropy, sample_cells
 from fcn_jax.networks import FCN
@@ -219,7 +220,13 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state), figures
 
     whole = replicated(mesh)
-    return jax.jit(step, donate_argnums=0, in_shardings=(whole, None), out_shardings=(whole, whole))
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(whole, None),
+        out_shardings=(whole, whole),
+        compiler_options=options_for_gradients(mesh),
+    )
 
 
 def _figures(losses: Losses, gradient: Any, weights: Mapping[str, float] | None) -> StepFigures:

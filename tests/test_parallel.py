@@ -1,0 +1,260 @@
+"""Several devices and several processes: what they compute together is what one computes."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from four_devices import MESHES, ON_CPU, ON_OTHERS
+from test_training import command, environment, losses, parameters
+from test_training import run as run_alone
+
+from fcn_jax import devices
+from fcn_jax.config import default_config
+from fcn_jax.training import run as training
+from fcn_jax.training.step import StepFigures
+
+HERE = Path(__file__).parent
+FOUR_DEVICES = "--xla_force_host_platform_device_count=4"
+
+# ======================================================================== four devices
+
+
+@pytest.fixture(scope="module")
+def on_four_devices(tmp_path_factory) -> dict[str, np.ndarray]:
+    """What tests/four_devices.py computes, in a process of its own."""
+    file = tmp_path_factory.mktemp("four") / "results.npz"
+    subprocess.run(
+        [sys.executable, str(HERE / "four_devices.py"), str(file)],
+        check=True,
+        env={
+            **os.environ,
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {FOUR_DEVICES}",
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}",
+        },
+    )
+    with np.load(file) as results:
+        return dict(results)
+
+
+COMPARED = [
+    (f"{forms}/{function.__name__}/{case}", mesh)
+    for forms, program in (("cpu", ON_CPU), ("others", ON_OTHERS))
+    for function, case, meshes in program
+    for mesh in meshes[1:]
+]
+
+
+@pytest.mark.parametrize(("computed", "mesh"), COMPARED, ids=str)
+def test_devices_together_compute_what_one_does(on_four_devices, computed, mesh):
+    """Loss, all gradients and scores, where batches, rows or both are divided; odd sizes."""
+    of_one = {
+        name.removeprefix(f"{computed}/one/"): value
+        for name, value in on_four_devices.items()
+        if name.startswith(f"{computed}/one/")
+    }
+    cost = of_one.pop("flops", None)
+    assert of_one
+    for name, expected in of_one.items():
+        found = on_four_devices[f"{computed}/{mesh}/{name}"]
+        error = np.abs(found - expected).max() / np.abs(expected).max()
+        assert error < 1e-5, name
+    if cost is not None:
+        # Each device has its part of the work to do, and what the parts share.
+        parts = np.prod(MESHES[mesh])
+        assert on_four_devices[f"{computed}/{mesh}/flops"] < 2.5 * cost / parts
+
+
+# ======================================================================== a run
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+FIELDS = {"stages": "('fcn16s',)", "optimizer": "sgd", "learning_rate": "(1e-2,)", "warmup": 0}
+FIELDS |= {"dropout": 0.0, "steps": "(6,)", "eval_every": 0, "checkpoint_every": 3}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("parallel")
+
+
+@pytest.fixture(scope="module")
+def alone(place):
+    """The workdir of a run on one device."""
+    done = run_alone(place, command(place, "alone", **FIELDS))
+    assert done.returncode == 0, done.stderr
+    return place / "alone"
+
+
+def start_two(place: Path, workdir: str, **fields: Any) -> list[subprocess.Popen]:
+    """Two processes of one run, which talk through a socket."""
+    port = free_port()
+    return [
+        subprocess.Popen(
+            [
+                *command(place, workdir, **{**FIELDS, **fields}),
+                f"--coordinator=localhost:{port}",
+                "--num_processes=2",
+                f"--process_id={process}",
+            ],
+            env=environment(place),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(2)
+    ]
+
+
+def assert_same_run(workdir: Path, alone: Path) -> None:
+    found, expected = parameters(workdir, "fcn16s"), parameters(alone, "fcn16s")
+    for layer, arrays in expected.items():
+        for name, value in arrays.items():
+            bound = 1e-5 * np.abs(value).max()
+            np.testing.assert_allclose(found[layer][name], value, atol=bound, err_msg=layer)
+    for record, truth in zip(losses(workdir), losses(alone), strict=True):
+        (*at, loss, score), (*expected_at, expected_loss, expected_score) = record, truth
+        assert at == expected_at
+        if expected_loss is None:
+            assert score == pytest.approx(expected_score, abs=1e-3)  # a pixel may tip
+        else:
+            assert loss == pytest.approx(expected_loss, rel=1e-5)
+
+
+def test_two_processes_train_as_one_does(place, alone):
+    """Also when one of them is asked to stop: both do, at one step, and go on later."""
+    # Stopped in the middle, as soon as the first step is told.
+    processes = start_two(place, "two", steps="(200,)")
+    for line in processes[0].stdout:
+        if line.startswith("fcn16s 1/"):
+            processes[1].send_signal(signal.SIGTERM)
+            break
+    outputs = [process.communicate(timeout=200) for process in processes]
+    assert {process.returncode for process in processes} == {128 + signal.SIGTERM}, outputs
+    stops = [re.search(r"stopped at fcn16s step (\d+) of 200", errors) for _, errors in outputs]
+    assert stops[0].group(1) == stops[1].group(1)
+
+    processes = start_two(place, "two_whole")
+    outputs = [process.communicate(timeout=200) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    (text, _), (other_text, _) = outputs
+    assert "2 cpu device(s) of 2 processes" in text
+    assert "fcn16s" not in other_text  # one process tells for all
+    assert_same_run(place / "two_whole", alone)
+    pictures = place / "two_whole" / "samples"
+    assert list(pictures.iterdir())
+
+
+def test_a_run_that_divides_images_over_devices(place, alone):
+    """Two devices for each image, two images at a time."""
+    variables = environment(place)
+    variables["XLA_FLAGS"] += f" {FOUR_DEVICES}"
+    arguments = command(place, "shards", **FIELDS, spatial_shards=2)
+    done = subprocess.run(arguments, env=variables, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(place / "shards", alone)
+
+
+# ======================================================================== mistakes
+
+
+def test_devices_that_cannot_be_divided_are_named():
+    count = jax.device_count()
+    with pytest.raises(ValueError, match=rf"spatial_shards = 7 does not divide the {count} dev"):
+        devices.data_mesh(7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((None, 2, 0), "need --coordinator=HOST:PORT"),
+        (("localhost", 2, 0), "--coordinator=localhost must be HOST:PORT, auto or none"),
+        (("auto", None, None), "give every process --coordinator=HOST:PORT"),
+    ],
+)
+def test_processes_that_cannot_find_each_other_say_what_is_missing(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        devices.join_processes(*arguments)
+
+
+@pytest.mark.parametrize("launcher", [{}, {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}])
+def test_a_program_that_was_started_once_stays_alone(monkeypatch, launcher):
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_: pytest.fail("joined"))
+    devices.join_processes()
+
+
+def test_what_a_launcher_says_is_believed(monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    given = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments: given.append(arguments))
+    devices.join_processes()
+    devices.join_processes("head:1234")
+    devices.join_processes("head:1234", 2, 1)
+    assert given == [(None, 4, 3), ("head:1234", 4, 3), ("head:1234", 2, 1)]
+
+
+# ======================================================================== waiting for the devices
+
+
+def test_only_logging_waits_for_the_devices(monkeypatch):
+    """What a step reports is looked at when it is logged, and not before."""
+    looked: list[int] = []
+    taken = 0
+
+    class OnDevice:
+        """A number that tells when the host looks at it."""
+
+        dtype, shape, ndim = np.dtype(np.float32), (), 0
+
+        def __array__(self, dtype=None, copy=None):
+            looked.append(taken)
+            return np.array(0.5, dtype or np.float32)
+
+        def __float__(self) -> float:
+            looked.append(taken)
+            return 0.5
+
+        __bool__ = __int__ = __float__
+
+    def train_step(state, batch):
+        nonlocal taken
+        taken += 1
+        zero = np.zeros((), np.int32)
+        figures: Any = StepFigures(OnDevice(), {"label": OnDevice()}, zero, zero, OnDevice())
+        return state, figures
+
+    class Batches:
+        def __next__(self):
+            return {}, ["image"]
+
+    monkeypatch.setattr(training, "_save", lambda *_, **__: None)
+    config = default_config()
+    config.log_every, config.checkpoint_every = 4, 1000
+    journal = SimpleNamespace(record=lambda *_: None, advance=lambda *_: None)
+    task: Any = SimpleNamespace(config=config, journal=journal)
+    stage = training.Stage(0, "fcn32s", 10, 1.0)
+    parts: Any = (train_step, Batches(), None)
+    state: Any = SimpleNamespace(step=np.zeros((), np.int32))
+    stop: Any = SimpleNamespace(received=0)
+    training._loop(training.Training(task, stage, None, *parts), state, stop)
+    assert taken == 10
+    assert set(looked) == {4, 8, 10}
