@@ -13,7 +13,6 @@ from random_parameters import random_parameters
 
 import fcn_jax
 
-SIZES = [(1, 1), (33, 47), (50, 96)]
 CANVAS = (64, 96)
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
@@ -38,33 +37,35 @@ def build(fields: dict) -> fcn_jax.FCN:
 
 
 def random_images(model: fcn_jax.FCN, seed: int = 0):
-    """Canvases that hold noise beyond the images too, and the images alone; by stream."""
+    """Sizes, canvases that hold noise beyond the images too, and the images alone; by stream."""
     rng = np.random.default_rng(seed)
+    sizes = [(1, 1), *map(tuple, rng.integers(1, (CANVAS[0] + 1, CANVAS[1] + 1), (2, 2)).tolist())]
     canvases = {
-        name: rng.normal(0, 64, (len(SIZES), *CANVAS, channels)).astype(np.float32)
+        name: rng.normal(0, 64, (len(sizes), *CANVAS, channels)).astype(np.float32)
         for name, channels in model.streams
     }
     alone = [
         {name: canvas[row : row + 1, :h, :w] for name, canvas in canvases.items()}
-        for row, (h, w) in enumerate(SIZES)
+        for row, (h, w) in enumerate(sizes)
     ]
-    return canvases, alone
+    return sizes, canvases, alone
 
 
 def only(streams: dict):
     return streams if len(streams) > 1 else next(iter(streams.values()))
 
 
-@pytest.mark.parametrize("fields", MODELS.values(), ids=MODELS)
-def test_an_image_on_a_canvas_gets_its_own_logits(fields):
-    model = build(fields)
+@pytest.mark.parametrize("name", MODELS)
+def test_an_image_on_a_canvas_gets_its_own_logits(name):
+    model = build(MODELS[name])
     params = {"params": random_parameters(model, 0)}
-    canvases, alone = random_images(model)
+    # Other sizes for each network.
+    sizes, canvases, alone = random_images(model, seed=list(MODELS).index(name))
     together = jax.jit(model.apply, compiler_options=QUICK)(
-        params, only(canvases), sizes=jnp.array(SIZES)
+        params, only(canvases), sizes=jnp.array(sizes)
     )
     apply = jax.jit(model.apply, compiler_options=QUICK)
-    for row, (h, w) in enumerate(SIZES):
+    for row, (h, w) in enumerate(sizes):
         truth = apply(params, only(alone[row]))
         for got, expected in zip(jax.tree.leaves(together), jax.tree.leaves(truth), strict=True):
             scale = np.abs(expected).max()
@@ -77,18 +78,18 @@ def test_an_image_on_a_canvas_gets_its_own_logits(fields):
 def test_gradients_are_those_of_the_images_alone(padding):
     model = build({"name": "fcn8s", "padding": padding, "backbone": toy_backbones.plain})
     params = random_parameters(model, 0)
-    canvases, alone = random_images(model)
+    sizes, canvases, alone = random_images(model, seed=20)
     rng = np.random.default_rng(1)
-    weights = rng.normal(size=(len(SIZES), *CANVAS, 4)).astype(np.float32)
+    weights = rng.normal(size=(len(sizes), *CANVAS, 4)).astype(np.float32)
 
     def objective(params, images, weights, **options):
         return jnp.sum(weights * model.apply({"params": params}, images, **options))
 
-    together = jax.grad(objective)(params, only(canvases), weights, sizes=jnp.array(SIZES))
+    together = jax.grad(objective)(params, only(canvases), weights, sizes=jnp.array(sizes))
     gradient = jax.jit(jax.grad(objective), compiler_options=QUICK)
     parts = [
         gradient(params, only(images), weights[row : row + 1, :h, :w])
-        for row, (images, (h, w)) in enumerate(zip(alone, SIZES, strict=True))
+        for row, (images, (h, w)) in enumerate(zip(alone, sizes, strict=True))
     ]
     truth = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *parts)
     for got, expected in zip(jax.tree.leaves(together), jax.tree.leaves(truth), strict=True):
@@ -99,20 +100,19 @@ def test_a_canvas_compiles_once_for_all_sizes():
     model = build({"name": "fcn8s", "backbone": toy_backbones.plain})
     params = {"params": random_parameters(model, 0)}
     apply = jax.jit(model.apply)
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        sizes = rng.integers(1, (65, 97), (len(SIZES), 2))
-        apply(params, only(random_images(model)[0]), sizes=jnp.array(sizes))
+    for seed in range(20):
+        sizes, canvases, _ = random_images(model, seed)
+        apply(params, only(canvases), sizes=jnp.array(sizes))
     assert apply._cache_size() == 1
 
 
 def test_maps_are_those_of_the_image_alone():
     model = build({"name": "fcn8s", "padding": "reference"})
     params = {"params": random_parameters(model, 0)}
-    canvases, alone = random_images(model)
+    sizes, canvases, alone = random_images(model, seed=21)
     run = functools.partial(model.apply, return_maps=True)
     _, together = jax.jit(run, compiler_options=QUICK)(
-        params, only(canvases), sizes=jnp.array(SIZES)
+        params, only(canvases), sizes=jnp.array(sizes)
     )
     _, truth = jax.jit(run, compiler_options=QUICK)(params, only(alone[1]))
     for name, expected in truth.items():

