@@ -29,7 +29,7 @@ Canvas: TypeAlias = Callable[[int], int] | Size
 LARGEST_SIDE = 2048
 """No batch has more pixels for a device than a canvas of this side, unless one image has.
 
-FCN-8s with VGG16 takes 6 GB for so many, and 1.6 GB for a canvas of half the side.
+FCN-8s with VGG16 takes 2 GB for so many on the CPU, and 0.5 GB for a canvas of half the side.
 """
 
 # Batches that wait for the device: enough to keep it busy while the host prepares the next and

@@ -6,7 +6,6 @@ get alone, so that the scores depend neither on the batch size nor on the canvas
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -28,6 +27,7 @@ from fcn_jax.canvases import (
     stack,
 )
 from fcn_jax.classes import VOID
+from fcn_jax.compilation import jit_in_least_memory
 from fcn_jax.data.transforms import Example, check_example
 from fcn_jax.devices import placement
 from fcn_jax.extents import canvas_side
@@ -132,7 +132,7 @@ def _visit(
         visit(image.source, labels if named else labels["label"])
 
 
-@functools.partial(jax.jit, static_argnames=("model", "preprocessing"), donate_argnames="matrices")
+@jit_in_least_memory(static_argnames=("model", "preprocessing"), donate_argnames="matrices")
 def _score_batch(
     model: nn.Module,
     variables: Any,

@@ -35,6 +35,7 @@ from fcn_jax.canvases import (
     original_canvas,
     run_ahead,
 )
+from fcn_jax.compilation import jit_in_least_memory
 from fcn_jax.devices import placement
 from fcn_jax.extents import canvas_side
 from fcn_jax.networks import FCN
@@ -522,7 +523,7 @@ def most_likely(logits: Any) -> Any:
 
 # Modules and inputs are frozen dataclasses: as static arguments they share one cache of compiled
 # functions between all predictors of the same network.
-@functools.partial(jax.jit, static_argnames=("model", "inputs", "canvas", "scores"))
+@jit_in_least_memory(static_argnames=("model", "inputs", "canvas", "scores"))
 def _compute(
     model: nn.Module, variables: Any, batch: Batch, *, inputs: Inputs, canvas: Size, scores: bool
 ) -> Any:

@@ -12,7 +12,7 @@ from flax import struct
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from fcn_jax.compilation import options_for_gradients
+from fcn_jax.compilation import least_memory
 from fcn_jax.devices import batch_sharding, replicated
 from fcn_jax.losses import PixelLoss, cross_entropy, sample_cells
 from fcn_jax.networks import FCN
@@ -225,7 +225,7 @@ def make_train_step(
         donate_argnums=0,
         in_shardings=(whole, None),
         out_shardings=(whole, whole),
-        compiler_options=options_for_gradients(mesh),
+        compiler_options=least_memory(mesh.devices.flat[0].platform),
     )
 
 
