@@ -236,7 +236,7 @@ def onnx_problem(device: str) -> str:
     for package in ("onnx", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             return f"{package} is not installed"
-    import onnxruntime
+    import onnxruntime  # pyright: ignore[reportMissingImports]
 
     has_provider = PROVIDERS[device] in onnxruntime.get_available_providers()
     return "" if has_provider else f"onnxruntime {onnxruntime.__version__} has no GPU"
@@ -246,7 +246,7 @@ class OnnxInference:
     """Passes of the exported network through onnxruntime in float32, from images on the host."""
 
     def __init__(self, case: Case, device: str, params: Any):
-        import onnxruntime
+        import onnxruntime  # pyright: ignore[reportMissingImports]
 
         self.images = case.random_batch()["image"]
         model = FCN8s.with_params(case, params).eval()

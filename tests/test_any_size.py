@@ -85,8 +85,8 @@ def test_gradients_are_those_of_the_images_alone(padding):
     def objective(params, images, weights, **options):
         return jnp.sum(weights * model.apply({"params": params}, images, **options))
 
-    together = jax.grad(objective)(params, only(canvases), weights, sizes=jnp.array(sizes))
     gradient = jax.jit(jax.grad(objective), compiler_options=QUICK)
+    together = gradient(params, only(canvases), weights, sizes=jnp.array(sizes))
     parts = [
         gradient(params, only(images), weights[row : row + 1, :h, :w])
         for row, (images, (h, w)) in enumerate(zip(alone, sizes, strict=True))
