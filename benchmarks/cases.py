@@ -1,4 +1,4 @@
-"""What is timed: FCN-8s with a VGG16 trunk on one batch, and the recipe it is trained by.
+"""What is timed: FCN-8s with a VGG16 backbone on one batch, and the recipe it is trained by.
 
 No jax and no PyTorch here: both sides read it, each in a process that may not have the other.
 """
@@ -15,7 +15,7 @@ VOID = 255
 MEAN_BGR = (104.00699, 116.66877, 122.67892)
 
 # The published solver of FCN-8s: the loss summed over the pixels, biases at twice the rate and
-# not decayed, up-convolutions fixed.
+# not decayed, transposed convolutions fixed.
 LEARNING_RATE = 1e-14
 MOMENTUM = 0.99
 WEIGHT_DECAY = 5e-4
@@ -45,7 +45,7 @@ class Case:
         return max(1, round(4096 * self.width))
 
     def channels(self, features: int) -> int:
-        """Channels of a layer of the trunk that has so many at width 1."""
+        """Channels of a layer of the backbone that has so many at width 1."""
         return max(1, round(features * self.width))
 
     def random_batch(self) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ import numpy as np
 from absl import app, flags
 from interleaved import take_turns
 
-BACKBONE = flags.DEFINE_string("backbone", "vgg16", "The classifier's trunk.")
+BACKBONE = flags.DEFINE_string("backbone", "vgg16", "The classifier's backbone.")
 SIDE = flags.DEFINE_integer("side", 384, "Side of the image.")
 WINDOW = flags.DEFINE_integer("window", 224, "Side of the windows.")
 STRIDE = flags.DEFINE_integer("stride", 32, "Pixels between two windows.")
@@ -36,7 +36,7 @@ def cut_windows(image: np.ndarray) -> np.ndarray:
 def main(argv: list[str]) -> None:
     """Measures and prints."""
     del argv
-    from fcn_jax.networks import create_model, initial_params
+    from fcn_jax.models.fcn import create_model, initial_params
 
     model = create_model(
         "classifier",

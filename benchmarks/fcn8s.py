@@ -338,7 +338,7 @@ def report(
     """
     import jax_fcn8s
 
-    from fcn_jax.networks import multiply_adds
+    from fcn_jax.models.fcn import multiply_adds
 
     model = jax_fcn8s.build_model(case)
     batch, height, width = case.shape

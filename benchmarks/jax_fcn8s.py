@@ -20,9 +20,9 @@ from cases import (
 )
 
 from fcn_jax.devices import data_mesh
-from fcn_jax.inference import Predictor
-from fcn_jax.networks import FCN, abstract_params, create_model
-from fcn_jax.preprocessing import CAFFE
+from fcn_jax.inference.predictor import Predictor
+from fcn_jax.models.fcn import FCN, abstract_params, create_model
+from fcn_jax.models.inputs import CAFFE
 from fcn_jax.training.optimizer import make_optimizer, make_schedule
 from fcn_jax.training.step import create_state, make_train_step
 

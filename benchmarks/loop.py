@@ -28,10 +28,10 @@ def main(argv: list[str]) -> None:
     from fcn_jax import config as configs
     from fcn_jax import data
     from fcn_jax.devices import data_mesh
-    from fcn_jax.networks import initial_params
-    from fcn_jax.preprocessing import CAFFE, Inputs
+    from fcn_jax.models.fcn import initial_params
+    from fcn_jax.models.inputs import CAFFE, Inputs
+    from fcn_jax.runs import build_model
     from fcn_jax.training import run
-    from fcn_jax.training.checkpoints import build_model
     from fcn_jax.training.step import create_state, make_train_step
     from fcn_jax.training.watch import LossWatch
 
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     source = data.open_source(config.dataset, config.train_split, **configs.data_options(config))
     stage = run.Stage(0, config.stages[-1], 10**6, 1e-12)
     inputs = Inputs.of(CAFFE)
-    model = build_model(config, stage.name, source.heads, inputs)
+    model = build_model(config, stage.name, source.label_maps, inputs)
     optimizer = run.make_stage_optimizer(config, model, stage)
     mesh = data_mesh()
     state = create_state(initial_params(model, jax.random.key(0)), optimizer, mesh)

@@ -42,7 +42,7 @@ def measure_ours(case: Case) -> dict[str, float]:
     import jax
     import jax_fcn8s
 
-    from fcn_jax.networks import initial_params
+    from fcn_jax.models.fcn import initial_params
 
     jax.config.update("jax_platforms", "cpu")
     peaks = {"imports": peak()}

@@ -24,7 +24,7 @@ from interleaved import take_turns
 from jax import lax
 
 from fcn_jax import ops
-from fcn_jax.alignment import UpWindow, Window
+from fcn_jax.geometry import TransposedWindow, Window
 
 ONLY = flags.DEFINE_string("only", "", "Names of layers, or parts of them; all if empty.")
 TURNS = flags.DEFINE_integer("turns", 5, "Turns of each kind.")
@@ -32,7 +32,7 @@ TURNS = flags.DEFINE_integer("turns", 5, "Turns of each kind.")
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """An operation and its input (b, h, w, i); no outputs: pooling; a factor: up-convolution."""
+    """An operation and its input (b, h, w, i); no outputs: pooling; a factor: transposed convolution."""
 
     shape: tuple[int, int, int, int]
     outputs: int = 0
@@ -78,7 +78,7 @@ LAYERS = {
 def operation(layer: Layer) -> Callable[..., jax.Array]:
     """The operation as a function of its arrays."""
     if layer.factor:
-        return functools.partial(ops.up_convolution, factor=layer.factor)
+        return functools.partial(ops.conv_transpose, factor=layer.factor)
     if not layer.outputs:
         window = Window(layer.kernel, layer.stride, layer.pad, ceil=True)
         return functools.partial(ops.max_pool, window=window)
@@ -182,7 +182,9 @@ def report(name: str, layer: Layer) -> None:
     arrays = random_arrays(layer)
     shape = jax.eval_shape(operation(layer), *arrays).shape
     if layer.factor:
-        sizes = [UpWindow(layer.kernel, layer.factor).output_size(s) for s in layer.shape[1:3]]
+        sizes = [
+            TransposedWindow(layer.kernel, layer.factor).output_size(s) for s in layer.shape[1:3]
+        ]
         assert list(shape[1:3]) == sizes
     cotangent = np.random.default_rng(1).standard_normal(shape, np.float32)
     peers = torch_passes(layer, arrays, cotangent)

@@ -29,8 +29,8 @@ from torch import nn
 from torch.nn import functional
 
 # Of score_pool4 and score_pool3 against the upsampled scores (of which as much is cut off where
-# the number is negative), and of the last up-convolution against the image. Those of `reference`
-# are the Crop layers of the published voc-fcn8s; `fcn_jax.decoders.align` derives both.
+# the number is negative), and of the last transposed convolution against the image. Those of `reference`
+# are the Crop layers of the published voc-fcn8s; `fcn_jax.models.decoders.align` derives both.
 CROPS = {"reference": (5, 9, 31), "same": (-1, -1, 4)}
 
 CONVOLUTIONS = (2, 2, 3, 3, 3)
@@ -38,7 +38,7 @@ FEATURES = (64, 128, 256, 512, 512)
 
 
 class FCN8s(nn.Module):
-    """FCN-8s with a VGG16 trunk; images uint8 (b, h, w, 3) in, float32 logits (b, c, h, w) out."""
+    """FCN-8s with a VGG16 backbone; images uint8 (b, h, w, 3) in, float32 logits (b, c, h, w) out."""
 
     mean: torch.Tensor
 

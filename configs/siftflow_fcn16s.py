@@ -1,6 +1,6 @@
 """FCN-16s on SIFT Flow: semantic and geometric labels learned together.
 
-Trains FCN-32s from the ImageNet weights of VGG16, and from it FCN-16s. One trunk, two decoders;
+Trains FCN-32s from the ImageNet weights of VGG16, and from it FCN-16s. One backbone, two decoders;
 cow, desert and moon, which the test set lacks, are left out of the means. Expected on test, of
 FCN-16s: 85.2, 51.7, 39.5, 76.1 (pixel acc., mean acc., mean IU, f.w. IU), and 94.3 of geometry's
 pixels (CVPR 2015, table 5; not repeated here). Twice 300,000 steps of one whole image.

@@ -1,6 +1,6 @@
 """FCN-32s on SIFT Flow: semantic and geometric labels learned together.
 
-Trains FCN-32s from the ImageNet weights of VGG16. One trunk, two decoders; cow, desert and moon,
+Trains FCN-32s from the ImageNet weights of VGG16. One backbone, two decoders; cow, desert and moon,
 which the test set lacks, are left out of the means. 300,000 steps of one whole image.
 
     python train.py --config=configs/siftflow_fcn32s.py --config.init=vgg16.npz \

@@ -1,7 +1,7 @@
 """FCN-8s on SIFT Flow: semantic and geometric labels learned together.
 
 Trains FCN-32s from the ImageNet weights of VGG16, from it FCN-16s, and from that FCN-8s. One
-trunk, two decoders; cow, desert and moon, which the test set lacks, are left out of the means.
+backbone, two decoders; cow, desert and moon, which the test set lacks, are left out of the means.
 Three times 300,000 steps of one whole image.
 
     python train.py --config=configs/siftflow_fcn8s.py --config.init=vgg16.npz \

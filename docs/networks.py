@@ -14,9 +14,9 @@ import re
 from pathlib import Path
 
 from fcn_jax import classes
-from fcn_jax.networks import FCN, abstract_params, create_model, multiply_adds
-from fcn_jax.preprocessing import CAFFE, Inputs, Preprocessing
-from fcn_jax.training.checkpoints import build_model
+from fcn_jax.models.fcn import FCN, abstract_params, create_model, multiply_adds
+from fcn_jax.models.inputs import CAFFE, Inputs, Preprocessing
+from fcn_jax.runs import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "networks.md"
@@ -86,7 +86,7 @@ CLASSIFIERS = {
     "googlenet": 224,
     "googlenet_torchvision": 224,
 }
-"""Trunks, and the side of the images they are trained on."""
+"""Backbones, and the side of the images they are trained on."""
 
 
 def network(row: Row, padding: str | None = None) -> FCN:
@@ -115,7 +115,7 @@ def load_config(name: str):
 
 
 def parameters(model: FCN) -> int:
-    """Numbers in all layers but the up-convolutions, which the papers do not count."""
+    """Numbers in all layers but the transposed convolutions, which the papers do not count."""
     return sum(
         math.prod(array.shape)
         for layer, arrays in abstract_params(model).items()
@@ -134,7 +134,7 @@ def table_of_networks() -> str:
     for row in ROWS:
         model = network(row)
         field = model.alignment.geometry["score_fr"].receptive_field
-        final = model.alignment.up_windows[model.alignment.final or ""]
+        final = model.alignment.transposed_windows[model.alignment.final or ""]
         adds = [multiply_adds(network(row, p), 500, 500) for p in ("reference", "same")]
         lines.append(
             f"| {row.title} | [`{row.config}`](../configs/{row.config}.py) "
@@ -166,7 +166,7 @@ def table_of_trunks() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"networks": table_of_networks, "trunks": table_of_trunks}
+TABLES = {"networks": table_of_networks, "backbones": table_of_trunks}
 
 
 def replaced(text: str) -> str:

@@ -4,14 +4,14 @@ Importing this package needs jax, flax and numpy only; data sets (`fcn_jax.data`
 (`fcn_jax.training`) are imported by name where they are used.
 """
 
-from fcn_jax.alignment import Geometry, UpWindow, Window, compose, crop_offset
-from fcn_jax.backbones import Backbone
 from fcn_jax.classes import VOID, ClassTable
-from fcn_jax.inference import Predictor, predict, predict_tiled
-from fcn_jax.losses import cross_entropy
-from fcn_jax.metrics import ConfusionMatrix, Scores, scores
-from fcn_jax.networks import FCN, create_model
-from fcn_jax.preprocessing import Inputs, Preprocessing
+from fcn_jax.geometry import Geometry, TransposedWindow, Window, compose, crop_offset
+from fcn_jax.inference.metrics import ConfusionMatrix, Metrics, compute_metrics
+from fcn_jax.inference.predictor import Predictor, predict, predict_tiled
+from fcn_jax.models.backbones import Backbone
+from fcn_jax.models.fcn import FCN, create_model
+from fcn_jax.models.inputs import Inputs, Preprocessing
+from fcn_jax.models.losses import cross_entropy
 from fcn_jax.weights import convolutionalize, transplant
 from fcn_jax.weights import load as load_weights
 from fcn_jax.weights import save as save_weights
@@ -24,12 +24,13 @@ __all__ = [
     "ConfusionMatrix",
     "Geometry",
     "Inputs",
+    "Metrics",
     "Predictor",
     "Preprocessing",
-    "Scores",
-    "UpWindow",
+    "TransposedWindow",
     "Window",
     "compose",
+    "compute_metrics",
     "convolutionalize",
     "create_model",
     "crop_offset",
@@ -38,6 +39,5 @@ __all__ = [
     "predict",
     "predict_tiled",
     "save_weights",
-    "scores",
     "transplant",
 ]

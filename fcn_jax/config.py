@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
 
-from fcn_jax.backbones import find_backbone
-from fcn_jax.decoders import SEGMENTERS
-from fcn_jax.layers import PRECISIONS
+from fcn_jax.models.backbones import find_backbone
+from fcn_jax.models.decoders import SEGMENTERS
+from fcn_jax.models.layers import PRECISIONS
 from fcn_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 
 
@@ -40,16 +40,16 @@ def default_config() -> ConfigDict:
 
     # ---- Inputs and outputs
     # Each input of the network and the features of the data that it reads: "image+depth" joins
-    # their channels (early fusion), two inputs have a trunk each (late fusion).
+    # their channels (early fusion), two inputs have a backbone each (late fusion).
     config.inputs = ConfigDict({"image": "image"})
     config.heads = ()  # Label maps that are learned; empty: all that the data have.
     config.loss_weights = ConfigDict()  # Factor on each head's loss, where it is not 1.
 
     # ---- Networks
     config.stages = ("fcn32s", "fcn16s", "fcn8s")  # Trained in turn, each from the last.
-    config.backbone = "vgg16"  # Or a trunk of your own, FILE.py:FUNCTION.
+    config.backbone = "vgg16"  # Or a backbone of your own, FILE.py:FUNCTION.
     config.padding = "same"  # Or "reference": 100 pixels of border, the published networks.
-    config.width = 1.0  # Multiplier of the trunk's channels.
+    config.width = 1.0  # Multiplier of the backbone's channels.
     config.fc_width = 4096  # Channels of fc6 and fc7.
     config.dropout = 0.5
     config.learned_upsampling = "intermediate"  # CVPR 2015; "none": PAMI; "all".
@@ -60,7 +60,9 @@ def default_config() -> ConfigDict:
     # ---- Computation
     config.precision = "float32"  # Or "tf32", "bfloat16": faster on GPUs and TPUs.
     config.spatial_shards = 1  # Devices that share the rows of each image, where images are large.
-    config.remat = False  # Compute maps again for the gradient: less memory, a third more time.
+    config.remat = (
+        False  # Compute maps again for the gradient: less memory on GPUs and TPUs, more time.
+    )
 
     # ---- Training
     config.batch_size = 1  # Over all devices.
@@ -93,7 +95,7 @@ def default_config() -> ConfigDict:
 def reference_solver(config: ConfigDict, rates: tuple[float, ...], steps: int) -> None:
     """Sets the published VGG networks and their solvers (PAMI 2016): one whole image a step.
 
-    100 pixels of border, up-convolutions fixed; SGD of momentum 0.99, a constant rate, weight
+    100 pixels of border, transposed convolutions fixed; SGD of momentum 0.99, a constant rate, weight
     decay 0.0005, the loss summed over pixels, biases at twice the rate and not decayed.
 
     Args:
@@ -123,7 +125,7 @@ def set_recipe(config: ConfigDict, recipe: str, cvpr_rate: float) -> None:
 
     ``pami`` leaves the config, which has the values of the published solvers, as it is. ``cvpr``
     is the training of CVPR 2015 (section 4.3): minibatches of 20 images, momentum 0.9, the loss
-    as the mean over pixels, intermediate up-convolutions learned, skip stages at a hundredth of
+    as the mean over pixels, intermediate transposed convolutions learned, skip stages at a hundredth of
     the rate, at least 175 epochs.
 
     Args:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import scipy.io
 from PIL import Image
 
 from fcn_jax.classes import PASCAL_CONTEXT, VOC
+from fcn_jax.data import prepare
 
 # ======================================================================== files
 
@@ -196,3 +198,14 @@ def assert_holds(
             expected = written[example["id"]][name]
             assert example[name].dtype == expected.dtype
             np.testing.assert_array_equal(example[name], expected, err_msg=name)
+
+
+# ======================================================================== damaged trees
+
+
+def assert_refused(dataset: str, root: Path, message: str) -> None:
+    """Preparing a damaged tree fails with a message, and leaves nothing that looks complete."""
+    made = root.with_name("made")
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        prepare(dataset, data_dir=made, manual_dir=root)
+    assert not list(made.rglob("dataset_info.json"))

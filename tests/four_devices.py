@@ -20,7 +20,7 @@ from random_parameters import random_parameters
 import fcn_jax
 from fcn_jax import VOID, Preprocessing
 from fcn_jax.devices import put_batch, replicated
-from fcn_jax.ops import convolutions, forms, pooling
+from fcn_jax.ops import convolutions, dispatch, pooling
 from fcn_jax.training.step import make_objective
 
 MESHES = {"one": (1, 1), "data": (4, 1), "both": (2, 2), "height": (1, 4)}
@@ -57,7 +57,7 @@ class Case:
             batch[head] = labels
         if self.sized:
             lacking = rng.integers(0, (height // 2, width // 2), (4, 2))
-            batch["size"] = (np.array(self.canvas) - lacking).astype(np.int32)
+            batch["valid_size"] = (np.array(self.canvas) - lacking).astype(np.int32)
         return batch
 
 
@@ -117,9 +117,9 @@ def loss_and_gradient(case: Case, mesh: Mesh) -> dict[str, np.ndarray]:
 def scores(case: Case, mesh: Mesh) -> dict[str, np.ndarray]:
     """Inference on a batch whose rows are split, as research code does it."""
     model, batch = case.model, put_batch(case.batch(), mesh)
-    images = Preprocessing().apply(batch["image"], batch["size"])
+    images = Preprocessing().apply(batch["image"], batch["valid_size"])
     params = jax.device_put(random_parameters(model, 0), replicated(mesh))
-    logits = jax.jit(model.apply)({"params": params}, images, sizes=batch["size"])
+    logits = jax.jit(model.apply)({"params": params}, images, valid_size=batch["valid_size"])
     assert logits.sharding.device_set == set(mesh.devices.flat)
     return {"scores": np.asarray(logits)}
 
@@ -127,7 +127,7 @@ def scores(case: Case, mesh: Mesh) -> dict[str, np.ndarray]:
 @contextlib.contextmanager
 def forms_of_other_backends():
     """What GPUs and TPUs would compute, on the CPU."""
-    modules, chosen = (convolutions, pooling), forms.fast_on_cpu
+    modules, chosen = (convolutions, pooling), dispatch.fast_on_cpu
     for module in modules:
         module.fast_on_cpu = lambda fast, plain: plain
     jax.clear_caches()

@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from fcn_jax.networks import abstract_params
+from fcn_jax.models.fcn import abstract_params
 
 
 def random_parameters(model: Any, seed: int) -> dict[str, Any]:
     """float32 arrays, scaled so that every map has values of the size of the image's.
 
-    Up-convolution kernels are random as well and hence not bilinear, score layers not zero.
+    Transposed convolution kernels are random as well and hence not bilinear, score layers not zero.
     """
     rng = np.random.default_rng(seed)
 

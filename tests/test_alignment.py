@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 import fcn_jax
-from fcn_jax.alignment import PIXELS, Geometry, UpWindow, Window, compose, crop_offset, overlap
+from fcn_jax.geometry import (
+    PIXELS,
+    Geometry,
+    TransposedWindow,
+    Window,
+    compose,
+    crop_offset,
+    overlap,
+)
 
 POOL = Window(2, stride=2, ceil=True)
 POOL3 = Window(3, stride=2, ceil=True)
@@ -76,9 +84,9 @@ def test_receptive_fields_of_table_1(windows, field):
 def test_published_crop_of_fcn_alexnet():
     """Its kernel of 63 is odd; the bilinear kernel of 64 would not align."""
     scores = compose(ALEXNET)
-    assert crop_offset(scores.then(UpWindow(63, 32)), PIXELS) == 18
+    assert crop_offset(scores.then(TransposedWindow(63, 32)), PIXELS) == 18
     with pytest.raises(ValueError, match="no whole number"):
-        crop_offset(scores.then(UpWindow(64, 32)), PIXELS)
+        crop_offset(scores.then(TransposedWindow(64, 32)), PIXELS)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +104,7 @@ def test_published_crop_of_fcn_alexnet():
 def test_crops_and_kernels_of_other_trunks(backbone, padding, net, crops, kernels):
     alignment = fcn_jax.create_model(net, backbone=backbone, padding=padding).alignment
     assert alignment.crops == crops
-    assert tuple(window.kernel for window in alignment.up_windows.values()) == kernels
+    assert tuple(window.kernel for window in alignment.transposed_windows.values()) == kernels
 
 
 def test_example_of_the_docstring():
@@ -108,7 +116,7 @@ def test_example_of_the_docstring():
     ("factor", "kernel"), [(2, 4), (8, 16), (16, 32), (32, 64), (3, 5), (1, 1)]
 )
 def test_bilinear_window(factor, kernel):
-    assert UpWindow.bilinear(factor) == UpWindow(kernel, factor)
+    assert TransposedWindow.bilinear(factor) == TransposedWindow(kernel, factor)
 
 
 # ======================================================================== brute force
@@ -118,7 +126,7 @@ def dependencies(windows, size: int) -> np.ndarray:
     """Which pixels (columns) each cell of the last map (rows) depends on, layer by layer."""
     reach = np.eye(size, dtype=bool)
     for window in windows:
-        if isinstance(window, UpWindow):
+        if isinstance(window, TransposedWindow):
             cells = np.zeros((window.output_size(len(reach)), size), bool)
             for i, row in enumerate(reach):
                 cells[window.factor * i : window.factor * i + window.kernel] |= row
@@ -164,7 +172,7 @@ def test_random_stack_then_upsampled(seed):
     receptive field around its centre, and the field is no wider than some of them need."""
     rng = np.random.default_rng(seed)
     windows = random_windows(rng)
-    windows.append(UpWindow(int(rng.integers(3, 9)), int(rng.integers(2, 4))))
+    windows.append(TransposedWindow(int(rng.integers(3, 9)), int(rng.integers(2, 4))))
     reach = dependencies(windows, size=400)
     geometry = compose(windows)
     farthest = Fraction(0)
@@ -196,7 +204,9 @@ def test_output_size_by_sliding(window, ceil):
 
 @pytest.mark.parametrize("size", [1, 2, 7])
 def test_up_window_size(size):
-    assert UpWindow(5, 3).output_size(size) == len(dependencies([UpWindow(5, 3)], size))
+    assert TransposedWindow(5, 3).output_size(size) == len(
+        dependencies([TransposedWindow(5, 3)], size)
+    )
 
 
 # ======================================================================== crops

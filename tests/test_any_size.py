@@ -27,7 +27,7 @@ MODELS = {
     "googlenet-same": {"name": "fcn32s", "backbone": "googlenet", "padding": "same"},
     "forked": {"name": "fcn16s", "backbone": toy_backbones.forked},
     "two heads": {"name": "fcn16s", "num_classes": {"sem": 3, "geo": 2}},
-    "two streams": {"name": "fcn16s", "inputs": {"color": 3, "hha": 2}},
+    "two inputs": {"name": "fcn16s", "inputs": {"color": 3, "hha": 2}},
 }
 
 
@@ -37,12 +37,12 @@ def build(fields: dict) -> fcn_jax.FCN:
 
 
 def random_images(model: fcn_jax.FCN, seed: int = 0):
-    """Sizes, canvases that hold noise beyond the images too, and the images alone; by stream."""
+    """Sizes, canvases that hold noise beyond the images too, and the images alone; by input."""
     rng = np.random.default_rng(seed)
     sizes = [(1, 1), *map(tuple, rng.integers(1, (CANVAS[0] + 1, CANVAS[1] + 1), (2, 2)).tolist())]
     canvases = {
         name: rng.normal(0, 64, (len(sizes), *CANVAS, channels)).astype(np.float32)
-        for name, channels in model.streams
+        for name, channels in model.inputs
     }
     alone = [
         {name: canvas[row : row + 1, :h, :w] for name, canvas in canvases.items()}
@@ -62,7 +62,7 @@ def test_an_image_on_a_canvas_gets_its_own_logits(name):
     # Other sizes for each network.
     sizes, canvases, alone = random_images(model, seed=list(MODELS).index(name))
     together = jax.jit(model.apply, compiler_options=QUICK)(
-        params, only(canvases), sizes=jnp.array(sizes)
+        params, only(canvases), valid_size=jnp.array(sizes)
     )
     apply = jax.jit(model.apply, compiler_options=QUICK)
     for row, (h, w) in enumerate(sizes):
@@ -86,7 +86,7 @@ def test_gradients_are_those_of_the_images_alone(padding):
         return jnp.sum(weights * model.apply({"params": params}, images, **options))
 
     gradient = jax.jit(jax.grad(objective), compiler_options=QUICK)
-    together = gradient(params, only(canvases), weights, sizes=jnp.array(sizes))
+    together = gradient(params, only(canvases), weights, valid_size=jnp.array(sizes))
     parts = [
         gradient(params, only(images), weights[row : row + 1, :h, :w])
         for row, (images, (h, w)) in enumerate(zip(alone, sizes, strict=True))
@@ -102,7 +102,7 @@ def test_a_canvas_compiles_once_for_all_sizes():
     apply = jax.jit(model.apply)
     for seed in range(20):
         sizes, canvases, _ = random_images(model, seed)
-        apply(params, only(canvases), sizes=jnp.array(sizes))
+        apply(params, only(canvases), valid_size=jnp.array(sizes))
     assert apply._cache_size() == 1
 
 
@@ -112,7 +112,7 @@ def test_maps_are_those_of_the_image_alone():
     sizes, canvases, alone = random_images(model, seed=21)
     run = functools.partial(model.apply, return_maps=True)
     _, together = jax.jit(run, compiler_options=QUICK)(
-        params, only(canvases), sizes=jnp.array(sizes)
+        params, only(canvases), valid_size=jnp.array(sizes)
     )
     _, truth = jax.jit(run, compiler_options=QUICK)(params, only(alone[1]))
     for name, expected in truth.items():

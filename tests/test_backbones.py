@@ -1,6 +1,6 @@
-"""What every trunk promises with every decoder and padding, those of one's own included.
+"""What every backbone promises with every decoder and padding, those of one's own included.
 
-Also the published tables of the trunks, written out by hand.
+Also the published tables of the backbones, written out by hand.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from random_parameters import random_parameters
 
 import fcn_jax
 from fcn_jax import ops
-from fcn_jax.alignment import PIXELS, compose, crop_offset
-from fcn_jax.backbones import BACKBONES, Conv
-from fcn_jax.decoders import DECODERS, SEGMENTERS, trunk_geometry
-from fcn_jax.networks import (
+from fcn_jax.geometry import PIXELS, compose, crop_offset
+from fcn_jax.models.backbones import BACKBONES, Conv
+from fcn_jax.models.decoders import DECODERS, SEGMENTERS, backbone_geometry
+from fcn_jax.models.fcn import (
     abstract_params,
     example_images,
     initial_params,
@@ -93,7 +93,7 @@ def test_an_image_of_any_size_gives_logits_of_its_size(backbone, net, padding):
 @pytest.mark.parametrize("net", SEGMENTERS)
 @pytest.mark.parametrize("backbone", TRUNKS)
 def test_the_last_map_covers_every_size(backbone, net, padding):
-    """The sizes between, by the windows alone: the crop lies inside the last up-convolution."""
+    """The sizes between, by the windows alone: the crop lies inside the last transposed convolution."""
     model = small_model(net, backbone, padding)
     alignment = model.alignment
     for size in range(1, 130):
@@ -106,11 +106,11 @@ def test_the_last_map_covers_every_size(backbone, net, padding):
             cells[layer.name] = window.output_size(before.pop()) if window else before.pop()
         last = list(cells.values())[-1]
         for skip in alignment.skips:
-            up = alignment.up_windows[skip.upsample].output_size(last)
+            up = alignment.transposed_windows[skip.upsample].output_size(last)
             offset = alignment.crops[f"score_{skip.feature}"]
             first = max(0, -offset)
             last = min(up, cells[skip.feature] - offset) - first
-        up = alignment.up_windows[alignment.final].output_size(last)
+        up = alignment.transposed_windows[alignment.final].output_size(last)
         assert 0 <= alignment.crops[alignment.final] <= up - size, size
 
 
@@ -121,12 +121,12 @@ def test_the_scores_lie_over_the_image(backbone, padding):
     alignment = small_model("fcn8s", backbone, padding).alignment
     current = "score_fr"
     for skip in alignment.skips:
-        up = compose([alignment.up_windows[skip.upsample]], alignment.geometry[current])
+        up = compose([alignment.transposed_windows[skip.upsample]], alignment.geometry[current])
         fine = alignment.geometry[skip.feature]
         assert up.stride == fine.stride
         assert crop_offset(fine, up) == alignment.crops[f"score_{skip.feature}"]
         current = f"fuse_{skip.feature}"
-    up = compose([alignment.up_windows[alignment.final]], alignment.geometry[current])
+    up = compose([alignment.transposed_windows[alignment.final]], alignment.geometry[current])
     assert up.stride == 1
     assert crop_offset(up, PIXELS) == alignment.crops[alignment.final]
 
@@ -136,8 +136,8 @@ def test_the_scores_lie_over_the_image(backbone, padding):
 def test_parameters_are_named_by_the_table(backbone, net):
     model = small_model(net, backbone, "reference")
     shapes = parameter_shapes(model)
-    trunk = {layer.name for layer in convolutions(model)}
-    assert set(shapes) == trunk | set(model.score_layers)
+    backbone = {layer.name for layer in convolutions(model)}
+    assert set(shapes) == backbone | set(model.score_layers)
     for layer, leaves in shapes.items():
         expected = {"kernel"} if layer in model.upsampling_layers else {"kernel", "bias"}
         assert set(leaves) == expected, layer
@@ -186,7 +186,7 @@ def test_streams_and_heads_name_their_layers(backbone):
 @pytest.mark.parametrize("net", ["fcn8s", "classifier"])
 @pytest.mark.parametrize("backbone", TRUNKS)
 def test_initial_values_of_the_score_layers(backbone, net):
-    """Score layers are zero, up-convolutions interpolate."""
+    """Score layers are zero, transposed convolutions interpolate."""
     model = small_model(net, backbone, None)
     names = [
         f"{layer}/{leaf}"
@@ -221,12 +221,12 @@ def test_frozen_layers(backbone, net, choice):
     model = fcn_jax.create_model(
         net, backbone=TRUNKS[backbone], num_classes=HEADS, learned_upsampling=choice
     )
-    names = list(model.alignment.up_windows)
+    names = list(model.alignment.transposed_windows)
     frozen = {f"{n}_{h}" for n in names if n not in names[LEARNED[choice]] for h in HEADS}
     assert set(model.frozen_layers) == frozen
 
 
-# The published trunks' gradients are compared with PyTorch's; what is fixed is the decoder's.
+# The published backbones' gradients are compared with PyTorch's; what is fixed is the decoder's.
 @pytest.mark.parametrize("net", ["fcn32s", "fcn8s"])
 @pytest.mark.parametrize("backbone", ["plain", "forked"])
 def test_a_gradient_only_where_something_is_learned(backbone, net):
@@ -274,8 +274,8 @@ def test_a_classifier_of_any_padding(backbone, padding):
     model = small_model("classifier", backbone, padding)
     assert min(output_size(model, model.smallest_image, 300)) >= 1
     pools = [layer.window for layer in model.backbone.classifier_pool]
-    trunk = trunk_geometry(model.backbone.layers)[model.backbone.layers[-1].name]
-    assert model.alignment.geometry[model.backbone.classifier] == compose(pools, trunk)
+    backbone = backbone_geometry(model.backbone.layers)[model.backbone.layers[-1].name]
+    assert model.alignment.geometry[model.backbone.classifier] == compose(pools, backbone)
 
 
 @pytest.mark.parametrize("backbone", ["vgg11", "googlenet", "forked"])
@@ -444,7 +444,7 @@ def test_multiply_adds_of_the_classifiers(backbone, side, billions):
 
 
 def test_multiply_adds_by_hand():
-    """Two heads, two streams, skips, and sizes that are rounded up."""
+    """Two heads, two inputs, skips, and sizes that are rounded up."""
     model = fcn_jax.create_model(
         "fcn16s",
         backbone=toy_backbones.plain,
@@ -453,11 +453,11 @@ def test_multiply_adds_by_hand():
         fc_width=6,
     )
     # 37x50 pixels; the pools give 19x25, 10x13, 5x7 and 3x4 cells.
-    trunk = {
+    backbone = {
         stream: 37 * 50 * 25 * channels * 8 + 19 * 25 * 9 * 8 * 16 + 3 * 4 * 9 * 16 * 6
         for stream, channels in STREAMS.items()
     }
     scores = sum(len(STREAMS) * (3 * 4 * 6 + 5 * 7 * 16) * classes for classes in HEADS.values())
     # upscore2 reads score_fr, upscore8 the fused scores at stride 8.
     ups = sum((3 * 4 * 4**2 + 5 * 7 * 16**2) * classes**2 for classes in HEADS.values())
-    assert multiply_adds(model, 37, 50) == sum(trunk.values()) + scores + ups
+    assert multiply_adds(model, 37, 50) == sum(backbone.values()) + scores + ups

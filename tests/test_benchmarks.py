@@ -72,7 +72,7 @@ def test_the_crops_of_the_peer_are_ours(padding):
 
 @pytest.mark.usefixtures("one_torch_thread")
 def test_a_step_of_both(monkeypatch):
-    """All that is trained moves, the up-convolutions stay."""
+    """All that is trained moves, the transposed convolutions stay."""
     import jax_fcn8s
     import torch_fcn8s
     from cases import Case

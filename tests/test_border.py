@@ -11,11 +11,11 @@ from random_parameters import random_parameters
 
 import fcn_jax
 from fcn_jax import ops
-from fcn_jax.alignment import Window
-from fcn_jax.backbones import BACKBONES
-from fcn_jax.border import Border, shared_layers
-from fcn_jax.decoders import window_of
-from fcn_jax.networks import abstract_params
+from fcn_jax.geometry import Window
+from fcn_jax.models.backbones import BACKBONES
+from fcn_jax.models.border import Border, shared_layers
+from fcn_jax.models.decoders import window_of
+from fcn_jax.models.fcn import abstract_params
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 

@@ -22,11 +22,11 @@ from random_parameters import random_parameters
 from toy_backbones import plain
 
 import fcn_jax
-from fcn_jax.alignment import Window
-from fcn_jax.backbones import Backbone, Conv, Padding, Pool
 from fcn_jax.devices import data_mesh
-from fcn_jax.networks import abstract_params
-from fcn_jax.preprocessing import CAFFE
+from fcn_jax.geometry import Window
+from fcn_jax.models.backbones import Backbone, Conv, Padding, Pool
+from fcn_jax.models.fcn import abstract_params
+from fcn_jax.models.inputs import CAFFE
 from fcn_jax.training.optimizer import make_optimizer, make_schedule
 from fcn_jax.training.step import create_state, init_state, make_train_step
 
@@ -160,7 +160,7 @@ def test_a_step_compiles_once_for_a_canvas():
         return {
             "image": rng.integers(0, 256, (2, *canvas, 3), np.uint8),
             "label": rng.integers(0, 3, (2, *canvas), np.uint8),
-            "size": rng.integers(1, min(canvas), (2, 2), np.int32, endpoint=True),
+            "valid_size": rng.integers(1, min(canvas), (2, 2), np.int32, endpoint=True),
         }
 
     batches = [batch(canvas) for canvas in [(32, 40)] * 4 + [(40, 32)] * 3 + [(32, 40)] * 2]

@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from fcn_jax import config as configs
 from fcn_jax.classes import VOC
-from fcn_jax.preprocessing import CAFFE, Inputs
-from fcn_jax.training.checkpoints import build_model
+from fcn_jax.models.inputs import CAFFE, Inputs
+from fcn_jax.runs import build_model
 
 FILES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 

@@ -1,7 +1,7 @@
 """The paper's figure 2: a classifier slid over an image, in one pass.
 
 The truth is the dense classifier in PyTorch (`torch_reference_family.dense_classifier`). With no
-padding in the trunk both agree at every position. With it they differ by the border of zeros that
+padding in the backbone both agree at every position. With it they differ by the border of zeros that
 every window brings along, where the map sees the image: the second half of this file says where
 that border reaches and where it must not, and bounds what it does to the scores.
 """
@@ -21,7 +21,7 @@ from test_parity import BOUND, relative_error
 
 import fcn_jax
 import fcn_jax.weights
-from fcn_jax.backbones import BACKBONES, Backbone, Conv
+from fcn_jax.models.backbones import BACKBONES, Backbone, Conv
 
 reference = pytest.importorskip("torch_reference_family")
 torch = reference.torch

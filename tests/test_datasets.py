@@ -77,7 +77,7 @@ def test_source_is_a_sequence_with_a_stable_name(tmp_path):
 def test_copies_of_another_version_are_refused(tmp_path):
     path = prepare("shapes", data_dir=tmp_path, **SMALL)
     metadata = json.loads((path / "metadata.json").read_text())
-    metadata["classes"] = metadata.pop("heads")["label"]  # as version 1.0.0 had it
+    metadata["classes"] = metadata.pop("label_maps")["label"]  # as version 1.0.0 had it
     (path / "metadata.json").write_text(json.dumps(metadata))
     with pytest.raises(ValueError, match="prepared by another version of fcn_jax; delete it"):
         Source(path, "train")
@@ -232,4 +232,4 @@ def test_prepared_copies_are_plain_tfds(tmp_path):
     example = builder.as_data_source(split="val")[0]
     assert example["image"].shape == (48, 48, 3)
     assert example["label"].shape == (48, 48, 1)
-    assert json.loads((path / "metadata.json").read_text())["heads"]["label"]["classes"]
+    assert json.loads((path / "metadata.json").read_text())["label_maps"]["label"]["classes"]

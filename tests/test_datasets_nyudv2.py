@@ -8,7 +8,15 @@ import shutil
 
 import numpy as np
 import pytest
-from dataset_trees import NYU_IDS, assert_holds, nyu_tree, save_image, save_mat, write_list
+from dataset_trees import (
+    NYU_IDS,
+    assert_holds,
+    assert_refused,
+    nyu_tree,
+    save_image,
+    save_mat,
+    write_list,
+)
 from PIL import Image
 
 from fcn_jax.classes import NYUDV2
@@ -24,8 +32,8 @@ def test_nyudv2(tmp_path, rng, place, capfd):
     for split, names in {**NYU_IDS, "trainval": [*NYU_IDS["train"], *NYU_IDS["val"]]}.items():
         source = open_source("nyudv2", split, **where)
         assert source.ids == tuple(names)
-        assert source.features == ("image", "depth", "hha")
-        assert source.heads == {"label": NYUDV2}
+        assert source.modalities == ("image", "depth", "hha")
+        assert source.label_maps == {"label": NYUDV2}
         assert source.classes == NYUDV2
         assert list(source[0]) == ["image", "depth", "hha", "label", "id"]
         assert_holds(source, written, ("image", "depth", "hha", "label"))
@@ -84,7 +92,7 @@ def test_nyudv2_without_hha_computes_it(tmp_path, rng, camera, raw):
     source = open_source(
         "nyudv2", "train", data_dir=tmp_path / "d", manual_dir=tmp_path / "m", camera=camera
     )
-    assert source.features == ("image", "depth", "hha")
+    assert source.modalities == ("image", "depth", "hha")
     assert "hha was computed from depth" in "\n".join(source.notes)
     assert_holds(source, written, ("image", "depth", "hha", "label"))
 
@@ -102,7 +110,7 @@ def test_nyudv2_of_another_size_needs_a_camera(tmp_path, rng):
 def test_nyudv2_without_depth(tmp_path, rng, kinds):
     written = nyu_tree(tmp_path / "m", rng, kinds=kinds)
     source = open_source("nyudv2", "train", data_dir=tmp_path / "d", manual_dir=tmp_path / "m")
-    assert source.features == ("image", *kinds)
+    assert source.modalities == ("image", *kinds)
     left_out = "no data/depth: left out" if kinds else "no data/depth and no data/hha: left out"
     assert left_out in "\n".join(source.notes)
     assert_holds(source, written, ("image", *kinds, "label"))
@@ -167,10 +175,7 @@ def broken_mat(root, rng):
 )
 def test_nyudv2_problems_are_named_and_nothing_is_left(tmp_path, rng, damage):
     nyu_tree(tmp_path / "m", rng)
-    message = damage(tmp_path / "m", rng)
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        prepare("nyudv2", data_dir=tmp_path / "d", manual_dir=tmp_path / "m")
-    assert not list((tmp_path / "d").rglob("dataset_info.json"))
+    assert_refused("nyudv2", tmp_path / "m", damage(tmp_path / "m", rng))
 
 
 def test_real_nyudv2_frame(shared, tmp_path):

@@ -18,7 +18,7 @@ def test_pascal_context(tmp_path, rng, place):
     for split, names in {**ids, "trainval": [*ids["train"], *ids["val"]]}.items():
         source = open_source("pascal_context", split, **where)
         assert source.ids == tuple(names)
-        assert source.heads == {"label": PASCAL_CONTEXT}
+        assert source.label_maps == {"label": PASCAL_CONTEXT}
         assert_holds(source, written, ("image", "label"))
     assert "train has 2 of the 4998 images" in "\n".join(source.notes)
 

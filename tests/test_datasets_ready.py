@@ -159,7 +159,7 @@ def test_oxford_iiit_pet(tmp_path, rng, monkeypatch, place):
     assert set(train.ids) == {"Abyssinian_1", "beagle_2", "pug_3"}
     assert test.ids == ("Siamese_9",)
     assert train.features == ("image",)
-    assert train.heads == {"label": OXFORD_IIIT_PET}
+    assert train.label_maps == {"label": OXFORD_IIIT_PET}
     assert train.classes.names == ("pet", "background")
     assert_pets(train, written)
     assert_pets(test, written)
@@ -226,7 +226,7 @@ def test_scene_parse150_of_one_id_per_pixel(tmp_path, rng):
     ]
     make_set(tmp_path, "scene_parse150", spec, {"train": found})
     source = open_source("tfds:scene_parse150", "train", data_dir=tmp_path)
-    assert source.heads == {"label": SCENE_PARSE_150}
+    assert source.label_maps == {"label": SCENE_PARSE_150}
     assert source.ids == tuple(f"train_{i:06}" for i in range(4))
     grey = [mask if mask.ndim == 2 else mask[..., 0] for mask in masks]
     expected = {np.where(mask == 0, 255, mask - 1).astype(np.uint8).tobytes() for mask in grey}
@@ -246,7 +246,7 @@ def test_real_scene_parse150_images(shared, tmp_path):
     ]
     make_set(tmp_path, "scene_parse150", spec, {"test": found})
     source = open_source("tfds:scene_parse150", "test", data_dir=tmp_path)
-    assert source.heads == {"label": SCENE_PARSE_150}
+    assert source.label_maps == {"label": SCENE_PARSE_150}
     expected = {}
     for path in paths:
         raw = np.array(Image.open(path)).astype(int)
@@ -270,7 +270,7 @@ def test_scene_parse150_of_the_instance_task(tmp_path, rng):
         found.append({"image": image, "annotation": encoded(mask)})
     make_set(tmp_path, "scene_parse150", spec, {"train": found})
     source = open_source("tfds:scene_parse150", "train", data_dir=tmp_path)
-    assert source.heads == {"label": SCENE_PARSE_OBJECTS}
+    assert source.label_maps == {"label": SCENE_PARSE_OBJECTS}
     assert {example["label"].tobytes() for example in source} == expected
     assert "instance task" in "\n".join(source.notes)
 
@@ -314,7 +314,7 @@ def test_cityscapes(tmp_path, rng, given):
     for split in ("train", "val", "validation"):
         source = open_source(f"tfds:{given}", split, data_dir=tmp_path)
         assert set(source.ids) == set(names["validation" if split == "val" else split])
-        assert source.heads == {"label": CITYSCAPES}
+        assert source.label_maps == {"label": CITYSCAPES}
         for example in source:
             np.testing.assert_array_equal(example["label"], lookup[masks[example["id"]]])
     with pytest.raises(ValueError, match="no split 'test'"):  # whose labels are not published

@@ -32,7 +32,7 @@ def test_sbd(tmp_path, rng, place):
     for split, names in ids.items():
         source = open_source("sbd", split, **where)
         assert source.ids == tuple(names)
-        assert source.heads == {"label": VOC}
+        assert source.label_maps == {"label": VOC}
         assert_holds(source, written, ("image", "label"))
     assert "val has 1 of the 2857 images" in "\n".join(source.notes)
     write_list(root / "val.txt", ids["train"][:1])

@@ -33,9 +33,9 @@ def test_sift_flow(tmp_path, rng, place):
     assert trainval.ids == ("forest_for121", "street_bost64")
     assert test.ids == ("coast_natu975", "insidecity_art947")
     for source in (trainval, test):
-        assert source.features == ("image",)
-        assert source.heads == {"sem": SIFT_FLOW_SEMANTIC, "geo": SIFT_FLOW_GEOMETRIC}
-        assert list(source.heads) == ["sem", "geo"]
+        assert source.modalities == ("image",)
+        assert source.label_maps == {"sem": SIFT_FLOW_SEMANTIC, "geo": SIFT_FLOW_GEOMETRIC}
+        assert list(source.label_maps) == ["sem", "geo"]
         assert source.classes == SIFT_FLOW_SEMANTIC
         assert_holds(source, written, ("image", "sem", "geo"))
         assert_holds(pickle.loads(pickle.dumps(source)), written, ("image", "sem", "geo"))

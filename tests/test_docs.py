@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from fcn_jax import ops
-from fcn_jax.networks import abstract_params
+from fcn_jax.models.fcn import abstract_params
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -16,11 +16,11 @@ from compilations import counted_compilations
 from random_parameters import random_parameters
 
 import fcn_jax
-from fcn_jax.canvases import exactly
-from fcn_jax.evaluation import evaluate
-from fcn_jax.inference import Predictor
-from fcn_jax.networks import create_model
-from fcn_jax.preprocessing import Inputs, Preprocessing
+from fcn_jax.canvas import exactly
+from fcn_jax.inference.evaluation import evaluate
+from fcn_jax.inference.predictor import Predictor
+from fcn_jax.models.fcn import create_model
+from fcn_jax.models.inputs import Inputs, Preprocessing
 
 PLAIN = Preprocessing(channel_order="rgb", mean=(0.0, 0.0, 0.0))
 SIZES = [(5, 7), (1, 1), (5, 7), (13, 4), (5, 7), (7, 5), (13, 4), (5, 7), (5, 7), (2, 9)]

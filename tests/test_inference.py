@@ -14,18 +14,17 @@ from PIL import Image
 from random_parameters import random_parameters
 
 import fcn_jax
-from fcn_jax.canvases import exactly
-from fcn_jax.extents import canvas_side
-from fcn_jax.inference import Predictor
-from fcn_jax.networks import create_model
-from fcn_jax.preprocessing import CAFFE, Preprocessing
-from fcn_jax.resizing import resize_image
+from fcn_jax.canvas import canvas_side, exactly
+from fcn_jax.data.transforms import resize_image
+from fcn_jax.inference.predictor import Predictor
+from fcn_jax.models.fcn import create_model
+from fcn_jax.models.inputs import CAFFE, Preprocessing
 
 PLAIN = Preprocessing(channel_order="rgb", mean=(0.0, 0.0, 0.0))
 
 
 class Linear(nn.Module):
-    """Scores of each pixel from its colour alone."""
+    """Logits of each pixel from its colour alone."""
 
     classes: int = 5
 

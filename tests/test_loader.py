@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
+from fcn_jax.canvas import canvas_side
 from fcn_jax.data.loader import evaluation_examples, training_batches
 from fcn_jax.data.transforms import Augmentation
-from fcn_jax.extents import canvas_side
 
 AUGMENTATION = Augmentation(scale_range=(0.7, 1.4), crop=(24, 32), flip=True, jitter=0.1)
 
@@ -158,12 +158,12 @@ def test_sizes_travel_where_images_may_be_smaller_than_the_canvas(
     source = Sized(uniform)
     with training_batches(source, batch_size=4, seed=0, augmentation=augmentation) as batches:
         for arrays, _ in take(batches, 3):
-            assert ("size" in arrays) == masked
+            assert ("valid_size" in arrays) == masked
             canvas = arrays["label"].shape[1:]
             if shape is not None:
                 assert canvas == shape
             else:
-                largest = arrays["size"].max(axis=0)
+                largest = arrays["valid_size"].max(axis=0)
                 assert canvas == tuple(canvas_side(int(side)) for side in largest)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fcn_jax
-from fcn_jax.losses import check_labels, cross_entropy, sample_cells
+from fcn_jax.models.losses import check_labels, cross_entropy, sample_cells
 
 VOID = fcn_jax.VOID
 

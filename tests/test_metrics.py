@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fcn_jax import VOID, ConfusionMatrix, scores
+from fcn_jax import VOID, ConfusionMatrix, compute_metrics
 
 
 def random_maps(seed: int, classes: int = 6, shape: tuple[int, ...] = (4, 13, 17)):
@@ -149,7 +149,7 @@ def figures_by_loop(n) -> dict[str, float]:
 def test_figures(seed):
     rng = np.random.default_rng(seed)
     counts = rng.integers(0, 10 ** rng.integers(1, 12), (5, 5))
-    result = scores(counts)
+    result = compute_metrics(counts)
     for name, value in figures_by_loop(counts).items():
         assert getattr(result, name) == pytest.approx(value, rel=1e-12), name
     assert result.absent == ()
@@ -158,7 +158,7 @@ def test_figures(seed):
 def test_absent_classes_are_left_out_and_listed():
     counts = np.zeros((5, 5), np.int64)
     counts[0, 0], counts[0, 3], counts[2, 2], counts[2, 0] = 10, 5, 20, 2
-    result = scores(counts)  # 1 and 4 in neither; 3 only predicted
+    result = compute_metrics(counts)  # 1 and 4 in neither; 3 only predicted
     assert result.absent == (1, 4)
     for name, value in figures_by_loop(counts).items():
         assert getattr(result, name) == pytest.approx(value), name
@@ -170,7 +170,7 @@ def test_absent_classes_are_left_out_and_listed():
 
 
 def test_perfect_prediction_scores_one():
-    result = scores(np.diag([3, 5, 7]))
+    result = compute_metrics(np.diag([3, 5, 7]))
     names = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
     assert [getattr(result, name) for name in names] == [1.0] * 4
 
@@ -181,12 +181,12 @@ def test_perfect_prediction_scores_one():
 )
 def test_no_figures_of_nonsense(counts, message):
     with pytest.raises(ValueError, match=message):
-        scores(counts)
+        compute_metrics(counts)
 
 
 def test_classes_that_are_not_scored_are_left_out_of_the_means_alone():
     counts = np.random.default_rng(9).integers(1, 50, (5, 5))
-    whole, part = scores(counts), scores(counts, scored=(0, 2, 3))
+    whole, part = compute_metrics(counts), compute_metrics(counts, scored=(0, 2, 3))
     assert part.mean_iu == pytest.approx(np.mean(whole.per_class_iu[[0, 2, 3]]))
     assert part.mean_accuracy == pytest.approx(np.mean(whole.per_class_accuracy[[0, 2, 3]]))
     assert part.pixel_accuracy == whole.pixel_accuracy

@@ -16,10 +16,10 @@ import toy_backbones
 from random_parameters import random_parameters
 
 import fcn_jax
-from fcn_jax.alignment import Window
-from fcn_jax.backbones import Backbone, Concat, Conv
-from fcn_jax.decoders import SEGMENTERS
-from fcn_jax.networks import abstract_params
+from fcn_jax.geometry import Window
+from fcn_jax.models.backbones import Backbone, Concat, Conv
+from fcn_jax.models.decoders import SEGMENTERS
+from fcn_jax.models.fcn import abstract_params
 from fcn_jax.ops import bilinear_kernel
 
 PADDINGS = ("same", "reference")
@@ -128,7 +128,7 @@ def test_width_multiplies_every_trunk_layer(net):
 
 @pytest.mark.parametrize("net", ["fcn32s", "fcn8s"])
 def test_initial_values(net):
-    """Score layers zero, up-convolutions bilinear, hence logits exactly zero; the rest random."""
+    """Score layers zero, transposed convolutions bilinear, hence logits exactly zero; the rest random."""
     model = toy_model(net)
     images = 64 * np.random.default_rng(0).normal(size=(1, 17, 20, 3)).astype(np.float32)
     logits, variables = jax.jit(model.init_with_output)(jax.random.key(1), images)
@@ -223,7 +223,7 @@ def one_layer(name="top", window=None, **options):
     [
         (
             Backbone((one_layer("stem"), one_layer())),
-            "needs 1 maps to skip from, the trunk names n",
+            "needs 1 maps to skip from, the backbone names n",
         ),
         (
             Backbone((one_layer("stem"), one_layer()), skips=("pool4",)),
@@ -312,7 +312,7 @@ def test_an_image_too_small_for_the_trunk_is_refused():
         ({"fc_width": 0}, "must be positive"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
         ({"learned_upsampling": "last"}, "unknown learned_upsampling 'last'"),
-        ({"learned_upsampling": ("upscore",)}, "fcn8s has no up-convolution 'upscore'"),
+        ({"learned_upsampling": ("upscore",)}, "fcn8s has no transposed convolution 'upscore'"),
     ],
 )
 def test_arguments_are_checked(arguments, message):

@@ -20,8 +20,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fcn_jax import ops
-from fcn_jax.alignment import UpWindow, Window
-from fcn_jax.ops import convolutions, forms, winograd
+from fcn_jax.geometry import TransposedWindow, Window
+from fcn_jax.ops import convolutions, dispatch, winograd
 
 only_on_the_cpu = pytest.mark.skipif(
     jax.default_backend() != "cpu", reason="the fast forms are for the CPU"
@@ -179,7 +179,7 @@ def called(monkeypatch):
 # ======================================================================== convolution
 
 
-# Kernel, stride, padding, groups: all that the trunks have.
+# Kernel, stride, padding, groups: all that the backbones have.
 WINDOWS_OF_TRUNKS = (
     *((11, 4, pad, 1) for pad in (2, 100)),
     (7, 2, 3, 1),
@@ -387,7 +387,7 @@ def test_local_response_norm_is_pytorchs(size, alpha, beta, channels):
         )
 
 
-# ======================================================================== up-convolution
+# ======================================================================== transposed convolution
 
 
 @pytest.mark.parametrize(
@@ -395,17 +395,17 @@ def test_local_response_norm_is_pytorchs(size, alpha, beta, channels):
     [(1, 1), (1, 2), (2, 3), (3, 2), (4, 2), (5, 2), (7, 3), (16, 8), (63, 32), (64, 32)],
     ids=str,
 )
-def test_up_convolution_is_pytorchs(window):
+def test_conv_transpose_is_pytorchs(window):
     """In blocks and in the plain form."""
     size, factor = window
     x, kernel = random_arrays((2, 3, 5, 4), (size, size, 4, 3))
-    run = functools.partial(ops.up_convolution, factor=factor)
+    run = functools.partial(ops.conv_transpose, factor=factor)
     cotangent = random_cotangent(run, x, kernel)
     truth = pytorchs(
         lambda torch, x, k: torch.nn.functional.conv_transpose2d(x, k, stride=factor),
         *([x, kernel], cotangent, [NCHW, IOHW], [NHWC, NHWC, HWIO_OF_UP]),
     )
-    assert truth[0].shape[1] == UpWindow(size, factor).output_size(3)
+    assert truth[0].shape[1] == TransposedWindow(size, factor).output_size(3)
     assert_close(value_and_gradients(run, x, kernel, cotangent=cotangent), truth, 1e-5)
     assert "stablehlo.convolution" not in program(run, x, kernel)
     with ops.plain_forms():
@@ -431,9 +431,9 @@ def test_bilinear_kernel_interpolates_a_plane_exactly(factor):
     """Away from the border a bilinear interpolation returns a plane's values."""
     rows, columns = np.meshgrid(np.arange(5.0), np.arange(6.0), indexing="ij")
     planes = np.stack([2 * rows - columns, rows + 3 * columns + 1], axis=-1)
-    window = UpWindow.bilinear(factor)
+    window = TransposedWindow.bilinear(factor)
     kernel = ops.bilinear_kernel(window.kernel, 2)
-    up = np.asarray(ops.up_convolution(planes[None].astype(np.float32), kernel, factor))[0]
+    up = np.asarray(ops.conv_transpose(planes[None].astype(np.float32), kernel, factor))[0]
     first = (window.kernel - 1) / 2  # where cell (0, 0) lies in the output
     for row in range(window.kernel, up.shape[0] - window.kernel):
         for column in range(window.kernel, up.shape[1] - window.kernel):
@@ -497,14 +497,14 @@ def test_other_backends_get_the_plain_form():
 
 @pytest.mark.parametrize(("value", "plain"), [("1", True), ("0", False), ("", False)])
 def test_the_environment_variable(value, plain, monkeypatch):
-    monkeypatch.setenv(forms.VARIABLE, value)
-    assert forms.plain_by_environment() is plain
+    monkeypatch.setenv(dispatch.VARIABLE, value)
+    assert dispatch.plain_by_environment() is plain
 
 
 def test_an_unknown_value_of_the_environment_variable(monkeypatch):
-    monkeypatch.setenv(forms.VARIABLE, "yes")
+    monkeypatch.setenv(dispatch.VARIABLE, "yes")
     with pytest.raises(ValueError, match="FCN_JAX_PLAIN_OPS must be 0 or 1, got 'yes'"):
-        forms.plain_by_environment()
+        dispatch.plain_by_environment()
 
 
 def test_the_environment_variable_is_read_at_import():

@@ -16,7 +16,7 @@ from random_parameters import random_parameters
 
 import fcn_jax
 import fcn_jax.weights
-from fcn_jax.networks import abstract_params
+from fcn_jax.models.fcn import abstract_params
 
 reference = pytest.importorskip("torch_reference")
 torch = reference.torch
@@ -140,7 +140,7 @@ def test_every_gradient(net, padding, size):
 
 
 def without_ties_in_the_border(params):
-    """The parameters with negative biases in the trunk: the wide empty border, constant and all
+    """The parameters with negative biases in the backbone: the wide empty border, constant and all
     ties otherwise, is then exactly 0 after every ReLU and sends no gradient back."""
     return {
         layer: {**leaves, "bias": -np.abs(leaves["bias"])} if layer.startswith("conv") else leaves

@@ -17,7 +17,7 @@ from test_parity import BOUND, assert_same_tree, flat, relative_error
 
 import fcn_jax
 import fcn_jax.weights
-from fcn_jax.networks import abstract_params
+from fcn_jax.models.fcn import abstract_params
 
 reference = pytest.importorskip("torch_reference_family")
 torch = reference.torch
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("exact_products", "one_torch_thread")
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A network; heads and streams as (name, number) pairs, none for a single one without name."""
+    """A network; heads and inputs as (name, number) pairs, none for a single one without name."""
 
     net: str
     backbone: str
@@ -55,7 +55,7 @@ class Case:
         return images if self.streams else images[""]
 
     def truth(self, padding: str, params: Any, images: Any) -> tuple[Any, Any, Any]:
-        """PyTorch's layers, its images by stream, its logits by head."""
+        """PyTorch's layers, its images by input, its logits by head."""
         layers = reference.Layers(params)
         tensors = {
             name: reference.nchw(image).double().requires_grad_()
@@ -207,7 +207,7 @@ def from_state_dict(state):
 
 
 def without_ties_in_the_border(model, params):
-    """The parameters with negative biases in the trunk: the wide empty border, constant and all
+    """The parameters with negative biases in the backbone: the wide empty border, constant and all
     ties otherwise, is then exactly 0 after every ReLU and sends no gradient back."""
     kept = (*model.score_layers, *(name for name in params if name.startswith("fc")))
     return {

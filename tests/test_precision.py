@@ -13,8 +13,8 @@ import toy_backbones
 from random_parameters import random_parameters
 
 import fcn_jax
-from fcn_jax.backbones import Conv
-from fcn_jax.networks import abstract_params
+from fcn_jax.models.backbones import Conv
+from fcn_jax.models.fcn import abstract_params
 
 IMAGES = np.random.default_rng(0).normal(0, 64, (2, 33, 47, 3)).astype(np.float32)
 
@@ -51,8 +51,8 @@ def test_what_a_gpu_is_asked_for(precision, factors, rounding):
     traced = jax.jit(model.apply).trace(params, IMAGES)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     convolutions = re.findall(r"stablehlo\.convolution.*x(\w+)>\) ->", text)
-    trunk = [layer for layer in model.backbone.layers if isinstance(layer, Conv)]
-    assert convolutions.count(factors) >= len(trunk)
+    backbone = [layer for layer in model.backbone.layers if isinstance(layer, Conv)]
+    assert convolutions.count(factors) >= len(backbone)
     products = re.findall(r"stablehlo<precision (\w+)>", text)
     products += re.findall(r"precision = \[(\w+), ", text)
     assert set(products) == {rounding}

@@ -15,19 +15,18 @@ from test_report import load_script
 import fcn_jax
 from fcn_jax import config as configs
 from fcn_jax import drawing, weights
-from fcn_jax.alignment import Geometry
 from fcn_jax.classes import NYUDV2, SIFT_FLOW_GEOMETRIC, SIFT_FLOW_SEMANTIC, VOC, ClassTable
-from fcn_jax.inference import Predictor
-from fcn_jax.preprocessing import CAFFE, Inputs, Preprocessing
-from fcn_jax.resizing import over_image
-from fcn_jax.training.checkpoints import (
+from fcn_jax.geometry import Geometry
+from fcn_jax.inference.predictor import Predictor, over_image
+from fcn_jax.models.inputs import CAFFE, Inputs, Preprocessing
+from fcn_jax.runs import (
     StageCheckpoints,
     build_model,
     describe_run,
     load_run,
 )
 from fcn_jax.training.step import init_state
-from fcn_jax.weights import recognition
+from fcn_jax.weights import identify
 
 HHA = Preprocessing("rgb", (132.431, 94.076, 118.477))
 NYUD = {
@@ -201,9 +200,9 @@ def test_weights_tell_their_network(network):
     model = small(**network, padding=padding, learned_upsampling="none")
     params = random_parameters(model, 0)
     flat = weights.flatten(params)
-    found = recognition.network_of(dict(sorted(flat.items())))
+    found = identify.network_of(dict(sorted(flat.items())))
     assert found == model
-    back = weights.flatten(recognition.params_of(flat, found))
+    back = weights.flatten(identify.params_of(flat, found))
     assert set(back) == set(flat)
     for name, value in flat.items():
         np.testing.assert_array_equal(back[name], value)
@@ -212,37 +211,37 @@ def test_weights_tell_their_network(network):
 def test_the_scale_layers_of_the_published_network_tell_at_once():
     model = small("fcn8s_atonce", padding="reference", learned_upsampling="none")
     flat = weights.Weights(weights.flatten(random_parameters(model, 0)))
-    assert recognition.network_of(flat) != model
+    assert identify.network_of(flat) != model
     flat.skipped = ("scale_pool3 (Scale, 1 arrays)", "scale_pool4 (Scale, 1 arrays)")
-    assert recognition.network_of(flat) == model
-    assert recognition.network_of(flat, "fcn8s") != model
+    assert identify.network_of(flat) == model
+    assert identify.network_of(flat, "fcn8s") != model
 
 
-def test_weights_without_up_convolutions_get_bilinear_ones():
+def test_weights_without_conv_transposes_get_bilinear_ones():
     model = small("fcn32s", padding="reference", learned_upsampling="none")
     flat = weights.flatten(random_parameters(model, 0))
     del flat["upscore/kernel"]
-    kernel = recognition.params_of(flat, recognition.network_of(flat))["upscore"]["kernel"]
+    kernel = identify.params_of(flat, identify.network_of(flat))["upscore"]["kernel"]
     np.testing.assert_array_equal(kernel, fcn_jax.ops.bilinear_kernel(64, 21))
     del flat["fc7/bias"]
     with pytest.raises(ValueError, match="missing in the file: fc7/bias"):
-        recognition.params_of(flat, model)
+        identify.params_of(flat, model)
 
 
 def test_weights_of_no_network_are_refused(tmp_path, photos, capsys):
     given = [str(photos), f"--weights={tmp_path / 'x.npz'}", f"--output={tmp_path / 'o'}"]
     weights.save(tmp_path / "x.npz", {"ip1/kernel": np.ones((3, 2), np.float32)})
     assert predict(given) == 2
-    assert "the layers ip1 … are of none of the trunks vgg11" in capsys.readouterr().err
-    trunk = weights.flatten(random_parameters(small("fcn32s", padding="reference"), 0))
-    trunk = {name: value for name, value in trunk.items() if name.startswith(("conv", "fc"))}
-    weights.save(tmp_path / "x.npz", trunk)
+    assert "the layers ip1 … are of none of the backbones vgg11" in capsys.readouterr().err
+    backbone = weights.flatten(random_parameters(small("fcn32s", padding="reference"), 0))
+    backbone = {name: value for name, value in backbone.items() if name.startswith(("conv", "fc"))}
+    weights.save(tmp_path / "x.npz", backbone)
     assert predict(given) == 2
     assert "neither score_fr nor fc8" in capsys.readouterr().err
-    trunk = {name: value for name, value in trunk.items() if name.startswith("conv")}
-    weights.save(tmp_path / "x.npz", trunk)
+    backbone = {name: value for name, value in backbone.items() if name.startswith("conv")}
+    weights.save(tmp_path / "x.npz", backbone)
     assert predict(given) == 2
-    assert "has the trunk of vgg16 without fc6" in capsys.readouterr().err
+    assert "has the backbone of vgg16 without fc6" in capsys.readouterr().err
 
 
 def test_questions_that_a_network_cannot_answer(tmp_path, photos, capsys):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fcn_jax import Preprocessing
-from fcn_jax.preprocessing import Inputs
+from fcn_jax.models.inputs import Inputs
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_late_fusion_gives_every_stream_its_own():
     features = random_features()
     inputs = Inputs.of({"color": {"image": COLOR}, "hha": {"hha": HHA}})
     result = inputs.apply(features)
-    assert inputs.features == ("image", "hha")
+    assert inputs.modalities == ("image", "hha")
     assert inputs.sole is None
     np.testing.assert_array_equal(result["color"], COLOR.apply(features["image"]))
     expected = features["hha"] - np.array(HHA.mean)  # in the stored order of channels

@@ -19,14 +19,15 @@ from random_parameters import random_parameters
 from rich.console import Console
 
 from fcn_jax import config as configs
-from fcn_jax import data, report
+from fcn_jax import data
 from fcn_jax.classes import ClassRow, ClassTable
 from fcn_jax.devices import data_mesh
-from fcn_jax.inference import Predictor
-from fcn_jax.metrics import scores
+from fcn_jax.inference import report
+from fcn_jax.inference.metrics import compute_metrics
+from fcn_jax.inference.predictor import Predictor
+from fcn_jax.models.inputs import CAFFE, Inputs
 from fcn_jax.ops import bilinear_kernel
-from fcn_jax.preprocessing import CAFFE, Inputs
-from fcn_jax.training.checkpoints import StageCheckpoints, build_model, load_run
+from fcn_jax.runs import StageCheckpoints, build_model, load_run
 from fcn_jax.training.step import create_state
 
 CLASSES = ClassTable(
@@ -44,7 +45,7 @@ SIZES = [(21, 33), (17, 30), (21, 33)]
 class FakeSource:
     """Images of noise and labels of the first two classes; ids that make poor file names."""
 
-    heads: ClassVar = {"label": CLASSES}
+    label_maps: ClassVar = {"label": CLASSES}
     ids = ("left/1", "left_1", "right: 2")
     sizes = tuple(SIZES)
 
@@ -123,7 +124,7 @@ def test_files_hold_the_scores(evaluated) -> None:
     content = json.loads((folder / "scores.json").read_text())
     assert content["data"] == "FakeSource()"
     for result in results:
-        stage, figures = content["stages"][result.stage], scores(result.counts)
+        stage, figures = content["stages"][result.stage], compute_metrics(result.counts)
         for field in report.FIGURES:
             assert stage[field] == getattr(figures, field)
         assert stage["absent"] == ["never, seen"]
@@ -141,7 +142,7 @@ def test_files_hold_the_scores(evaluated) -> None:
     assert [(row["stage"], row["class"]) for row in rows] == [
         (stage, name) for stage in STAGES for name in CLASSES.names
     ]
-    assert float(rows[1]["iu"]) == scores(results[0].counts).per_class_iu[1]
+    assert float(rows[1]["iu"]) == compute_metrics(results[0].counts).per_class_iu[1]
     assert rows[2]["iu"] == ""
 
 
@@ -186,7 +187,9 @@ def test_an_earlier_report_is_replaced_and_other_files_kept(evaluated, tmp_path)
 
 def test_other_classes_are_refused(workdir) -> None:
     source = FakeSource()
-    source.heads = {"label": ClassTable((ClassRow("cat", (1, 1, 1)), ClassRow("dog", (2, 2, 2))))}
+    source.label_maps = {
+        "label": ClassTable((ClassRow("cat", (1, 1, 1)), ClassRow("dog", (2, 2, 2))))
+    }
     with pytest.raises(ValueError, match=r"trained on the 3 classes ground.*2 classes cat"):
         report.evaluate_run(workdir, source, console=Console(file=io.StringIO()))
 

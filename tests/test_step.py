@@ -15,10 +15,10 @@ from random_parameters import random_parameters
 
 import fcn_jax
 from fcn_jax import VOID, Preprocessing
-from fcn_jax.alignment import Window
-from fcn_jax.backbones import Backbone, Conv, Pool
 from fcn_jax.devices import data_mesh, put_batch
-from fcn_jax.preprocessing import Inputs
+from fcn_jax.geometry import Window
+from fcn_jax.models.backbones import Backbone, Conv, Pool
+from fcn_jax.models.inputs import Inputs
 from fcn_jax.training.optimizer import make_optimizer, make_schedule
 from fcn_jax.training.step import (
     all_finite,
@@ -62,7 +62,7 @@ def random_batch(seed: int = 0, size: int = 4) -> dict[str, np.ndarray]:
     for label, (h, w) in zip(labels, sizes, strict=True):
         label[h:], label[:, w:] = VOID, VOID
     images = rng.integers(0, 256, (size, height, width, 3), np.uint8)
-    return {"image": images, "label": labels, "size": sizes}
+    return {"image": images, "label": labels, "valid_size": sizes}
 
 
 def sgd(rate: float = 1e-3, **options):
@@ -103,7 +103,7 @@ def test_gradient_by_hand(normalize):
 
     def objective(params):
         total = 0.0
-        for image, hot, (h, w) in zip(bgr, one_hot, batch["size"], strict=True):  # each alone
+        for image, hot, (h, w) in zip(bgr, one_hot, batch["valid_size"], strict=True):  # each alone
             logits = model.apply({"params": params}, jnp.asarray(image[None, :h, :w]))
             total -= jnp.sum(hot[None, :h, :w] * jax.nn.log_softmax(logits))
         return total / counted.sum() if normalize else total
@@ -126,7 +126,7 @@ def test_gradient_by_hand(normalize):
 
 @pytest.mark.parametrize("normalize", [False, True])
 def test_several_inputs_and_heads(normalize):
-    """A loss for each head, each with its weight; the streams see their own features."""
+    """A loss for each head, each with its weight; the inputs see their own features."""
     color, hha = Preprocessing(), Preprocessing("rgb", (132.0, 94.0, 118.0))
     depth = Preprocessing("rgb", (7.8,), (1.0,), log=True)
     inputs = Inputs.of({"color": {"image": color, "depth": depth}, "hha": {"hha": hha}})
@@ -140,7 +140,7 @@ def test_several_inputs_and_heads(normalize):
     )
     batch["hha"] = rng.integers(0, 256, (*shape, 3), np.uint8)
     batch["depth"] = rng.integers(0, 9000, shape).astype(np.uint16)
-    batch["size"] = np.full_like(batch["size"], shape[1:])
+    batch["valid_size"] = np.full_like(batch["valid_size"], shape[1:])
     weights = {"geo": 0.25}
 
     rate = 1.0 if normalize else 1e-3
@@ -191,7 +191,7 @@ def test_several_inputs_and_heads(normalize):
 def test_what_lies_beyond_the_image_does_not_count():
     step, state = start(build(), sgd(), data_mesh())
     batch, again = random_batch(), random_batch()
-    for image, (h, w) in zip(again["image"], again["size"], strict=True):
+    for image, (h, w) in zip(again["image"], again["valid_size"], strict=True):
         image[h:], image[:, w:] = 99, 17
     twin = jax.tree.map(jnp.copy, state)
     one, two = step(state, batch)[0], step(twin, again)[0]

@@ -14,9 +14,9 @@ from compilations import counted_compilations
 from random_parameters import random_parameters
 
 import fcn_jax
-from fcn_jax import tiling
-from fcn_jax.inference import Predictor, predict_tiled
-from fcn_jax.preprocessing import CAFFE, Inputs, Preprocessing
+from fcn_jax.inference import tiling
+from fcn_jax.inference.predictor import Predictor, predict_tiled
+from fcn_jax.models.inputs import CAFFE, Inputs, Preprocessing
 
 small = functools.partial(
     fcn_jax.create_model, num_classes=3, width=1 / 16, fc_width=8, learned_upsampling="all"
@@ -79,7 +79,7 @@ def test_a_little_more_than_a_tile_is_not_computed_twice():
 
 @pytest.mark.parametrize(
     ("name", "pixels"),
-    # VGG16's fc7 sees 404 pixels; each up-convolution adds its kernel less one, in pixels.
+    # VGG16's fc7 sees 404 pixels; each transposed convolution adds its kernel less one, in pixels.
     [("fcn32s", (404 + 63 - 1) / 2), ("fcn8s", (404 + 32 * 3 / 2 + 16 * 3 / 2 + 15 - 1) / 2)],
 )
 @pytest.mark.parametrize("padding", ["same", "reference"])

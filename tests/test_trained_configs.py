@@ -1,7 +1,7 @@
 """Every config file trains two steps of every stage on data made in the published layouts.
 
-On a trunk of four layers, which compiles in a tenth of the time of VGG16: that each config's own
-trunk builds its networks is shown in test_config.py, what the trunks compute in test_parity*.py.
+On a backbone of four layers, which compiles in a tenth of the time of VGG16: that each config's own
+backbone builds its networks is shown in test_config.py, what the backbones compute in test_parity*.py.
 FCN-32s is trained on VGG16, with start weights of torchvision.
 """
 
@@ -37,8 +37,8 @@ from test_config import FILES, load
 from test_training import environment
 
 from fcn_jax import Predictor, Preprocessing, create_model, weights
+from fcn_jax.runs import load_run
 from fcn_jax.training import run as training
-from fcn_jax.training.checkpoints import load_run
 
 ROOT = Path(__file__).parents[1]
 TRUNK = f"{Path(__file__).parent / 'toy_backbones.py'}:plain"
@@ -111,7 +111,7 @@ MAKERS = {
 # of the input is a config's file, recipe, workdir and fields; the answer is a line as well.
 TRAINER = """
 import importlib.util, json, sys, traceback
-from fcn_jax import report
+from fcn_jax.inference import report
 from fcn_jax.training.run import train
 
 for line in sys.stdin:
@@ -221,7 +221,7 @@ def test_late_fusion_starts_from_the_two_networks(trained):
 def test_colour_and_depth_are_one_input_of_four_channels(trained):
     run = load_run(trained("nyud_color_depth"))
     assert run.variables["params"]["stem"]["kernel"].shape[2] == 4
-    [(_, features)] = run.inputs.streams
+    [(_, features)] = run.inputs.entries
     assert [name for name, _ in features] == ["image", "depth"]
     assert dict(features)["depth"].log
 
@@ -302,7 +302,7 @@ def test_a_trunk_of_ones_own_in_training_and_after(place):
     """Named by its file, so that eval.py and predict.py find it in another process."""
     start(place, "own")
     code = (
-        "import sys; from fcn_jax.training.checkpoints import load_run; "
+        "import sys; from fcn_jax.runs import load_run; "
         "print([layer.name for layer in load_run(sys.argv[1]).model.backbone.layers][:2])"
     )
     done = subprocess.run(

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from fcn_jax.classes import SHAPES, ClassTable
-from fcn_jax.training.checkpoints import StageCheckpoints, available_stages, load_run
+from fcn_jax.runs import StageCheckpoints, available_stages, load_run
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("fcn32s", "fcn16s", "fcn8s")
@@ -119,7 +119,7 @@ def test_a_run_trains_scores_and_draws_every_stage(finished):
 def test_each_stage_starts_from_the_one_before(place, finished):
     done = run(place, command(place, "one", steps="(6,1,1)"))
     assert done.returncode == 0, done.stderr
-    # fcn32s is the same run; a single small step later, the trunk is still near it.
+    # fcn32s is the same run; a single small step later, the backbone is still near it.
     before, after = (parameters(place / "one", stage) for stage in STAGES[:2])
     for name in ("conv1_1", "conv5_3", "fc7"):
         change = np.abs(after[name]["kernel"] - before[name]["kernel"]).max()

@@ -120,7 +120,7 @@ def test_canvas_holds_mixed_sizes_with_void_around():
     examples = [make_example(*size, seed=i) for i, size in enumerate(SIZES)]
     batch = transforms.place_on_canvas(examples, (40, 32))
     assert batch["image"].shape == (3, 40, 32, 3)
-    np.testing.assert_array_equal(batch["size"], SIZES)
+    np.testing.assert_array_equal(batch["valid_size"], SIZES)
     assert batch["id"].tolist() == [example["id"] for example in examples]
     for row, example in enumerate(examples):
         height, width = example["label"].shape
@@ -193,7 +193,9 @@ def test_jitter_leaves_depth_and_hha():
 def test_a_canvas_holds_every_array():
     examples = [rich_example((7, 9)), rich_example((5, 12), 1)]
     batch = place_on_canvas(examples, (8, 16))
-    assert {name: value.shape for name, value in batch.items() if name not in ("size", "id")} == {
+    assert {
+        name: value.shape for name, value in batch.items() if name not in ("valid_size", "id")
+    } == {
         "image": (2, 8, 16, 3),
         "hha": (2, 8, 16, 3),
         "depth": (2, 8, 16),

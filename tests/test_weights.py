@@ -14,7 +14,7 @@ from random_parameters import random_parameters
 import fcn_jax
 from fcn_jax import Preprocessing, weights
 from fcn_jax.classes import SHAPES
-from fcn_jax.preprocessing import Inputs
+from fcn_jax.models.inputs import Inputs
 from fcn_jax.weights import dense_to_conv, flatten, load, transplant
 
 
@@ -234,11 +234,11 @@ def test_no_other_kernel_is_widened(params):
         transplant(params, source)
 
 
-# ======================================================================== streams
+# ======================================================================== inputs
 
 
 def stream_params(*streams: str) -> dict[str, dict[str, np.ndarray]]:
-    """A network of two trunks and one up-convolution."""
+    """A network of two backbones and one transposed convolution."""
     tree = {f"conv1{s}": {"kernel": np.zeros((3, 3, 3, 4)), "bias": np.zeros(4)} for s in streams}
     tree |= {f"score_fr{s}": {"kernel": np.zeros((1, 1, 4, 2))} for s in streams}
     return tree | {"upscore": {"kernel": np.zeros((4, 4, 2, 2))}}
@@ -267,21 +267,21 @@ def test_streams_start_from_their_own_files():
 def test_streams_start_from_one_file():
     source = stream_source(1)
     params = stream_params("color", "hha")
-    new, report = transplant(params, source, streams=["color", "hha"])
+    new, report = transplant(params, source, inputs=["color", "hha"])
     for stream in ("color", "hha"):
         np.testing.assert_array_equal(new[f"conv1{stream}"]["bias"], source["conv1/bias"])
     assert report.left == report.unused == ()
     with pytest.raises(ValueError, match=r"(?s)missing.*conv1color/kernel.*without.*conv1/kernel"):
-        transplant(params, source, strict=True)  # without streams the names differ
+        transplant(params, source, strict=True)  # without inputs the names differ
 
 
 def test_a_network_of_streams_passes_through():
-    """Its own arrays come before those that would do for any stream."""
+    """Its own arrays come before those that would do for any input."""
     rng = np.random.default_rng(0)
     params = stream_params("color", "hha")
     own = {n: rng.standard_normal(a.shape, np.float32) for n, a in flatten(params).items()}
     source = {**own, "conv1/kernel": np.zeros((3, 3, 3, 4))}
-    new, report = transplant(params, source, streams=("color", "hha"))
+    new, report = transplant(params, source, inputs=("color", "hha"))
     assert report.unused == ("conv1/kernel",)
     for name, value in flatten(new).items():
         np.testing.assert_array_equal(value, own[name])
@@ -289,10 +289,10 @@ def test_a_network_of_streams_passes_through():
 
 def test_sources_that_are_neither_flat_nor_by_stream():
     params = stream_params("color", "hha")
-    with pytest.raises(ValueError, match="one flat dictionary of arrays, or one for each stream"):
+    with pytest.raises(ValueError, match="one flat dictionary of arrays, or one for each input"):
         transplant(params, {"color": stream_source(1), "conv1/kernel": np.zeros(3)})
-    with pytest.raises(ValueError, match=r"got the keys color and the streams \['hha'\]"):
-        transplant(params, {"color": stream_source(1)}, streams=["hha"])
+    with pytest.raises(ValueError, match=r"got the keys color and the inputs \['hha'\]"):
+        transplant(params, {"color": stream_source(1)}, inputs=["hha"])
 
 
 # ======================================================================== trees
@@ -378,7 +378,7 @@ def test_a_folder_that_is_no_runs(tmp_path):
         load(tmp_path)
 
 
-# ======================================================================== the real trunk
+# ======================================================================== the real backbone
 
 
 def vgg16_shapes(width: float = 1.0):

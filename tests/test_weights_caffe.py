@@ -114,7 +114,7 @@ def test_the_library_writes_what_is_read(tmp_path):
 def test_a_deconvolution_adds_its_kernel_to_the_output(
     tmp_path, generation, group, inputs, outputs
 ):
-    """Caffe's definition in loops, with groups, against our up-convolution."""
+    """Caffe's definition in loops, with groups, against our transposed convolution."""
     weight = normal(inputs, outputs // group, 4, 4)
     layer = Layer("upscore", "Deconvolution", [weight], group=group)
     kernel = read(tmp_path, caffemodel([layer], generation))["upscore/kernel"]
@@ -128,9 +128,9 @@ def test_a_deconvolution_adds_its_kernel_to_the_output(
             patch = truth[o, 2 * y : 2 * y + 4, 2 * x : 2 * x + 4]
             patch += maps[i, y, x] * weight[i, o % part]
 
-    from fcn_jax.ops import up_convolution
+    from fcn_jax.ops import conv_transpose
 
-    out = up_convolution(jnp.asarray(maps.transpose(1, 2, 0))[None], jnp.asarray(kernel), 2)[0]
+    out = conv_transpose(jnp.asarray(maps.transpose(1, 2, 0))[None], jnp.asarray(kernel), 2)[0]
     np.testing.assert_allclose(np.transpose(out, (2, 0, 1)), truth, atol=1e-5)
 
 
@@ -272,5 +272,5 @@ def test_caffes_own_files_of_two_ages(shared, name):
 def test_caffes_own_deconvolutions(shared):
     weights = load(shared / "weights" / "caffemodels" / "superres_deconv.caffemodel")
     assert weights["upsample/deconv/kernel"].shape == (3, 3, 32, 32)
-    # The other up-convolution repeats each pixel, as its name says.
+    # The other transposed convolution repeats each pixel, as its name says.
     np.testing.assert_array_equal(weights["nearest/kernel"], np.ones((2, 2, 1, 1)))

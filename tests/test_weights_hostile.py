@@ -242,7 +242,7 @@ HOSTILE = {
         chunk(1, "n") + b"\xa2\x06\xff\xff\xff\xff\x0f",
         "claims 4294967295",
     ),
-    "Caffe, up-convolution of a million groups": (
+    "Caffe, transposed convolution of a million groups": (
         caffemodel([Layer("up", "Deconvolution", [np.zeros((10**6, 1, 1, 1))], group=10**6)]),
         "beyond any network",
     ),

@@ -12,7 +12,7 @@ import pytest
 from caffe_files import Layer, caffemodel
 
 from fcn_jax import Preprocessing, create_model
-from fcn_jax.networks import abstract_params
+from fcn_jax.models.fcn import abstract_params
 from fcn_jax.weights import flatten, load, transplant
 
 FC = 5

@@ -11,10 +11,10 @@ import pytest
 import state_dicts
 
 from fcn_jax import Preprocessing, create_model, weights
-from fcn_jax.alignment import Window
-from fcn_jax.backbones import Backbone, Conv, Pool
-from fcn_jax.networks import abstract_params
-from fcn_jax.preprocessing import Inputs
+from fcn_jax.geometry import Window
+from fcn_jax.models.backbones import Backbone, Conv, Pool
+from fcn_jax.models.fcn import abstract_params
+from fcn_jax.models.inputs import Inputs
 from fcn_jax.weights import Weights, flatten, load, save
 
 SUFFIXES = [".npz", ".safetensors", ".pth"]
@@ -155,7 +155,7 @@ NETWORKS = {
     "alexnet": ("fcn32s", {"backbone": "alexnet"}),
     "googlenet": ("fcn16s", {"backbone": "googlenet"}),
     "heads": ("fcn16s", {"num_classes": {"sem": 4, "geo": 3}}),
-    "streams": ("fcn32s", {"inputs": {"color": 3, "hha": 3}}),
+    "inputs": ("fcn32s", {"inputs": {"color": 3, "hha": 3}}),
     "own backbone": ("fcn16s", {"backbone": own_backbone}),
 }
 

@@ -38,7 +38,7 @@ SAME_FINAL_CROPS = {"fcn32s": 16, "fcn16s": 8, "fcn8s": 4, "fcn8s_atonce": 4}
 
 
 class TorchFCN(torch.nn.Module):
-    """FCN with a VGG16 trunk; ``forward`` returns every map by its Caffe name, NCHW."""
+    """FCN with a VGG16 backbone; ``forward`` returns every map by its Caffe name, NCHW."""
 
     def __init__(self, net: str, padding: str, num_classes: int, width: float, fc_width: int):
         super().__init__()

@@ -69,7 +69,7 @@ class Layers:
         return gradients
 
 
-# ======================================================================== trunks
+# ======================================================================== backbones
 # Each ends in the last map before fc6, or before the average pooling; `s` is the stream's name.
 # The padding `native` is the classifier's.
 
@@ -158,14 +158,14 @@ def dense_classifier(layers: Layers, x, backbone: str, padding: str = "native") 
 
 @dataclasses.dataclass(frozen=True)
 class Up:
-    """An up-convolution, and what is cropped after it.
+    """A transposed convolution, and what is cropped after it.
 
     Attributes:
         name: Of the layer.
         kernel: Its kernel.
         factor: Its factor.
         crop: Cells dropped at its start.
-        skip: The trunk's map whose scores are added; none for the last.
+        skip: The backbone's map whose scores are added; none for the last.
         crop_skip: Cells dropped at the start of those.
     """
 
@@ -178,7 +178,7 @@ class Up:
 
 
 # Where cell 0 of a map lies, in pixels: a convolution or pooling of kernel k and padding p on a map
-# of stride s moves it by s * ((k - 1) / 2 - p), an up-convolution by factor f by
+# of stride s moves it by s * ((k - 1) / 2 - p), a transposed convolution by factor f by
 # -s * (k - 1) / (2 f). What is cropped is the difference of two such numbers, in cells.
 DECODERS: dict[tuple[str, str, str], tuple[Up, ...]] = {
     # Published: Crop offsets of voc-fcn-alexnet, siftflow-fcn32s/16s/8s, nyud-fcn32s.
@@ -239,7 +239,7 @@ def forward(
     net: str,
     heads: tuple[str, ...] = ("",),
 ) -> dict[str, torch.Tensor]:
-    """Scores by head, NCHW.
+    """Logits by head, NCHW.
 
     Args:
         layers: Parameters; collects the maps.

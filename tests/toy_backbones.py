@@ -1,9 +1,9 @@
-"""Trunks as somebody writes them in a file of their own."""
+"""Backbones as somebody writes them in a file of their own."""
 
 from __future__ import annotations
 
-from fcn_jax.alignment import Window
-from fcn_jax.backbones import Backbone, Concat, Conv, Norm, Padding, Pool, scaled
+from fcn_jax.geometry import Window
+from fcn_jax.models.backbones import Backbone, Concat, Conv, Norm, Padding, Pool, scaled
 
 HALVE = Window(2, stride=2, ceil=True)
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from fcn_jax.data.locking import lock
 from fcn_jax.data.source import Source, check_disjoint, split_sizes
-from fcn_jax.preprocessing import Preprocessing
+from fcn_jax.models.inputs import Preprocessing
 
 __all__ = [
     "DATASETS",
@@ -86,7 +86,7 @@ DATASETS: dict[str, DataSet] = {
 }
 
 READY_PREFIX = "tfds:"
-_READY = DataSet("fcn_jax.data.ready:Ready", from_files=False, aliases={"val": "validation"})
+_READY = DataSet("fcn_jax.data.tfds:Ready", from_files=False, aliases={"val": "validation"})
 
 
 def row_of(name: str) -> DataSet:

@@ -18,7 +18,9 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from fcn_jax.classes import CAMVID
-from fcn_jax.data.building import (
+from fcn_jax.data.files import fingerprint, named
+from fcn_jax.data.images import image_files
+from fcn_jax.data.records import (
     Contents,
     Entry,
     ExampleBuilder,
@@ -26,8 +28,6 @@ from fcn_jax.data.building import (
     image_and_label,
     read_labels,
 )
-from fcn_jax.data.files import fingerprint, named
-from fcn_jax.data.images import image_files
 
 SPLITS = ("train", "val", "test")
 

@@ -39,15 +39,15 @@ from jaxtyping import Int64, UInt8
 from tensorflow_datasets.core.utils import tqdm_utils
 
 from fcn_jax.classes import VOID, ClassTable, has_colors, load_class_table
-from fcn_jax.data.building import (
+from fcn_jax.data.files import fingerprint
+from fcn_jax.data.images import LabelKind, image_files
+from fcn_jax.data.records import (
     Contents,
     ExampleBuilder,
     FilesConfig,
     image_and_label,
     read_labels,
 )
-from fcn_jax.data.files import fingerprint
-from fcn_jax.data.images import LabelKind, image_files
 
 SPLITS = ("train", "val", "test")
 MASK_FOLDERS = ("masks", "labels", "annotations")

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from fcn_jax import devices
-from fcn_jax.canvases import Size
+from fcn_jax.canvas import Size, canvas_side, round_up
 from fcn_jax.data.transforms import (
     Augmentation,
     Example,
@@ -26,7 +26,6 @@ from fcn_jax.data.transforms import (
     place_on_canvas,
     size_of,
 )
-from fcn_jax.extents import canvas_side
 
 
 class Source(Protocol):
@@ -40,7 +39,7 @@ class Source(Protocol):
 class TrainingBatches:
     """An endless iterator of batches on the devices, read ahead; a context manager.
 
-    Each item is the arrays (``image``, ``label`` and others, and ``size`` where an image may be
+    Each item is the arrays (``image``, ``label`` and others, and ``valid_size`` where an image may be
     smaller than its canvas) and the examples' ids.
 
     Batch n is a function of the source, the seed and n alone, so the position is a number, which
@@ -138,7 +137,7 @@ def training_batches(
             rows of each image; None is the default device.
         canvas: Height and width of every batch; None is the augmentation's crop, and without one
             the size of all images, or, where they differ, of the batch's largest, rounded up to
-            one of few (`fcn_jax.extents.canvas_side`). Where devices share the rows of images, the
+            one of few (`fcn_jax.canvas.canvas_side`). Where devices share the rows of images, the
             height is rounded up to a multiple of them.
         num_workers: Processes that load; 0 loads in threads of this process, which is faster
             unless transforms are heavy and cores many.
@@ -152,7 +151,7 @@ def training_batches(
             several processes have no common canvas. While iterating, if an example is not sound
             or too large; it is named.
     """
-    shards = 1 if mesh is None else mesh.shape["height"]
+    shards = 1 if mesh is None else mesh.shape.get("height", 1)
     canvas = _known_canvas(source, augmentation, canvas, shards)
     _check_settings(source, batch_size, canvas, process_count)
     collate = functools.partial(
@@ -236,7 +235,7 @@ def _smallest_sizes(source: Source, augmentation: Augmentation) -> set[Size]:
 def _divisible(canvas: Size, shards: int) -> Size:
     """The canvas made higher until devices can share its rows."""
     height, width = canvas
-    return -(-height // shards) * shards, width
+    return round_up(height, shards), width
 
 
 def evaluation_examples(
@@ -275,7 +274,7 @@ def _collate(
         canvas = _divisible((canvas_side(height), canvas_side(width)), shards)
     batch = place_on_canvas(list(examples), canvas)
     if exact:
-        del batch["size"]
+        del batch["valid_size"]
     return batch
 
 

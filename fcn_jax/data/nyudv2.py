@@ -32,15 +32,6 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from fcn_jax.classes import NYUDV2
-from fcn_jax.data.building import (
-    Contents,
-    Entry,
-    ExampleBuilder,
-    FilesConfig,
-    Kind,
-    Read,
-    file_entry,
-)
 from fcn_jax.data.files import (
     complete,
     fingerprint,
@@ -52,6 +43,15 @@ from fcn_jax.data.files import (
 )
 from fcn_jax.data.images import Encoded, encoded_image, encoded_pixels, read_depth
 from fcn_jax.data.matlab import read_mat_labels
+from fcn_jax.data.records import (
+    Contents,
+    Entry,
+    ExampleBuilder,
+    FilesConfig,
+    Kind,
+    Read,
+    file_entry,
+)
 
 URL = "http://dl.caffe.berkeleyvision.org/nyud.tar.gz"
 FULL_SIZES = {"train": 381, "val": 414, "test": 654}

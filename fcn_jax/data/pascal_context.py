@@ -33,7 +33,6 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 
 from fcn_jax.classes import PASCAL_CONTEXT
-from fcn_jax.data.building import Contents, ExampleBuilder, FilesConfig, image_and_label
 from fcn_jax.data.files import (
     by_stem,
     complete,
@@ -43,6 +42,7 @@ from fcn_jax.data.files import (
     shortfalls,
 )
 from fcn_jax.data.matlab import read_mat
+from fcn_jax.data.records import Contents, ExampleBuilder, FilesConfig, image_and_label
 
 CONTEXT_URL = "https://cs.stanford.edu/~roozbeh/pascal-context/"
 VOC_URL = "http://host.robots.ox.ac.uk/pascal/VOC/voc2010/VOCtrainval_03-May-2010.tar"

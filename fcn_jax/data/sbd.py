@@ -18,8 +18,8 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from fcn_jax.data.building import Contents, ExampleBuilder, FilesConfig
 from fcn_jax.data.files import complete, fingerprint, listed_ids, refuse_shared, shortfalls
+from fcn_jax.data.records import Contents, ExampleBuilder, FilesConfig
 from fcn_jax.data.voc import SBD_PLACES, SBD_URL, Splits, all_files, sbd_files, voc_contents
 
 FULL_SIZES = {"train": 8498, "val": 2857}

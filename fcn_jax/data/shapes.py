@@ -23,8 +23,8 @@ import tensorflow_datasets as tfds
 from jaxtyping import Float, UInt8
 
 from fcn_jax.classes import SHAPES, VOID
-from fcn_jax.data.building import Contents, Entry, ExampleBuilder, ExamplesConfig, Part
 from fcn_jax.data.images import encoded_pixels
+from fcn_jax.data.records import Contents, Entry, ExampleBuilder, ExamplesConfig, Part
 
 Map = Float[np.ndarray, "h w"]
 VOID_BORDER = 1.5  # px outside the outline
@@ -89,7 +89,7 @@ class Shapes(ExampleBuilder):
                 split: [entry(split, number) for number in range(count)]
                 for split, count in (("train", config.train), ("val", config.val))
             },
-            heads={"label": SHAPES},
+            label_maps={"label": SHAPES},
             source=f"made by fcn_jax from seed {config.seed}",
         )
 

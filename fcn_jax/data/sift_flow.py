@@ -27,7 +27,6 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 
 from fcn_jax.classes import SIFT_FLOW_GEOMETRIC, SIFT_FLOW_SEMANTIC
-from fcn_jax.data.building import Contents, ExampleBuilder, FilesConfig, Kind, Read, file_entry
 from fcn_jax.data.files import (
     by_stem,
     complete,
@@ -40,6 +39,7 @@ from fcn_jax.data.files import (
 )
 from fcn_jax.data.images import encoded_image
 from fcn_jax.data.matlab import read_mat, read_mat_labels
+from fcn_jax.data.records import Contents, ExampleBuilder, FilesConfig, Kind, Read, file_entry
 
 URL = "http://www.cs.unc.edu/~jtighe/Papers/ECCV10/siftflow/SiftFlowDataset.zip"
 INNER = "spatial_envelope_256x256_static_8outdoorcategories"

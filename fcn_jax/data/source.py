@@ -33,8 +33,8 @@ class Source:
         split: A split name, or an expression of TFDS: "train[:10%]", "train+val".
 
     Attributes:
-        features: The names of the inputs, "image" first.
-        heads: The class table of every label map, by its name.
+        modalities: The names of the inputs, "image" first.
+        label_maps: The class table of every label map, by its name.
         ids: The id of every example.
         digests: A hash of every image's file.
         sizes: Height and width of every image.
@@ -52,16 +52,16 @@ class Source:
         metadata = json.loads((self.path / "metadata.json").read_text())
         info = json.loads((self.path / "dataset_info.json").read_text())
         self.name = "/".join(filter(None, (info["name"], info.get("configName"), info["version"])))
-        if not {"heads", "sizes"} <= set(metadata):
+        if not {"label_maps", "sizes"} <= set(metadata):
             raise ValueError(
                 f"{self.path} was prepared by another version of fcn_jax; delete it and prepare "
                 "the data set again"
             )
-        self.heads = {
-            name: ClassTable.from_dict(table) for name, table in metadata["heads"].items()
+        self.label_maps = {
+            name: ClassTable.from_dict(table) for name, table in metadata["label_maps"].items()
         }
-        self._kinds: dict[str, str] = metadata["features"]
-        self.features = tuple(self._kinds)
+        self._kinds: dict[str, str] = metadata["modalities"]
+        self.modalities = tuple(self._kinds)
         self.notes = tuple(metadata["notes"])
         sizes = {name: len(ids) for name, ids in metadata["ids"].items()}
         rows = _rows(split, sizes, self.name, self.notes)
@@ -72,7 +72,7 @@ class Source:
     @property
     def classes(self) -> ClassTable:
         """The class table of the first label map."""
-        return next(iter(self.heads.values()))
+        return next(iter(self.label_maps.values()))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -82,7 +82,7 @@ class Source:
         if not -len(self) <= position < len(self):
             raise IndexError(f"{self!r} has no example {position}")
         if self._reader is None:
-            self._reader = _open_reader(self.path, self.split, (*self.features, *self.heads))
+            self._reader = _open_reader(self.path, self.split, (*self.modalities, *self.label_maps))
         record = self._reader[position % len(self)]
         example_id = record["id"].decode()
         inputs = {
@@ -91,7 +91,7 @@ class Source:
         }
         labels = {
             name: read_label(record[name], kind="index", name=example_id).astype(np.uint8)
-            for name in self.heads
+            for name in self.label_maps
         }
         return {**inputs, **labels, "id": example_id}
 

@@ -9,14 +9,15 @@ in millimetres, uint8 (h, w) a label map (``label``, or several of other names),
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageEnhance
 
-from fcn_jax.canvases import Size, stack
+from fcn_jax.canvas import Size, stack
 from fcn_jax.classes import VOID
-from fcn_jax.resizing import nearest, resize_image
 
 Example = dict[str, Any]
 
@@ -83,7 +84,7 @@ def resize(example: Example, factor: float) -> Example:
 
 
 def random_crop(example: Example, size: tuple[int, int], rng: np.random.Generator) -> Example:
-    """Cuts a window of at most ``size`` (height, width) at a random place.
+    """Cuts a window of at most ``valid_size`` (height, width) at a random place.
 
     Along an axis on which the image is smaller it is kept whole; the batch fills the rest with
     void.
@@ -120,7 +121,7 @@ def place_on_canvas(examples: list[Example], canvas: Size) -> dict[str, np.ndarr
 
     Returns:
         The arrays with a batch axis (``image`` uint8 (b, h, w, 3), ``label`` uint8 (b, h, w) …),
-        ``size`` int32 (b, 2) true height and width of each image, ``id`` array of str (b,).
+        ``valid_size`` int32 (b, 2) true height and width of each image, ``id`` array of str (b,).
 
     Raises:
         ValueError: If an image is larger than the canvas; names it.
@@ -133,7 +134,7 @@ def place_on_canvas(examples: list[Example], canvas: Size) -> dict[str, np.ndarr
                 f"of {canvas[0]}x{canvas[1]}; enlarge config.canvas, or set config.crop to it"
             )
     batch: dict[str, np.ndarray] = {
-        "size": sizes,
+        "valid_size": sizes,
         "id": np.array([example["id"] for example in examples]),
     }
     for name, first in arrays(examples[0]).items():
@@ -166,3 +167,51 @@ def check_example(example: Example) -> Example:
     if not any(is_label(value) for value in found.values()):
         raise ValueError(f"{example['id']}: there is no label map among {', '.join(found)}")
     return example
+
+
+# ======================================================================== sizes
+
+
+def resize_features(
+    features: Mapping[str, Shaped[np.ndarray, "h w *c"]], scale: float
+) -> dict[str, Shaped[np.ndarray, "h2 w2 *c"]]:
+    """Resizes pictures bilinearly, and depth by nearest: between near and far there is nothing."""
+    return {
+        name: nearest(value, scale) if is_depth(value) else resize_image(value, scale)
+        for name, value in features.items()
+    }
+
+
+def is_depth(value: Shaped[np.ndarray, "h w *c"]) -> bool:
+    """Whether a feature is a depth image: 16 bits, millimetres."""
+    return value.dtype == np.uint16 and value.ndim == 2
+
+
+def nearest(values: Shaped[np.ndarray, "h w"], scale: float) -> Shaped[np.ndarray, "h2 w2"]:
+    """Resizes a map by a factor without mixing its values, pixel centres aligned."""
+    sides = [max(1, round(side * scale)) for side in values.shape]
+    # In integers, since Pillow's nearest neighbour rounds either way where two are as near.
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new)
+        for new, old in zip(sides, values.shape, strict=True)
+    )
+    return values[np.ix_(rows, columns)]
+
+
+def resize_image(image: UInt8[np.ndarray, "h w 3"], scale: float) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Resizes an image by a factor, as training does: bilinear, antialiased, at least 1 pixel.
+
+    Raises:
+        ValueError: If the image is not uint8 of the shape (h, w, 3), or the factor not positive.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ValueError(
+            f"an image must be uint8 RGB of the shape (h, w, 3) (or depth uint16 (h, w)), got "
+            f"{image.dtype} {image.shape}; fcn_jax.data.images.read_image makes one of any file"
+        )
+    if scale <= 0:
+        raise ValueError(f"scale must be positive, got {scale}")
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    if (height, width) == image.shape[:2]:
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))

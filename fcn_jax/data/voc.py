@@ -39,13 +39,6 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 
 from fcn_jax.classes import VOC
-from fcn_jax.data.building import (
-    Contents,
-    ExampleBuilder,
-    FilesConfig,
-    image_and_label,
-    read_labels,
-)
 from fcn_jax.data.files import (
     by_stem,
     check_reachable,
@@ -57,6 +50,13 @@ from fcn_jax.data.files import (
     shortfalls,
 )
 from fcn_jax.data.matlab import read_mat_labels
+from fcn_jax.data.records import (
+    Contents,
+    ExampleBuilder,
+    FilesConfig,
+    image_and_label,
+    read_labels,
+)
 
 VOC_URL = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
 VOC_SHA256 = "e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb"

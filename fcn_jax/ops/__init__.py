@@ -11,19 +11,20 @@ otherwise; ``benchmarks/operations.py`` measures them again.
 """
 
 from fcn_jax.ops.convolutions import convolution
-from fcn_jax.ops.forms import plain_chosen, plain_forms
+from fcn_jax.ops.dispatch import plain_chosen, plain_forms
 from fcn_jax.ops.normalization import local_response_norm
 from fcn_jax.ops.pooling import average_pool, max_pool
 from fcn_jax.ops.upsampling import (
     bilinear_kernel,
+    conv_transpose,
     resize_bilinear,
     resize_bilinear_on_canvas,
-    up_convolution,
 )
 
 __all__ = [
     "average_pool",
     "bilinear_kernel",
+    "conv_transpose",
     "convolution",
     "local_response_norm",
     "max_pool",
@@ -31,5 +32,4 @@ __all__ = [
     "plain_forms",
     "resize_bilinear",
     "resize_bilinear_on_canvas",
-    "up_convolution",
 ]

@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from fcn_jax.ops import winograd
-from fcn_jax.ops.forms import fast_on_cpu, in_float32, plain_chosen
+from fcn_jax.ops.dispatch import fast_on_cpu, in_float32, plain_chosen
 
 Padding: TypeAlias = Sequence[tuple[int, int]]
 Convolve: TypeAlias = Callable[[Array, Array], Array]

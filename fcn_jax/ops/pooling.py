@@ -10,8 +10,8 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from fcn_jax.alignment import Window
-from fcn_jax.ops.forms import fast_on_cpu, plain_chosen
+from fcn_jax.geometry import Window
+from fcn_jax.ops.dispatch import fast_on_cpu, plain_chosen
 
 
 def max_pool(x: Float[Array, "b h w c"], window: Window) -> Float[Array, "b h2 w2 c"]:

@@ -1,4 +1,4 @@
-"""Up-convolution and bilinear interpolation."""
+"""Transposed convolution and bilinear interpolation."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from fcn_jax.alignment import UpWindow
-from fcn_jax.ops.forms import plain_chosen
+from fcn_jax.geometry import TransposedWindow
+from fcn_jax.ops.dispatch import plain_chosen
 
 
-def up_convolution(
+def conv_transpose(
     x: Float[Array, "b h w i"],
     kernel: Float[Array, "k k i o"],
     factor: int,
@@ -35,7 +35,7 @@ def up_convolution(
     this form is taken on all.
     """
     if plain_chosen():
-        return _up_convolution_dilated(x, kernel, factor, precision)
+        return _conv_transpose_dilated(x, kernel, factor, precision)
     batch, height, width, inputs = x.shape
     size, _, _, outputs = kernel.shape
     taps = math.ceil(size / factor)
@@ -63,11 +63,11 @@ def up_convolution(
     out = blocks.transpose(0, 1, 3, 2, 4, 5).reshape(
         batch, rows * factor, columns * factor, outputs
     )
-    window = UpWindow(size, factor)
+    window = TransposedWindow(size, factor)
     return out[:, : window.output_size(height), : window.output_size(width)]
 
 
-def _up_convolution_dilated(
+def _conv_transpose_dilated(
     x: Array, kernel: Array, factor: int, precision: lax.Precision | None
 ) -> Array:
     """The plain form: a convolution of the input with zeros between its cells."""
@@ -84,7 +84,7 @@ def _up_convolution_dilated(
 
 
 def bilinear_kernel(size: int, channels: int) -> Float[np.ndarray, "k k c c"]:
-    """Up-convolution kernel that interpolates each channel bilinearly and mixes none.
+    """Transposed convolution kernel that interpolates each channel bilinearly and mixes none.
 
     With f = (size + 1) // 2 the weights along an axis are 1 - abs(i - centre) / f, where the
     centre is f - 1 for odd sizes and f - 0.5 for even ones (the reference's ``upsample_filt``).

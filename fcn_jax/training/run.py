@@ -20,22 +20,22 @@ from ml_collections import ConfigDict
 
 from fcn_jax import config as configs
 from fcn_jax import data, devices, drawing, weights
-from fcn_jax.canvases import rule_for
+from fcn_jax.canvas import rule_for
 from fcn_jax.classes import ClassTable
 from fcn_jax.data import loader
 from fcn_jax.data.transforms import Augmentation
-from fcn_jax.decoders import SEGMENTERS
-from fcn_jax.evaluation import evaluate
-from fcn_jax.metrics import Scores, scores
-from fcn_jax.networks import FCN, abstract_params, initial_params
-from fcn_jax.preprocessing import Inputs
-from fcn_jax.training import start
-from fcn_jax.training.checkpoints import (
+from fcn_jax.inference.evaluation import evaluate
+from fcn_jax.inference.metrics import Metrics, compute_metrics
+from fcn_jax.models.decoders import SEGMENTERS
+from fcn_jax.models.fcn import FCN, abstract_params, initial_params
+from fcn_jax.models.inputs import Inputs
+from fcn_jax.runs import (
     StageCheckpoints,
     available_stages,
     build_model,
     describe_run,
 )
+from fcn_jax.training import init
 from fcn_jax.training.journal import Journal
 from fcn_jax.training.optimizer import make_optimizer, make_schedule
 from fcn_jax.training.step import (
@@ -131,8 +131,8 @@ def _prepare(config: ConfigDict, workdir: Path) -> Task:
     if begun:
         _check_same_run(config, workdir)
     # A file that cannot be read or does not fit is an error now, not after the data are prepared.
-    given = {} if begun else start.load_weights(config)
-    start.check_weights(config, given)
+    given = {} if begun else init.load_weights(config)
+    init.check_weights(config, given)
     options = configs.data_options(config)
     train_source = data.open_source(config.dataset, config.train_split, **options)
     eval_source = data.open_source(config.dataset, config.eval_split, **options)
@@ -145,11 +145,11 @@ def _prepare(config: ConfigDict, workdir: Path) -> Task:
         stages=_stages(config, len(train_source)),
         train_source=train_source,
         eval_source=eval_source,
-        heads=start.choose_heads(config, train_source),
+        heads=init.choose_heads(config, train_source),
         inputs=(
             Inputs.from_dict(_read_json(workdir / "inputs.json"))
             if begun
-            else start.choose_inputs(config, train_source, given)
+            else init.choose_inputs(config, train_source, given)
         ),
         mesh=mesh,
         journal=Journal(workdir, tuple(config.stages), silent=silent),
@@ -312,7 +312,7 @@ def _evaluate(training: Training, state: TrainState, step: int) -> dict[str, flo
     counts = _count(training, state, keep)
     metrics: dict[str, float] = {}
     for head, classes in task.heads.items():
-        figures = _figures(scores(counts[head], classes.scored))
+        figures = _figures(compute_metrics(counts[head], classes.scored))
         prefix = f"{head}/" if len(task.heads) > 1 else ""
         metrics |= {f"{prefix}{name}": value for name, value in figures.items()}
         task.journal.say(
@@ -353,7 +353,7 @@ def _count(training: Training, state: TrainState, keep: Any) -> dict[str, np.nda
     return devices.sum_over_processes(counts)
 
 
-def _figures(result: Scores) -> dict[str, float]:
+def _figures(result: Metrics) -> dict[str, float]:
     names = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
     return {name: getattr(result, name) for name in names}
 
@@ -369,12 +369,12 @@ def _start_params(task: Task, stage: Stage, model: FCN, key: jax.Array) -> dict[
             given = {"": weights.Weights(weights.flatten(checkpoints.restore_params("last")))}
         origin = f"{previous}, its last step"
     elif task.config.init:
-        given = start.load_weights(task.config)
+        given = init.load_weights(task.config)
         origin = task.config.init
     else:
         task.journal.say(f"{stage.name}: starts from random weights")
         return initial_params(model, key)
-    params, report = start.params_from(model, given, key)
+    params, report = init.params_from(model, given, key)
     task.journal.say(f"{stage.name}: starts from {origin}\n{report}")
     return params
 

@@ -12,11 +12,10 @@ from flax import struct
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from fcn_jax.compilation import least_memory
-from fcn_jax.devices import batch_sharding, replicated
-from fcn_jax.losses import PixelLoss, cross_entropy, sample_cells
-from fcn_jax.networks import FCN
-from fcn_jax.preprocessing import Inputs, Preprocessing
+from fcn_jax.devices import batch_sharding, least_memory, replicated
+from fcn_jax.models.fcn import FCN
+from fcn_jax.models.inputs import Inputs, Preprocessing
+from fcn_jax.models.losses import PixelLoss, cross_entropy, sample_cells
 from fcn_jax.training.optimizer import matches_any
 
 
@@ -57,7 +56,7 @@ class StepFigures:
 
 Batch: TypeAlias = dict[str, Array]
 """The arrays of a batch: the features that are read (``image`` uint8 (b, h, w, 3)), a label map
-uint8 (b, h, w) with void 255 by the name of each head (``label`` where there is one), and ``size``
+uint8 (b, h, w) with void 255 by the name of each head (``label`` where there is one), and ``valid_size``
 int32 (b, 2) where images may be smaller than their canvas."""
 
 Losses: TypeAlias = dict[str, PixelLoss]
@@ -99,7 +98,7 @@ def make_objective(
         the loss of each head. Dropout and patch sampling draw from the key.
     """
     losses_of = _make_losses(model, Inputs.of(preprocessing), cell_fraction, frozen)
-    if min(mesh.shape.values()) > 1:
+    if mesh.shape["data"] > 1 and mesh.shape.get("height", 1) > 1:
         losses_of = _by_groups(losses_of, mesh)
 
     def objective(params: Any, batch: Batch, key: Array) -> tuple[Array, Losses]:
@@ -124,11 +123,11 @@ def _make_losses(
 
     def losses_of(params: Any, batch: Batch, key: Array) -> Losses:
         dropout_key, cell_key = jax.random.split(key)
-        sizes = batch.get("size")
+        sizes = batch.get("valid_size")
         logits: Any = model.apply(
             {"params": _without_gradient(params, frozen)},
             inputs.apply(batch, sizes),
-            sizes=sizes,
+            valid_size=sizes,
             train=True,
             rngs={"dropout": dropout_key},
         )

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fcn_jax.weights import caffe, hdf5, keras, npz, safetensors_file, torch_file, zipped
+from fcn_jax.weights import caffe, hdf5, keras, npz, safetensors, torch, zipped
+from fcn_jax.weights.arrays import Weights, flatten, unflatten
 from fcn_jax.weights.dense import conv_to_dense, convolutionalize, dense_to_conv, to_dense
-from fcn_jax.weights.flat import Weights, flatten, unflatten
-from fcn_jax.weights.recognition import network_of, params_of, usual_inputs
+from fcn_jax.weights.identify import network_of, params_of, usual_inputs
 from fcn_jax.weights.saving import save
 from fcn_jax.weights.transplanting import Report, transplant
 
@@ -46,14 +46,14 @@ HEAD = 4096
 def _read_zip(path: Path) -> Weights:
     with zipped.open_zip(path) as archive:
         pickled = any(name.endswith("data.pkl") for name in archive.namelist())
-    return torch_file.read_zip(path) if pickled else npz.read(path)
+    return torch.read_zip(path) if pickled else npz.read(path)
 
 
 _READERS: tuple[tuple[Callable[[bytes], bool], Callable[[Path], Weights]], ...] = (
     (zipped.recognises, _read_zip),
     (hdf5.recognises, keras.read),
-    (torch_file.recognises_legacy, torch_file.read_legacy),
-    (safetensors_file.recognises, safetensors_file.read),
+    (torch.recognises_legacy, torch.read_legacy),
+    (safetensors.recognises, safetensors.read),
     (caffe.recognises, caffe.read),  # the last: it has no signature
 )
 
@@ -132,7 +132,7 @@ def _is_finite(values: np.ndarray) -> bool:
 
 def _load_run(path: Path) -> Weights:
     """The best checkpoint of the last stage of a run, or of the stage whose folder it is."""
-    from fcn_jax.training.checkpoints import load_run  # brings in orbax
+    from fcn_jax.runs import load_run  # brings in orbax
 
     stage = None
     if path.parent.name == "checkpoints" and (path.parents[1] / "config.json").is_file():

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from fcn_jax.preprocessing import Preprocessing
+from fcn_jax.models.inputs import Preprocessing
 from fcn_jax.weights import wire
-from fcn_jax.weights.flat import (
+from fcn_jax.weights.arrays import (
     Weights,
+    conv_transpose_kernel,
     convolution_kernel,
     float32,
-    up_convolution_kernel,
 )
 from fcn_jax.weights.mapped import map_file
 
@@ -31,7 +31,7 @@ ALIASES = {"conv1_1_bgrd": "conv1_1"}
 """Layers of published networks whose names say no more than what they read (NYUDv2, 4 channels)."""
 
 MAX_GROUPED = 1 << 30
-"""Bytes of a grouped up-convolution as a full kernel: 255 classes at factor 32 need no more."""
+"""Bytes of a grouped transposed convolution as a full kernel: 255 classes at factor 32 need no more."""
 
 
 def recognises(head: bytes) -> bool:
@@ -51,7 +51,7 @@ def recognises(head: bytes) -> bool:
 
 
 def read(path: Path) -> Weights:
-    """Reads the kernels and biases of convolutions, up-convolutions and dense layers.
+    """Reads the kernels and biases of convolutions, transposed convolutions and dense layers.
 
     Layers of other types that have blobs (BatchNorm, Scale, PReLU) are named in ``skipped``.
     The preprocessing is that of the published networks, which the file does not say.
@@ -239,9 +239,9 @@ def _dense(layer: _Layer, blob: np.ndarray) -> np.ndarray:
     return float32(blob if layer.transposed else blob.T)
 
 
-def _up_convolution(layer: _Layer, blob: np.ndarray) -> np.ndarray:
+def _conv_transpose(layer: _Layer, blob: np.ndarray) -> np.ndarray:
     """(in, out / groups, height, width) as a full kernel, zero between the groups."""
-    weight = up_convolution_kernel(_with_axes(blob, 4))
+    weight = conv_transpose_kernel(_with_axes(blob, 4))
     group = layer.group
     if group == 1:
         return float32(weight)
@@ -267,5 +267,5 @@ def _with_axes(blob: np.ndarray, axes: int) -> np.ndarray:
 _CONVERTERS: dict[str, Callable[[_Layer, np.ndarray], np.ndarray]] = {
     "Convolution": _convolution,
     "InnerProduct": _dense,
-    "Deconvolution": _up_convolution,
+    "Deconvolution": _conv_transpose,
 }

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from fcn_jax.weights.flat import Weights, flatten, unflatten
+from fcn_jax.weights.arrays import Weights, flatten, unflatten
 
 Order = Literal["chw", "hwc"]
 Params = TypeVar("Params", bound=Mapping[str, Any])

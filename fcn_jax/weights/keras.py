@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fcn_jax.preprocessing import Preprocessing
+from fcn_jax.models.inputs import Preprocessing
 from fcn_jax.weights import hdf5
+from fcn_jax.weights.arrays import Weights, float32
 from fcn_jax.weights.dense import conv_to_dense, dense_to_conv
-from fcn_jax.weights.flat import Weights, float32
 
 PREPROCESSING = Preprocessing("bgr", (103.939, 116.779, 123.68))
 

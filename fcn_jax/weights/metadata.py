@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from fcn_jax.preprocessing import Inputs, Preprocessing
+from fcn_jax.models.inputs import Inputs, Preprocessing
 
 MAX_SIZE = 1 << 16
 

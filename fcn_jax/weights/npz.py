@@ -13,9 +13,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from fcn_jax.preprocessing import Preprocessing
+from fcn_jax.models.inputs import Preprocessing
 from fcn_jax.weights import metadata
-from fcn_jax.weights.flat import Weights, convolution_kernel, float32
+from fcn_jax.weights.arrays import Weights, convolution_kernel, float32
 from fcn_jax.weights.zipped import open_zip
 
 METADATA = "__fcn_jax__"

@@ -14,10 +14,10 @@ from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 
-from fcn_jax.preprocessing import Inputs, Preprocessing
-from fcn_jax.weights import metadata, npz, safetensors_file, torch_file
-from fcn_jax.weights.flat import flatten
-from fcn_jax.weights.torch_names import is_up_convolution
+from fcn_jax.models.inputs import Inputs, Preprocessing
+from fcn_jax.weights import metadata, npz, safetensors, torch
+from fcn_jax.weights.arrays import flatten
+from fcn_jax.weights.torch_names import is_conv_transpose
 
 Kind = Literal["npz", "safetensors", "pytorch-fcn"]
 _SUFFIXES: dict[str, Kind] = {
@@ -106,7 +106,7 @@ def _write_npz(file: IO[bytes], arrays: Mapping[str, np.ndarray], described: byt
 
 
 def _write_safetensors(file: IO[bytes], arrays: Mapping[str, np.ndarray], described: bytes) -> None:
-    header: dict[str, Any] = {"__metadata__": {safetensors_file.METADATA: described.decode()}}
+    header: dict[str, Any] = {"__metadata__": {safetensors.METADATA: described.decode()}}
     position = 0
     for name, array in arrays.items():
         end = position + array.nbytes
@@ -149,7 +149,7 @@ def _for_pytorch(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
         return f"{layer}.bias", array
     if array.ndim == 2:
         return f"{layer}.weight", array.T
-    axes = (2, 3, 0, 1) if is_up_convolution(layer) else (3, 2, 0, 1)
+    axes = (2, 3, 0, 1) if is_conv_transpose(layer) else (3, 2, 0, 1)
     return f"{layer}.weight", array.transpose(axes)
 
 
@@ -162,7 +162,7 @@ def _state_dict(tensors: Sequence[tuple[str, np.ndarray]], described: bytes) -> 
         strides = tuple(math.prod(tensor.shape[axis + 1 :]) for axis in range(tensor.ndim))
         arguments = (storage, 0, tensor.shape, strides, False, empty)
         entries[name] = _Call("torch._utils", "_rebuild_tensor_v2", arguments)
-    attributes = {"_metadata": {torch_file.METADATA: {"json": described.decode()}}}
+    attributes = {"_metadata": {torch.METADATA: {"json": described.decode()}}}
     return b"\x80\x02" + _pickled(_Filled(empty, entries, attributes)) + b"."
 
 

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from fcn_jax.preprocessing import Preprocessing
-from fcn_jax.weights.flat import (
+from fcn_jax.models.inputs import Preprocessing
+from fcn_jax.weights.arrays import (
     Weights,
+    conv_transpose_kernel,
     convolution_kernel,
     float32,
-    up_convolution_kernel,
 )
 
 IMAGENET = Preprocessing("rgb", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1 / 255)
@@ -42,15 +42,15 @@ class Network:
 
     Attributes:
         kind: What it is called in messages.
-        trunk: The layers by which it is recognised; all of them must be there.
+        backbone: The layers by which it is recognised; all of them must be there.
         classifier: Layers that may be missing.
         preprocessing: What its published weights expect.
         epsilon: Added to the variance by its batch norms.
-        marker: A name that tells it from a network of the same trunk.
+        marker: A name that tells it from a network of the same backbone.
     """
 
     kind: str
-    trunk: tuple[Module, ...]
+    backbone: tuple[Module, ...]
     classifier: tuple[Module, ...]
     preprocessing: Preprocessing
     epsilon: float = 1e-5
@@ -60,7 +60,7 @@ class Network:
 # ======================================================================== the table
 
 
-def _vgg_trunk(convs_per_stage: tuple[int, ...], norm: bool) -> tuple[Module, ...]:
+def _vgg_backbone(convs_per_stage: tuple[int, ...], norm: bool) -> tuple[Module, ...]:
     """``features.N`` counts convolutions, batch norms, ReLUs and poolings alike."""
     modules = []
     index = 0
@@ -112,7 +112,7 @@ NETWORKS: tuple[Network, ...] = (
     *(
         Network(
             f"{origin} {name}{'_bn' if norm else ''}",
-            _vgg_trunk(stages, norm),
+            _vgg_backbone(stages, norm),
             classifier,
             IMAGENET,
             marker=marker,
@@ -185,8 +185,8 @@ def _known() -> str:
 
 
 def _is_of(network: Network, arrays: Mapping[str, np.ndarray]) -> bool:
-    """Whether the convolutions are those of the trunk, no more and no fewer."""
-    theirs = {f"{module.theirs}.weight" for module in network.trunk}
+    """Whether the convolutions are those of the backbone, no more and no fewer."""
+    theirs = {f"{module.theirs}.weight" for module in network.backbone}
     beginnings = tuple({name.partition(".")[0] + "." for name in theirs})
     there = {
         name
@@ -200,7 +200,7 @@ def _translate_network(network: Network, arrays: Mapping[str, np.ndarray]) -> We
     weights = Weights(preprocessing=network.preprocessing, kind=network.kind)
     problems: list[str] = []
     used: set[str] = set()
-    for module in (*network.trunk, *network.classifier):
+    for module in (*network.backbone, *network.classifier):
         if module in network.classifier and f"{module.theirs}.weight" not in arrays:
             continue
         names = _array_names(module, arrays)
@@ -211,7 +211,7 @@ def _translate_network(network: Network, arrays: Mapping[str, np.ndarray]) -> We
             weights.update(_layer(module, arrays, network.epsilon))
     if problems:
         raise ValueError(f"a {network.kind} with mistakes:\n  " + "\n  ".join(problems))
-    counters = tuple(f"{module.norm}.num_batches_tracked" for module in network.trunk)
+    counters = tuple(f"{module.norm}.num_batches_tracked" for module in network.backbone)
     weights.skipped = _summary(name for name in arrays if name not in (*used, *counters))
     return weights
 
@@ -299,7 +299,7 @@ def translate_caffe_names(arrays: Mapping[str, np.ndarray]) -> Weights:
         elif array == "weight" and value.ndim == 2:
             weights[f"{layer}/kernel"] = float32(value.T)
         elif array == "weight" and value.ndim == 4:
-            to_ours = up_convolution_kernel if is_up_convolution(layer) else convolution_kernel
+            to_ours = conv_transpose_kernel if is_conv_transpose(layer) else convolution_kernel
             weights[f"{layer}/kernel"] = float32(to_ours(value))
         else:
             problems.append(f"{name} has the shape {value.shape}")
@@ -308,13 +308,13 @@ def translate_caffe_names(arrays: Mapping[str, np.ndarray]) -> Weights:
     return weights
 
 
-def is_up_convolution(layer: str) -> bool:
-    """Whether a layer of an FCN is an up-convolution, which its kernel does not show."""
+def is_conv_transpose(layer: str) -> bool:
+    """Whether a layer of an FCN is a transposed convolution, which its kernel does not show."""
     return layer.startswith("upscore")
 
 
 def _fcn_kind(arrays: Mapping[str, np.ndarray]) -> str:
-    """The network by its last up-convolution."""
+    """The network by its last transposed convolution."""
     for layer, network in (
         ("upscore.", "fcn32s"),
         ("upscore16.", "fcn16s"),

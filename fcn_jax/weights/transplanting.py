@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from fcn_jax.weights.arrays import flatten
 from fcn_jax.weights.dense import dense_to_conv
-from fcn_jax.weights.flat import flatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ def transplant(
     source: Mapping[str, Any],
     replaceable: Sequence[str] = (),
     *,
-    streams: Sequence[str] = (),
+    inputs: Sequence[str] = (),
     strict: bool = False,
 ) -> tuple[dict[str, Any], Report]:
     """Copies arrays by name into a parameter tree.
@@ -63,14 +63,14 @@ def transplant(
 
     Args:
         params: The network's parameters, ``{layer: {"kernel": …, "bias": …}}``, or their shapes
-            and types (`fcn_jax.networks.abstract_params`); what is left then stays abstract.
+            and types (`fcn_jax.models.fcn.abstract_params`); what is left then stays abstract.
         source: Arrays by ``layer/kernel`` and ``layer/bias``; or one such dictionary for each
-            stream of a network of several inputs: ``{"color": …, "hha": …}``.
+            input of a network of several inputs: ``{"color": …, "hha": …}``.
         replaceable: Patterns of layer names whose arrays may be missing or of another shape, and
             then keep their initial values (score layers for another number of classes).
-        streams: The streams that all start from the one source: the layer ``fc6hha`` takes the
+        inputs: The inputs that all start from the one source: the layer ``fc6hha`` takes the
             source's ``fc6`` where the source has no ``fc6hha``. Where the source is one for each
-            stream, its own keys are the streams.
+            input, its own keys are the inputs.
         strict: Whether an array of the network that is missing in the source (and not
             replaceable), or an array of the source that is not used, is an error.
 
@@ -81,8 +81,8 @@ def transplant(
         ValueError: If shapes disagree, or nothing fits at all. The message holds everything that
             does not fit: shapes, and what is missing and left over.
     """
-    sources = _Sources.of(source, streams)
-    first = next(iter(params))  # of the other streams, its name begins so
+    sources = _Sources.of(source, inputs)
+    first = next(iter(params))  # of the other inputs, its name begins so
     filed: dict[str, list[str]] = {field.name: [] for field in dataclasses.fields(Report)}
     result, used = {}, set()
     missing, mismatched = [], []
@@ -123,30 +123,30 @@ class _Sources:
 
     Attributes:
         arrays: Flat dictionaries by a label for messages; the label of a single one is empty.
-        streams: The label of each stream's source.
+        inputs: The label of each input's source.
     """
 
     arrays: Mapping[str, Mapping[str, np.ndarray]]
-    streams: Mapping[str, str]
+    inputs: Mapping[str, str]
 
     @classmethod
-    def of(cls, source: Mapping[str, Any], streams: Sequence[str]) -> _Sources:
+    def of(cls, source: Mapping[str, Any], inputs: Sequence[str]) -> _Sources:
         nested = [isinstance(value, Mapping) for value in source.values()]
         if not any(nested):
-            return cls({"": source}, dict.fromkeys(streams, ""))
-        if not all(nested) or (streams and set(streams) != set(source)):
+            return cls({"": source}, dict.fromkeys(inputs, ""))
+        if not all(nested) or (inputs and set(inputs) != set(source)):
             raise ValueError(
-                "source must be one flat dictionary of arrays, or one for each stream; got the "
-                f"keys {', '.join(source)}" + (f" and the streams {list(streams)}" * bool(streams))
+                "source must be one flat dictionary of arrays, or one for each input; got the "
+                f"keys {', '.join(source)}" + (f" and the inputs {list(inputs)}" * bool(inputs))
             )
-        return cls(source, {stream: stream for stream in source})
+        return cls(source, {label: label for label in source})
 
     def find(self, name: str) -> tuple[str, str] | None:
         """The label and the name of the array that the network's ``name`` starts from."""
         layer, _, array = name.rpartition("/")
-        for stream, label in self.streams.items():
-            if layer.endswith(stream):
-                for candidate in (name, f"{layer.removesuffix(stream)}/{array}"):
+        for suffix, label in self.inputs.items():
+            if layer.endswith(suffix):
+                for candidate in (name, f"{layer.removesuffix(suffix)}/{array}"):
                     if candidate in self.arrays[label]:
                         return label, candidate
         for label, arrays in self.arrays.items():

@@ -22,10 +22,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from fcn_jax.alignment import Window
-from fcn_jax.backbones import Concat, Layer
-from fcn_jax.decoders import window_of
-from fcn_jax.extents import Extent, fill_beyond
+from fcn_jax.canvas import Extent, fill_beyond
+from fcn_jax.geometry import Window
+from fcn_jax.models.backbones import Concat, Layer
+from fcn_jax.models.decoders import window_of
 
 Sizes: TypeAlias = Int[np.ndarray, "1 2"] | Int[Array, "b 2"]
 """Cells along both axes: of all images at once, known when the program is traced, or of each."""

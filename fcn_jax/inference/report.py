@@ -23,14 +23,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fcn_jax import drawing
-from fcn_jax.canvases import rule_for
+from fcn_jax.canvas import rule_for
 from fcn_jax.classes import ClassTable
 from fcn_jax.data import loader
 from fcn_jax.data.transforms import Example
 from fcn_jax.devices import local_mesh
-from fcn_jax.evaluation import evaluate
-from fcn_jax.metrics import Scores, scores
-from fcn_jax.training.checkpoints import Run, Which, available_stages, load_run
+from fcn_jax.inference.evaluation import evaluate
+from fcn_jax.inference.metrics import Metrics, compute_metrics
+from fcn_jax.runs import Run, Which, available_stages, load_run
 
 FIGURES = {
     "pixel_accuracy": "pixel acc.",
@@ -38,13 +38,13 @@ FIGURES = {
     "mean_iu": "mean IU",
     "frequency_weighted_iu": "f.w. IU",
 }
-"""The paper's four figures: the field of `Scores` and the heading of its column."""
+"""The paper's four figures: the field of `Metrics` and the heading of its column."""
 
 
 class Source(loader.Source, Protocol):
     """What is scored on: random access to examples, their sizes, and the label maps' classes."""
 
-    heads: dict[str, ClassTable]
+    label_maps: dict[str, ClassTable]
 
     @property
     def sizes(self) -> Sequence[tuple[int, int]]:
@@ -73,9 +73,9 @@ class StageResult:
     labels: Mapping[int, UInt8[np.ndarray, "h w"]]
 
     @property
-    def scores(self) -> Scores:
+    def scores(self) -> Metrics:
         """The figures of the confusion matrix."""
-        return scores(self.counts, self.classes.scored)
+        return compute_metrics(self.counts, self.classes.scored)
 
 
 def evaluate_run(
@@ -225,12 +225,12 @@ def _numbered(source: Source, count: int) -> Iterator[Example]:
 
 def _check_classes(run: Run, source: Source) -> None:
     for head, classes in run.heads.items():
-        if head not in source.heads:
+        if head not in source.label_maps:
             raise ValueError(
                 f"{run.stage} was trained on the labels {head!r}, the data have "
-                f"{', '.join(source.heads)}"
+                f"{', '.join(source.label_maps)}"
             )
-        trained, found = classes.names, source.heads[head].names
+        trained, found = classes.names, source.label_maps[head].names
         if trained != found:
             raise ValueError(
                 f"{run.stage} was trained on the {len(trained)} classes "

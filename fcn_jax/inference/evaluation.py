@@ -1,4 +1,4 @@
-"""Scores of a network over a set of images, each whole and at its original size.
+"""Metrics of a network over a set of images, each whole and at its original size.
 
 Images are batched with others of similar size on one canvas; each gets the label map that it would
 get alone, so that the scores depend neither on the batch size nor on the canvas.
@@ -15,26 +15,25 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from jaxtyping import Array, UInt8
 
-from fcn_jax.canvases import (
+from fcn_jax.canvas import (
     Batch,
     Canvas,
     Group,
     Placed,
     batch_of,
+    canvas_side,
     group_by_canvas,
     original_canvas,
     run_ahead,
     stack,
 )
 from fcn_jax.classes import VOID
-from fcn_jax.compilation import jit_in_least_memory
 from fcn_jax.data.transforms import Example, check_example
-from fcn_jax.devices import placement
-from fcn_jax.extents import canvas_side
-from fcn_jax.inference import canvas_rule, full_size_logits, most_likely, place
-from fcn_jax.losses import check_labels
-from fcn_jax.metrics import ConfusionMatrix
-from fcn_jax.preprocessing import Inputs, Preprocessing
+from fcn_jax.devices import jit_in_least_memory, shardings
+from fcn_jax.inference.metrics import ConfusionMatrix
+from fcn_jax.inference.predictor import canvas_rule, full_size_logits, most_likely, place
+from fcn_jax.models.inputs import Inputs, Preprocessing
+from fcn_jax.models.losses import check_labels
 
 
 def evaluate(
@@ -53,7 +52,7 @@ def evaluate(
 ) -> Any:
     """Counts the pixels of each true and predicted class over a set of images.
 
-    `fcn_jax.metrics.scores` makes the four figures of the counts. Each canvas is compiled once
+    `fcn_jax.inference.metrics.scores` makes the four figures of the counts. Each canvas is compiled once
     for a network, also over repeated calls with the same images.
 
     Args:
@@ -68,8 +67,8 @@ def evaluate(
             so that the score is always that of the original pixels.
         batch_size: Images at a time, over all devices; rounded up to a multiple of them. Fewer
             where their canvases would have more pixels for a device than
-            `fcn_jax.canvases.LARGEST_SIDE` squared.
-        canvas: The rule for canvases, see `fcn_jax.inference.Predictor`; `canvases.exactly` saves
+            `fcn_jax.canvas.LARGEST_SIDE` squared.
+        canvas: The rule for canvases, see `fcn_jax.Predictor`; `canvas.exactly` saves
             the filling where all images have one size.
         mesh: Splits each batch over its axis ``data``; None runs on one device.
         progress: Called with the number of images done since the last call.
@@ -86,7 +85,7 @@ def evaluate(
     named = isinstance(num_classes, Mapping)
     heads: dict[str, int] = dict(num_classes) if named else {"label": num_classes}
     inputs = Inputs.of(preprocessing)
-    shards, replicated, split = placement(mesh)
+    shards, replicated, split = shardings(mesh)
     variables = jax.device_put(variables, replicated)
     zeros = {head: ConfusionMatrix.zeros(classes) for head, classes in heads.items()}
     matrices = jax.device_put(zeros, replicated)
@@ -167,7 +166,7 @@ def _placed(
     example: Example, heads: Mapping[str, int], inputs: Inputs, scale: float, canvas: Canvas
 ) -> Placed:
     """Checks an example and gives it a canvas; raises ValueError that names it."""
-    if missing := [name for name in (*inputs.features, *heads) if name not in example]:
+    if missing := [name for name in (*inputs.modalities, *heads) if name not in example]:
         raise ValueError(
             f"{example['id']}: {', '.join(missing)} is missing; there are {', '.join(example)}"
         )

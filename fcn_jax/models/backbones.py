@@ -1,11 +1,11 @@
-"""Classification trunks as tables of layers.
+"""Classification backbones as tables of layers.
 
 A `Backbone` is a list of layers in the order they run, and the names of the maps that finer score
-layers read. The table alone decides the forward pass (`fcn_jax.networks`), the geometry
-(`fcn_jax.alignment`) and the parameter names, which are those of the Caffe models. No arrays live
+layers read. The table alone decides the forward pass (`fcn_jax.models.fcn`), the geometry
+(`fcn_jax.geometry`) and the parameter names, which are those of the Caffe models. No arrays live
 here.
 
-A trunk of one's own is a function of ``(padding, width, fc_width)`` that returns a `Backbone`:
+A backbone of one's own is a function of ``(padding, width, fc_width)`` that returns a `Backbone`:
 
     def tiny(padding, width, fc_width):
         halve = Window(2, stride=2, ceil=True)
@@ -35,7 +35,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from fcn_jax.alignment import Window
+from fcn_jax.geometry import Window
 
 Padding: TypeAlias = Literal["reference", "same", "native"]
 """``reference``: 100 pixels before the first convolution and a valid fc6, the published networks.
@@ -55,7 +55,7 @@ class Conv:
 
     Attributes:
         name: Caffe's name of the layer.
-        features: Channels of its output.
+        channels: Channels of its output.
         window: Kernel, stride and padding.
         groups: Parts that the channels are split into, each convolved on its own.
         dropout: Whether dropout follows in training.
@@ -63,7 +63,7 @@ class Conv:
     """
 
     name: str
-    features: int
+    channels: int
     window: Window
     groups: int = 1
     dropout: bool = False
@@ -105,14 +105,14 @@ Layer: TypeAlias = Conv | Pool | Norm | Concat
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """A trunk.
+    """A backbone.
 
     Attributes:
         layers: In the order they run. Strides, offsets and receptive fields of all maps follow
-            (`fcn_jax.decoders.align`).
+            (`fcn_jax.models.decoders.align`).
         skips: Names of the maps that finer scores may be read from, from coarse to fine.
         classifier: Name of the last layer of the network as a classifier.
-        classifier_pool: What a classifier has between the trunk and its last layer.
+        classifier_pool: What a classifier has between the backbone and its last layer.
     """
 
     layers: tuple[Layer, ...]
@@ -319,14 +319,14 @@ BACKBONES: dict[str, BackboneBuilder] = {
 
 
 def find_backbone(name: str) -> BackboneBuilder:
-    """The builder of a trunk by name.
+    """The builder of a backbone by name.
 
     Args:
         name: A name in `BACKBONES`; or a function of one's own, ``FILE.py:FUNCTION`` or
             ``MODULE:FUNCTION``.
 
     Raises:
-        ValueError: If there is no such trunk; the message lists those there are.
+        ValueError: If there is no such backbone; the message lists those there are.
     """
     if name in BACKBONES:
         return BACKBONES[name]

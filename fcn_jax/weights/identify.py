@@ -1,7 +1,7 @@
 """From the names and shapes of weights to the network that they belong to.
 
-Published files hold parameters and no network. Their layers tell which trunk, decoder, heads and
-streams they are of. FCN-8s at-once has the parameters of FCN-8s; its Caffe file has scale layers
+Published files hold parameters and no network. Their layers tell which backbone, decoder, heads and
+inputs they are of. FCN-8s at-once has the parameters of FCN-8s; its Caffe file has scale layers
 besides, and of other files one has to say so.
 """
 
@@ -12,34 +12,34 @@ from typing import Any
 
 import numpy as np
 
-from fcn_jax.backbones import BACKBONES, Backbone, Concat, Conv, Padding
-from fcn_jax.networks import FCN, abstract_params, create_model, initial_params
-from fcn_jax.preprocessing import CAFFE, Inputs
-from fcn_jax.weights.flat import flatten, unflatten
+from fcn_jax.models.backbones import BACKBONES, Backbone, Concat, Conv, Padding
+from fcn_jax.models.fcn import FCN, abstract_params, create_model, initial_params
+from fcn_jax.models.inputs import CAFFE, Inputs
+from fcn_jax.weights.arrays import flatten, unflatten
 from fcn_jax.weights.transplanting import transplant
 
 
-def trunk_layers() -> set[str]:
-    """The convolutions of all trunks that there are, but fc6 and fc7."""
+def backbone_layers() -> set[str]:
+    """The convolutions of all backbones that there are, but fc6 and fc7."""
     trunks = [build("reference", 1.0, 4096) for build in BACKBONES.values()]
     return {
         layer.name
-        for trunk in trunks
-        for layer in trunk.layers
+        for table in trunks
+        for layer in table.layers
         if isinstance(layer, Conv) and not layer.dropout
     }
 
 
-def trunks_of(weights: Mapping[str, np.ndarray]) -> list[str]:
-    """The trunks whose convolutions, but for fc6 and fc7, are just those of the weights."""
+def backbones_of(weights: Mapping[str, np.ndarray]) -> list[str]:
+    """The backbones whose convolutions, but for fc6 and fc7, are just those of the weights."""
     kernels = _kernels(weights)
-    ours = {name for name in kernels if name in trunk_layers()}
+    ours = {name for name in kernels if name in backbone_layers()}
     found = []
     for name, build in BACKBONES.items():
-        trunk = build("reference", 1.0, 4096)
-        layers = tuple(layer for layer in trunk.layers if not getattr(layer, "dropout", False))
+        table = build("reference", 1.0, 4096)
+        layers = tuple(layer for layer in table.layers if not getattr(layer, "dropout", False))
         names = {layer.name for layer in layers if isinstance(layer, Conv)}
-        if names == ours and _is_trunk(Backbone(layers), kernels, ""):
+        if names == ours and _is_backbone(Backbone(layers), kernels, ""):
             found.append(name)
     return found
 
@@ -53,7 +53,7 @@ def _kernels(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def network_of(
     weights: Mapping[str, np.ndarray], name: str | None = None, padding: Padding | None = None
 ) -> FCN:
-    """The network of some weights: backbone, decoder, widths, classes, heads and streams.
+    """The network of some weights: backbone, decoder, widths, classes, heads and inputs.
 
     Args:
         weights: Arrays by ``layer/kernel`` and ``layer/bias``, as `fcn_jax.weights.load` gives.
@@ -69,28 +69,28 @@ def network_of(
     """
     kernels = _kernels(weights)
     fits = [
-        (len(trunk.layers), backbone, trunk, streams)
+        (len(table.layers), backbone, table, streams)
         for backbone, build in BACKBONES.items()
-        if (trunk := build("reference", 1.0, 4096)) and (streams := _streams(trunk, kernels))
+        if (table := build("reference", 1.0, 4096)) and (streams := _streams(table, kernels))
     ]
-    if not fits and (trunks := trunks_of(weights)):
+    if not fits and (trunks := backbones_of(weights)):
         raise ValueError(
-            f"the file has the trunk of {' or '.join(trunks)} without fc6, fc7 and scores: nothing "
+            f"the file has the backbone of {' or '.join(trunks)} without fc6, fc7 and scores: nothing "
             "that scores classes; train a network from it with train.py --config.init"
         )
     if not fits:
         raise ValueError(
-            f"the layers {', '.join(list(kernels)[:4])} … are of none of the trunks "
+            f"the layers {', '.join(list(kernels)[:4])} … are of none of the backbones "
             f"{', '.join(BACKBONES)}; build the network with create_model, and use transplant"
         )
-    _, backbone, trunk, streams = max(fits, key=lambda fit: fit[0])
+    _, backbone, table, streams = max(fits, key=lambda fit: fit[0])
     suffix = streams[0]
-    first, last = trunk.layers[0], trunk.layers[-1]
+    first, last = table.layers[0], table.layers[-1]
     widest = max(
-        (layer for layer in trunk.layers if isinstance(layer, Conv) and not layer.dropout),
-        key=lambda layer: layer.features,  # the one that rounding distorts least
+        (layer for layer in table.layers if isinstance(layer, Conv) and not layer.dropout),
+        key=lambda layer: layer.channels,  # the one that rounding distorts least
     )
-    decoder, heads = _decoder(trunk, kernels, suffix)
+    decoder, heads = _decoder(table, kernels, suffix)
     scaled_pools = [text for text in getattr(weights, "skipped", ()) if "scale_pool" in text]
     if decoder == "fcn8s" and scaled_pools:
         decoder = "fcn8s_atonce"
@@ -101,7 +101,7 @@ def network_of(
         backbone=backbone,
         num_classes=heads,
         inputs=inputs,
-        width=kernels[f"{widest.name}{suffix}"].shape[-1] / widest.features,
+        width=kernels[f"{widest.name}{suffix}"].shape[-1] / widest.channels,
         fc_width=fc6.shape[-1] if fc6 is not None else 1,
         padding=padding or ("native" if (name or decoder) == "classifier" else "reference"),
         learned_upsampling="none",
@@ -113,7 +113,7 @@ def usual_inputs(
 ) -> Inputs:
     """What the network of some weights reads, and how that is normalised.
 
-    Files of Caffe do not say it. Two streams and four channels are those of NYUDv2, 40 classes
+    Files of Caffe do not say it. Two inputs and four channels are those of NYUDv2, 40 classes
     its colour network unless ``feature`` says ``hha``, the two heads SIFT Flow's; all others have
     the ImageNet mean.
 
@@ -123,7 +123,7 @@ def usual_inputs(
     from fcn_jax.data import DATASETS
 
     given = getattr(weights, "preprocessing", None) or CAFFE
-    streams = dict(model.streams)
+    streams = dict(model.inputs)
     only = next(iter(streams))
     heads = dict(model.heads)
     nyud, sift = (dict(DATASETS[name].preprocessing) for name in ("nyudv2", "sift_flow"))
@@ -150,7 +150,7 @@ def usual_inputs(
 
 
 def params_of(weights: Mapping[str, np.ndarray], model: FCN) -> dict[str, Any]:
-    """The parameters of a network, all of them from the weights, but for bilinear up-convolutions.
+    """The parameters of a network, all of them from the weights, but for bilinear transposed convolutions.
 
     Raises:
         ValueError: If an array is missing, or of another shape.
@@ -165,18 +165,18 @@ def params_of(weights: Mapping[str, np.ndarray], model: FCN) -> dict[str, Any]:
     return unflatten({**flatten(params), **bilinear})
 
 
-def _streams(trunk: Backbone, kernels: Mapping[str, np.ndarray]) -> list[str]:
-    """The suffixes under which all layers of a trunk are there; none if it is another trunk."""
-    first = trunk.layers[0].name
+def _streams(table: Backbone, kernels: Mapping[str, np.ndarray]) -> list[str]:
+    """The suffixes under which all layers of a backbone are there; none if it is another backbone."""
+    first = table.layers[0].name
     suffixes = [layer.removeprefix(first) for layer in kernels if layer.startswith(first)]
-    return [suffix for suffix in suffixes if _is_trunk(trunk, kernels, suffix)]
+    return [suffix for suffix in suffixes if _is_backbone(table, kernels, suffix)]
 
 
-def _is_trunk(trunk: Backbone, kernels: Mapping[str, np.ndarray], suffix: str) -> bool:
-    """Whether every convolution of a trunk is there, of its kernel and groups."""
+def _is_backbone(table: Backbone, kernels: Mapping[str, np.ndarray], suffix: str) -> bool:
+    """Whether every convolution of a backbone is there, of its kernel and groups."""
     channels: dict[str, int] = {}
     last = ""
-    for layer in trunk.layers:
+    for layer in table.layers:
         if isinstance(layer, Concat):
             channels[layer.name] = sum(channels[name] for name in layer.sources)
         elif isinstance(layer, Conv):
@@ -206,7 +206,7 @@ def _in_channels(first: Any, kernels: Mapping[str, np.ndarray], suffix: str) -> 
 
 
 def _decoder(
-    trunk: Backbone, kernels: Mapping[str, np.ndarray], suffix: str
+    table: Backbone, kernels: Mapping[str, np.ndarray], suffix: str
 ) -> tuple[str, int | dict[str, int]]:
     """The network's name, and its classes by head."""
     scores = [
@@ -215,14 +215,14 @@ def _decoder(
         if layer.startswith("score_fr") and layer.endswith(suffix)
     ]
     if not scores:
-        if trunk.classifier not in kernels:
+        if table.classifier not in kernels:
             raise ValueError(
-                f"the file has a trunk, but neither score_fr nor {trunk.classifier}: nothing that "
+                f"the file has a backbone, but neither score_fr nor {table.classifier}: nothing that "
                 "scores classes; train a network from it with train.py --config.init"
             )
-        return "classifier", kernels[trunk.classifier].shape[-1]
+        return "classifier", kernels[table.classifier].shape[-1]
     head = scores[0]
-    skips = sum(f"score_{feature}{head}{suffix}" in kernels for feature in trunk.skips)
+    skips = sum(f"score_{feature}{head}{suffix}" in kernels for feature in table.skips)
     classes = {
         name.removeprefix("_"): kernels[f"score_fr{name}{suffix}"].shape[-1] for name in scores
     }

@@ -10,11 +10,11 @@ from ml_collections import ConfigDict
 
 from fcn_jax import config as configs
 from fcn_jax import data, weights
-from fcn_jax.backbones import BACKBONES, Conv
 from fcn_jax.classes import ClassTable
-from fcn_jax.networks import FCN, abstract_params, create_model, initial_params
-from fcn_jax.preprocessing import CAFFE, Inputs, Preprocessing
-from fcn_jax.weights import recognition
+from fcn_jax.models.backbones import BACKBONES, Conv
+from fcn_jax.models.fcn import FCN, abstract_params, create_model, initial_params
+from fcn_jax.models.inputs import CAFFE, Inputs, Preprocessing
+from fcn_jax.weights import identify
 
 # ======================================================================== weights
 
@@ -27,7 +27,7 @@ def load_weights(config: ConfigDict) -> dict[str, weights.Weights]:
 def check_weights(config: ConfigDict, start: dict[str, weights.Weights]) -> None:
     """Refuses weights of another network, before anything is spent or written.
 
-    Missing may be fc6, fc7 and the scores (files without a top), not a convolution of the trunk.
+    Missing may be fc6, fc7 and the scores (files without a top), not a convolution of the backbone.
 
     Raises:
         ValueError: With all that does not fit.
@@ -40,10 +40,10 @@ def check_weights(config: ConfigDict, start: dict[str, weights.Weights]) -> None
     needed = [layer.name for layer in layers if isinstance(layer, Conv) and not layer.dropout]
     left = {name.rpartition("/")[0] for name in report.left}
     missing = [name for name in left if name.startswith(tuple(needed))]
-    known = recognition.trunk_layers() - {layer.name for layer in layers}
+    known = identify.backbone_layers() - {layer.name for layer in layers}
     extra = {name.rpartition("/")[0].rpartition(" ")[2] for name in report.unused} & known
     if missing or extra:
-        fits = {name for found in start.values() for name in recognition.trunks_of(found)}
+        fits = {name for found in start.values() for name in identify.backbones_of(found)}
         advice = f"; they are of {', '.join(sorted(fits))}" if fits else ""
         lines = [f"{config.init} does not fit config.backbone = {config.backbone!r}{advice}"]
         for title, names in (("missing", missing), ("without a place", extra)):
@@ -86,7 +86,7 @@ def _transplant(
         abstract_params(model),
         start.get("", start),
         replaceable=model.score_layers,
-        streams=[name for name, _ in model.streams] if len(model.streams) > 1 else (),
+        inputs=[name for name, _ in model.inputs] if len(model.inputs) > 1 else (),
     )
 
 
@@ -95,14 +95,14 @@ def _transplant(
 
 def choose_heads(config: ConfigDict, source: data.Source) -> dict[str, ClassTable]:
     """The label maps that are learned, with their classes."""
-    chosen = tuple(config.heads) or tuple(source.heads)
+    chosen = tuple(config.heads) or tuple(source.label_maps)
     for field, names in (("heads", chosen), ("loss_weights", tuple(config.loss_weights))):
-        if unknown := [name for name in names if name not in source.heads]:
+        if unknown := [name for name in names if name not in source.label_maps]:
             raise ValueError(
                 f"config.{field} names {', '.join(unknown)}; {config.dataset} has the label maps "
-                f"{', '.join(source.heads)}"
+                f"{', '.join(source.label_maps)}"
             )
-    return {name: source.heads[name] for name in chosen}
+    return {name: source.label_maps[name] for name in chosen}
 
 
 def choose_inputs(
@@ -118,10 +118,10 @@ def choose_inputs(
     for stream, joined in config.inputs.items():
         found = start.get(stream, start.get(""))
         features = joined.split("+")
-        if unknown := [name for name in features if name not in source.features]:
+        if unknown := [name for name in features if name not in source.modalities]:
             raise ValueError(
                 f"config.inputs.{stream} reads {', '.join(unknown)}; {config.dataset} has "
-                f"{', '.join(source.features)}"
+                f"{', '.join(source.modalities)}"
             )
         streams[stream] = {
             name: _normalisation(name, usual.get(name, CAFFE), found) for name in features
@@ -135,7 +135,7 @@ def _normalisation(
     """How a feature is normalised, given the data set's way and the start weights."""
     given = start.preprocessing if start else None
     if isinstance(given, Inputs):
-        known = {name: part for _, parts in given.streams for name, part in parts}
+        known = {name: part for _, parts in given.entries for name, part in parts}
         if feature in known:
             return known[feature]
         given = known.get("image")

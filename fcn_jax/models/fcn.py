@@ -1,9 +1,9 @@
-"""Fully convolutional networks: trunks, score layers, and up-convolutions with skips.
+"""Fully convolutional networks: backbones, score layers, and transposed convolutions with skips.
 
 One module runs every variant. What differs between FCN-32s, 16s, 8s and 8s at-once is a row of
-`DECODERS`; what differs between trunks is a table in `fcn_jax.backbones`; crops and output sizes
-follow from `fcn_jax.alignment`. A network may have several inputs (streams), each with a trunk of
-its own, and several outputs (heads), which share the trunks.
+`DECODERS`; what differs between backbones is a table in `fcn_jax.models.backbones`; crops and output valid_size
+follow from `fcn_jax.geometry`. A network may have several inputs (inputs), each with a backbone of
+its own, and several outputs (heads), which share the backbones.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from flax import traverse_util
 from jaxtyping import Array, Float, Int
 
 from fcn_jax import ops
-from fcn_jax.alignment import Window, overlap
-from fcn_jax.backbones import (
+from fcn_jax.canvas import Extent, fill_beyond, fused, through
+from fcn_jax.geometry import Window, overlap
+from fcn_jax.models.backbones import (
     PADDINGS,
     Backbone,
     BackboneBuilder,
@@ -36,8 +37,8 @@ from fcn_jax.backbones import (
     Pool,
     find_backbone,
 )
-from fcn_jax.border import Border, shared_layers
-from fcn_jax.decoders import (
+from fcn_jax.models.border import Border, shared_layers
+from fcn_jax.models.decoders import (
     DECODERS,
     Alignment,
     Decoder,
@@ -46,11 +47,10 @@ from fcn_jax.decoders import (
     sources_of,
     window_of,
 )
-from fcn_jax.extents import Extent, fill_beyond, fused, through
-from fcn_jax.layers import (
+from fcn_jax.models.layers import (
     PRECISIONS,
     Convolution,
-    UpConvolution,
+    ConvTranspose,
     centred_kernel,
     first_kernel,
 )
@@ -92,24 +92,24 @@ class FCN(nn.Module):
 
     Parameters are keyed by the Caffe layer names: ``conv1_1`` ... ``fc7``, ``score_fr``,
     ``score_pool4``, ``upscore2`` and so on, each with ``kernel`` (height, width, in, out) and,
-    but for the up-convolutions, ``bias``. With several streams the layers of each have its name
+    but for the transposed convolutions, ``bias``. With several inputs the layers of each have its name
     appended (``conv1_1hha``, ``score_frhha``), with several heads ``_`` and the head's name
     (``score_fr_sem``, ``upscore_sem``), as in the published networks.
 
     Attributes:
         heads: Name and number of classes of every output.
-        streams: Name and number of channels of every input; each has a trunk of its own.
-        backbone: The trunk's table.
-        decoder: What follows the trunk.
-        dropout: Rate after the layers that the trunk marks.
-        learned_upsampling: Names of the up-convolutions that are trained, without a head's name.
-        precision: A name in `fcn_jax.layers.PRECISIONS`.
-        remat: Whether the gradient keeps the trunk's maps after each pooling only, and computes
+        inputs: Name and number of channels of every input; each has a backbone of its own.
+        backbone: The backbone's table.
+        decoder: What follows the backbone.
+        dropout: Rate after the layers that the backbone marks.
+        learned_upsampling: Names of the transposed convolutions that are trained, without a head's name.
+        precision: A name in `fcn_jax.models.layers.PRECISIONS`.
+        remat: Whether the gradient keeps the backbone's maps after each pooling only, and computes
             those between again.
     """
 
     heads: tuple[tuple[str, int], ...]
-    streams: tuple[tuple[str, int], ...]
+    inputs: tuple[tuple[str, int], ...]
     backbone: Backbone
     decoder: Decoder
     dropout: float = 0.5
@@ -122,17 +122,17 @@ class FCN(nn.Module):
         self,
         images: Float[Array, "b h w c"] | Mapping[str, Float[Array, "b h w c"]],
         *,
-        sizes: Int[Array, "b 2"] | None = None,
+        valid_size: Int[Array, "b 2"] | None = None,
         train: bool = False,
         return_maps: bool = False,
     ) -> Any:
-        """Scores every pixel; as a classifier, every cell of the trunk's last map.
+        """Scores every pixel; as a classifier, every cell of the backbone's last map.
 
         Args:
             images: Float images already normalised (`fcn_jax.Preprocessing`), of any height and
                 width from 1 up (a classifier fills smaller images than it was trained on with
-                zeros, below and to the right). With several streams a dictionary of them by name.
-            sizes: True height and width of each image, where they lie in the top left corners of
+                zeros, below and to the right). With several inputs a dictionary of them by name.
+            valid_size: True height and width of each image, where they lie in the top left corners of
                 a larger canvas. Each then gets the scores that it would get alone.
             train: Whether dropout is active; it then needs ``rngs={"dropout": key}``.
             return_maps: Whether to return every intermediate map as well.
@@ -140,20 +140,22 @@ class FCN(nn.Module):
         Returns:
             Logits (b, h, w, num_classes), 0 beyond an image's size; with several heads a dictionary
             of them by name. With ``return_maps`` a pair of that and a dictionary of all maps by
-            layer name, up-convolutions uncropped.
+            layer name, transposed convolutions uncropped.
 
         Raises:
             ValueError: If the images have another rank, are not floating point, differ in size,
-                or the streams are others; or if they are too small for the trunk's padding.
+                or the inputs are others; or if they are too small for the backbone's padding.
         """
         inputs = self._checked(images)
         if self.classifies:
             inputs = {name: _enlarged(x, self.smallest_image) for name, x in inputs.items()}
         maps = _Maps({}, {}, return_maps)
         for stream, x in inputs.items():
-            self._run_trunk(maps, fill_beyond(x, sizes), sizes, train, self._stream_suffix(stream))
+            self._run_backbone(
+                maps, fill_beyond(x, valid_size), valid_size, train, self._input_suffix(stream)
+            )
         size = next(iter(inputs.values())).shape[1:3]
-        beyond = None if self.classifies else sizes  # a classifier's map has zeros there
+        beyond = None if self.classifies else valid_size  # a classifier's map has zeros there
         logits = {
             head: fill_beyond(self._decode(maps, suffix, classes, size), beyond)
             for (head, classes), suffix in zip(self.heads, self.head_suffixes(), strict=True)
@@ -161,12 +163,12 @@ class FCN(nn.Module):
         result = logits if len(logits) > 1 else next(iter(logits.values()))
         return (result, maps.arrays) if return_maps else result
 
-    def _run_trunk(
-        self, maps: _Maps, image: Array, sizes: Extent, train: bool, suffix: str
+    def _run_backbone(
+        self, maps: _Maps, image: Array, valid_size: Extent, train: bool, suffix: str
     ) -> None:
-        """Runs the layer table on one stream; adds the maps that the scores are read from."""
+        """Runs the layer table on one input; adds the maps that the scores are read from."""
         height, width = image.shape[1:3]
-        places = self._places((height, width), sizes, whole=maps.all_wanted)
+        places = self._places((height, width), valid_size, whole=maps.all_wanted)
         start = places[""]
         arrays: dict[str, Any] = {"": start.parts_of(image) if isinstance(start, Border) else image}
         for layers, kept in self._segments():
@@ -181,12 +183,12 @@ class FCN(nn.Module):
         for name in filter(None, arrays):
             maps.add(f"{name}{suffix}", *_whole(arrays, places, name))
 
-    def _places(self, canvas: tuple[int, int], sizes: Extent, *, whole: bool) -> Places:
+    def _places(self, canvas: tuple[int, int], valid_size: Extent, *, whole: bool) -> Places:
         """Of every map the images' extents; of the first ones how they share the border."""
         layers = self._layers
         shared = 0 if whole or ops.plain_chosen() else shared_layers(layers)
         places: dict[str, Any] = {
-            "": Border.of_image(canvas, sizes, layers[0]) if shared else sizes
+            "": Border.of_image(canvas, valid_size, layers[0]) if shared else valid_size
         }
         for number, layer in enumerate(layers):
             place = places[sources_of(layer, places)[0]]
@@ -239,11 +241,11 @@ class FCN(nn.Module):
         if isinstance(layer, Conv):
             first = layer == self.backbone.layers[0]
             convolution = Convolution(
-                layer.features,
+                layer.channels,
                 layer.window,
                 layer.groups,
                 first_kernel if first else centred_kernel,
-                precision.trunk,
+                precision.maps,
                 precision.products,
                 name=f"{layer.name}{suffix}",
             )
@@ -274,7 +276,7 @@ class FCN(nn.Module):
 
         scores = self._score(maps, "score_fr", self.backbone.layers[-1].name, head, classes)
         for skip in alignment.skips:
-            up = self._up_convolution(maps, skip.upsample, head, classes, scores)
+            up = self._conv_transpose(maps, skip.upsample, head, classes, scores)
             name = f"score_{skip.feature}"
             fine = self._score(maps, name, skip.feature, head, classes, skip.scale)
             offset = alignment.crops[name]
@@ -284,7 +286,7 @@ class FCN(nn.Module):
                 _fuse(maps.arrays[fine], maps.arrays[up], offset),
                 fused(offset, maps.extents[fine], maps.extents[up]),
             )
-        up = self._up_convolution(maps, alignment.final, head, classes, scores)
+        up = self._conv_transpose(maps, alignment.final, head, classes, scores)
         return _crop_to_image(maps.arrays[up], alignment.crops[alignment.final], size)
 
     def _score(
@@ -296,13 +298,13 @@ class FCN(nn.Module):
         classes: int,
         scale: float = 1.0,
     ) -> str:
-        """Adds the scores of a map of the trunk, and returns their name.
+        """Adds the scores of a map of the backbone, and returns their name.
 
-        With several streams it is the name of their mean (late fusion).
+        With several inputs it is the name of their mean (late fusion).
         """
         names = []
-        for stream, _ in self.streams:
-            suffix = self._stream_suffix(stream)
+        for stream, _ in self.inputs:
+            suffix = self._input_suffix(stream)
             read = f"{feature}{suffix}"
             names.append(f"{name}{head}{suffix}")
             layer = Convolution(classes, Window(1), precision=self._products, name=names[-1])
@@ -314,18 +316,18 @@ class FCN(nn.Module):
         maps.add(mean, functools.reduce(operator.add, scores) / len(scores), maps.extents[names[0]])
         return mean
 
-    def _up_convolution(self, maps: _Maps, name: str, head: str, classes: int, scores: str) -> str:
-        """Adds the up-convolution of some scores, and returns its name."""
-        window, learned = self.alignment.up_windows[name], name in self.learned_upsampling
-        layer = UpConvolution(classes, window, learned, self._products, name=f"{name}{head}")
+    def _conv_transpose(self, maps: _Maps, name: str, head: str, classes: int, scores: str) -> str:
+        """Adds the transposed convolution of some scores, and returns its name."""
+        window, learned = self.alignment.transposed_windows[name], name in self.learned_upsampling
+        layer = ConvTranspose(classes, window, learned, self._products, name=f"{name}{head}")
         maps.add(f"{name}{head}", layer(maps.arrays[scores]), through(window, maps.extents[scores]))
         return f"{name}{head}"
 
     # ---- checks
 
     def _checked(self, images: Any) -> dict[str, Array]:
-        """The images by stream."""
-        names = [name for name, _ in self.streams]
+        """The images by input."""
+        names = [name for name, _ in self.inputs]
         if not isinstance(images, Mapping) and len(names) == 1:
             images = {names[0]: images}
         given = set(images) if isinstance(images, Mapping) else {"one array"}
@@ -335,7 +337,7 @@ class FCN(nn.Module):
                 "pass a dictionary with an array for each"
             )
         inputs = dict(images)
-        for name, channels in self.streams:
+        for name, channels in self.inputs:
             _check_images(inputs[name], channels)
         if len({image.shape[:3] for image in inputs.values()}) > 1:
             shapes = {name: image.shape for name, image in inputs.items()}
@@ -358,8 +360,8 @@ class FCN(nn.Module):
     def _products(self) -> jax.lax.Precision:
         return PRECISIONS[self.precision].products
 
-    def _stream_suffix(self, stream: str) -> str:
-        return stream if len(self.streams) > 1 else ""
+    def _input_suffix(self, stream: str) -> str:
+        return stream if len(self.inputs) > 1 else ""
 
     def head_suffixes(self) -> tuple[str, ...]:
         """What is appended to the names of each head's layers."""
@@ -367,7 +369,7 @@ class FCN(nn.Module):
 
     @property
     def alignment(self) -> Alignment:
-        """Geometry of every map, windows of the up-convolutions, and the crops."""
+        """Geometry of every map, windows of the transposed convolutions, and the crops."""
         return align(self.backbone, self.decoder)
 
     @property
@@ -393,26 +395,28 @@ class FCN(nn.Module):
         if self.alignment.final is None:
             names = [self.backbone.classifier]
         scores = tuple(
-            f"{name}{head}{self._stream_suffix(stream)}"
+            f"{name}{head}{self._input_suffix(stream)}"
             for name in names
             for head in self.head_suffixes()
-            for stream, _ in self.streams
+            for stream, _ in self.inputs
         )
         return (*scores, *self.upsampling_layers)
 
     @property
     def upsampling_layers(self) -> tuple[str, ...]:
-        """The up-convolutions, from coarse to fine."""
+        """The transposed convolutions, from coarse to fine."""
         return tuple(
-            f"{name}{head}" for name in self.alignment.up_windows for head in self.head_suffixes()
+            f"{name}{head}"
+            for name in self.alignment.transposed_windows
+            for head in self.head_suffixes()
         )
 
     @property
     def frozen_layers(self) -> tuple[str, ...]:
-        """The up-convolutions that stay as they are."""
+        """The transposed convolutions that stay as they are."""
         return tuple(
             f"{name}{head}"
-            for name in self.alignment.up_windows
+            for name in self.alignment.transposed_windows
             if name not in self.learned_upsampling
             for head in self.head_suffixes()
         )
@@ -430,7 +434,7 @@ def _crop_to_image(up: Array, offset: int, size: tuple[int, ...]) -> Array:
     if offset < 0 or offset + height > up.shape[1] or offset + width > up.shape[2]:
         raise ValueError(
             f"scores of {up.shape[1]}x{up.shape[2]} cells at offset {offset} do not cover an image "
-            f"of {height}x{width}; take padding='same', or give the trunk's first layer more"
+            f"of {height}x{width}; take padding='same', or give the backbone's first layer more"
         )
     return up[:, offset : offset + height, offset : offset + width]
 
@@ -481,24 +485,24 @@ def create_model(
     """Builds a network by name.
 
     Args:
-        name: ``fcn32s``, ``fcn16s``, ``fcn8s``, ``fcn8s_atonce``; or ``classifier``, the trunk
+        name: ``fcn32s``, ``fcn16s``, ``fcn8s``, ``fcn8s_atonce``; or ``classifier``, the backbone
             with its own last layer, which gives a map of class scores.
-        backbone: A name in `fcn_jax.backbones.BACKBONES`, ``FILE.py:FUNCTION``, or a function of
-            ``(padding, width, fc_width)`` that returns a `fcn_jax.backbones.Backbone`. The names of
-            the networks are those of trunks of stride 32: fcn16s has one skip, fcn8s two, from the
-            maps that the trunk names, whatever their strides.
+        backbone: A name in `fcn_jax.models.backbones.BACKBONES`, ``FILE.py:FUNCTION``, or a function of
+            ``(padding, width, fc_width)`` that returns a `fcn_jax.models.backbones.Backbone`. The names of
+            the networks are those of backbones of stride 32: fcn16s has one skip, fcn8s two, from the
+            maps that the backbone names, whatever their strides.
         num_classes: Channels of the logits; several heads as a dictionary, ``{"sem": 33, …}``.
-        inputs: Channels of the image; several streams as a dictionary, ``{"color": 3, …}``, each
-            with a trunk of its own, whose scores are averaged (late fusion).
+        inputs: Channels of the image; several inputs as a dictionary, ``{"color": 3, …}``, each
+            with a backbone of its own, whose scores are averaged (late fusion).
         padding: ``same`` (60 % of the arithmetic; the default), ``reference`` (the published
             networks), or, for a classifier, ``native`` (as it was trained; its default).
-        width: Multiplier of the trunk's channels.
+        width: Multiplier of the backbone's channels.
         fc_width: Channels of fc6 and fc7.
         dropout: Rate after fc6 and fc7.
-        learned_upsampling: Which up-convolutions are trained: the ``intermediate`` ones and not
+        learned_upsampling: Which transposed convolutions are trained: the ``intermediate`` ones and not
             the last (CVPR 2015), ``none`` (the PAMI models), ``all``, or a tuple of names.
         precision: ``float32``; ``tf32``, which lets GPUs and TPUs round the factors of products;
-            or ``bfloat16``, with the trunk's maps in 16 bits. Parameters and logits are float32.
+            or ``bfloat16``, with the backbone's maps in 16 bits. Parameters and logits are float32.
         remat: Train in less memory and more time: only pooled maps are kept for the gradient.
 
     Returns:
@@ -533,16 +537,16 @@ def create_model(
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1), got {dropout}")
 
-    trunk = build(padding, width, fc_width)
-    names = tuple(align(trunk, decoder).up_windows)  # raises now, not at the first image
+    table = build(padding, width, fc_width)
+    names = tuple(align(table, decoder).transposed_windows)  # raises now, not at the first image
     if isinstance(learned_upsampling, str):
         choices = {"intermediate": names[:-1], "none": (), "all": names}
         learned = _choose("learned_upsampling", learned_upsampling, choices)
     else:
         learned = tuple(learned_upsampling)
         if unknown := [layer for layer in learned if layer not in names]:
-            raise ValueError(f"{name} has no up-convolution {unknown[0]!r}; it has {names}")
-    return FCN(heads, streams, trunk, decoder, dropout, learned, precision, remat)
+            raise ValueError(f"{name} has no transposed convolution {unknown[0]!r}; it has {names}")
+    return FCN(heads, streams, table, decoder, dropout, learned, precision, remat)
 
 
 def _named_counts(
@@ -575,7 +579,7 @@ def example_images(model: FCN, height: int = 0, width: int = 0) -> Any:
 def _abstract_images(model: FCN, height: int, width: int) -> dict[str, jax.ShapeDtypeStruct]:
     return {
         name: jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
-        for name, channels in model.streams
+        for name, channels in model.inputs
     }
 
 
@@ -585,10 +589,10 @@ def abstract_params(model: FCN) -> dict[str, Any]:
 
 
 def multiply_adds(model: FCN, height: int, width: int) -> int:
-    """Multiply-adds of one forward pass on an image: of all convolutions and up-convolutions.
+    """Multiply-adds of one forward pass on an image: of all convolutions and transposed convolutions.
 
     Products with the padding count, as they are computed; pooling, normalisation and biases do
-    not. An up-convolution has a kernel between all pairs of classes.
+    not. A transposed convolution has a kernel between all pairs of classes.
 
     Raises:
         ValueError: If the network cannot take an image of this size.
@@ -598,7 +602,7 @@ def multiply_adds(model: FCN, height: int, width: int) -> int:
     (_, maps), variables = jax.eval_shape(run, jax.random.key(0), images)
     windows = {
         f"{name}{head}": window
-        for name, window in model.alignment.up_windows.items()
+        for name, window in model.alignment.transposed_windows.items()
         for head in model.head_suffixes()
     }
     total = 0

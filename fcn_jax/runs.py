@@ -21,9 +21,9 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from fcn_jax.classes import ClassTable
 from fcn_jax.config import from_plain, to_plain
-from fcn_jax.decoders import SEGMENTERS
-from fcn_jax.networks import FCN, create_model
-from fcn_jax.preprocessing import Inputs
+from fcn_jax.models.decoders import SEGMENTERS
+from fcn_jax.models.fcn import FCN, create_model
+from fcn_jax.models.inputs import Inputs
 from fcn_jax.training.step import TrainState
 
 Which = Literal["best", "last"]

@@ -85,7 +85,7 @@ class ConfusionMatrix:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scores:
+class Metrics:
     """The figures of a confusion matrix, all from 0 to 1 (paper, section 5).
 
     With n_ij pixels of class i predicted as j, t_i = sum_j n_ij and
@@ -112,7 +112,7 @@ class Scores:
     unscored: tuple[int, ...] = ()
 
 
-def scores(counts: Int[np.ndarray, "c c"], scored: Sequence[int] | None = None) -> Scores:
+def compute_metrics(counts: Int[np.ndarray, "c c"], scored: Sequence[int] | None = None) -> Metrics:
     """The figures of a confusion matrix (rows: truth; columns: prediction).
 
     Args:
@@ -136,7 +136,7 @@ def scores(counts: Int[np.ndarray, "c c"], scored: Sequence[int] | None = None) 
         accuracy = np.where(truth > 0, hits / truth, np.nan)
         iu = np.where(union > 0, hits / union, np.nan)
     chosen = list(range(len(counts)) if scored is None else scored)
-    return Scores(
+    return Metrics(
         pixel_accuracy=float(hits.sum() / total),
         mean_accuracy=_mean(accuracy[chosen]),
         mean_iu=_mean(iu[chosen]),

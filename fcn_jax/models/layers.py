@@ -1,6 +1,6 @@
-"""The layers that have parameters: convolution and up-convolution, how they start and compute.
+"""The layers that have parameters: convolution and transposed convolution, how they start and compute.
 
-Which of them a network has, and how they are joined, is decided in `fcn_jax.networks`.
+Which of them a network has, and how they are joined, is decided in `fcn_jax.models.fcn`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from fcn_jax import ops
-from fcn_jax.alignment import UpWindow, Window
+from fcn_jax.geometry import TransposedWindow, Window
 
 # ======================================================================== precision
 
@@ -26,12 +26,12 @@ class Precision:
     """How a network computes; its parameters, logits and loss are float32 in any case.
 
     Attributes:
-        trunk: Type of the trunk's maps; None is that of image and parameters. Scores and
-            up-convolutions have that type in any case.
+        maps: Type of the backbone's maps; None is that of image and parameters. Scores and
+            transposed convolutions have that type in any case.
         products: What the factors of a product may be rounded to (`jax.lax.Precision`).
     """
 
-    trunk: Any
+    maps: Any
     products: lax.Precision
 
 
@@ -78,7 +78,7 @@ class Convolution(nn.Module):
     """Convolution with bias.
 
     Attributes:
-        features: Channels out.
+        channels: Channels out.
         window: Kernel size and stride. The padding is an argument: the same weights may run over
             maps with a border and without.
         groups: Parts that the channels are split into, each convolved on its own.
@@ -88,7 +88,7 @@ class Convolution(nn.Module):
         precision: What the factors may be rounded to.
     """
 
-    features: int
+    channels: int
     window: Window
     groups: int = 1
     kernel_init: nn.initializers.Initializer = nn.initializers.zeros_init()
@@ -99,9 +99,9 @@ class Convolution(nn.Module):
     def __call__(self, x: Float[Array, "b h w i"], pad: int = 0) -> Float[Array, "b h2 w2 o"]:
         """``pad`` zeros are added on each side of the maps."""
         size, stride = self.window.kernel, self.window.stride
-        shape = (size, size, x.shape[-1] // self.groups, self.features)
+        shape = (size, size, x.shape[-1] // self.groups, self.channels)
         kernel = self.param("kernel", self.kernel_init, shape)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.channels,))
         dtype = self.dtype or jnp.promote_types(x.dtype, kernel.dtype)
         out = ops.convolution(
             x.astype(dtype),
@@ -115,26 +115,26 @@ class Convolution(nn.Module):
         return out + bias.astype(dtype)[None, None, None]
 
 
-class UpConvolution(nn.Module):
-    """Up-convolution without bias, started as bilinear interpolation.
+class ConvTranspose(nn.Module):
+    """Transposed convolution without bias, started as bilinear interpolation.
 
     Attributes:
-        features: Channels in and out.
+        channels: Channels in and out.
         window: Kernel size and factor.
         learned: Whether the kernel receives a gradient.
         precision: What the factors may be rounded to.
     """
 
-    features: int
-    window: UpWindow
+    channels: int
+    window: TransposedWindow
     learned: bool
     precision: lax.Precision = lax.Precision.HIGHEST
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-        """Uncropped: `UpWindow.output_size` cells a side."""
+        """Uncropped: `TransposedWindow.output_size` cells a side."""
         size = self.window.kernel
-        kernel = self.param("kernel", _bilinear, (size, size, self.features, self.features))
+        kernel = self.param("kernel", _bilinear, (size, size, self.channels, self.channels))
         if not self.learned:
             kernel = jax.lax.stop_gradient(kernel)
-        return ops.up_convolution(x, kernel, self.window.factor, precision=self.precision)
+        return ops.conv_transpose(x, kernel, self.window.factor, precision=self.precision)

@@ -1,7 +1,7 @@
 """Batches of images of different sizes: grouped by canvas, stacked, a few of them in flight.
 
 A canvas is the height and width of a batch; each image lies in its top left corner. Prediction and
-evaluation share what is here. No networks: `fcn_jax.inference` computes.
+evaluation share what is here. No networks: `fcn_jax.inference.predictor` computes.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
-from fcn_jax.extents import canvas_side
+from fcn_jax.geometry import TransposedWindow, Window
 
 T = TypeVar("T")
 
@@ -42,14 +43,14 @@ class Batch:
     """What a network needs of a batch; the rows beyond the last image are black.
 
     Attributes:
-        features: The network's features by name, uint8 or uint16, at the size it sees them.
-        seen: Height and width of each image there.
-        sizes: Height and width of each image as it was, before it was scaled for the network.
+        arrays: What the network reads by modality, uint8 or uint16, at the size it sees them.
+        valid_size: Height and width of each image there.
+        original_size: Height and width of each image as it was, before it was scaled for the network.
     """
 
-    features: Mapping[str, Shaped[Array, "b h w *c"]]
-    seen: Int[Array, "b 2"]
-    sizes: Int[Array, "b 2"]
+    arrays: Mapping[str, Shaped[Array, "b h w *c"]]
+    valid_size: Int[Array, "b 2"]
+    original_size: Int[Array, "b 2"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +115,7 @@ def canvas_for(size: Size, canvas: Canvas) -> Size:
     if size[0] > height or size[1] > width:
         raise ValueError(
             f"the image of {size[0]}x{size[1]} pixels does not fit the canvas of {height}x{width}; "
-            "give a larger canvas, or a rule such as fcn_jax.extents.canvas_side"
+            "give a larger canvas, or a rule such as fcn_jax.canvas.canvas_side"
         )
     return height, width
 
@@ -217,3 +218,48 @@ def run_ahead(results: Iterable[T], ahead: int = _IN_FLIGHT) -> Iterator[T]:
         if len(waiting) > ahead:
             yield waiting.popleft()
     yield from waiting
+
+
+# ======================================================================== valid sizes
+
+
+def canvas_side(side: int) -> int:
+    """The side of the canvas for an image of so many pixels.
+
+    Four sides in each octave, and none below 32: 32, 40, 48, 56, 64, 80, … 384, 448, 512, 640, …
+    So a canvas is less than a quarter longer than its image (an eighth on average), and a data set
+    of any sizes up to 1000 pixels needs 20 sides, most of them rarely.
+    """
+    step = 1 << max(3, (side - 1).bit_length() - 3)
+    return max(32, -(-side // step) * step)
+
+
+Extent: TypeAlias = Int[Array, "b 2"] | None
+
+
+def fill_beyond(
+    x: Float[Array, "b h w c"], extent: Extent, fill: float = 0.0
+) -> Float[Array, "b h w c"]:
+    """Overwrites the cells beyond each image."""
+    if extent is None:
+        return x
+    rows = jnp.arange(x.shape[1])[None, :] < extent[:, 0, None]
+    columns = jnp.arange(x.shape[2])[None, :] < extent[:, 1, None]
+    inside = (rows[:, :, None] & columns[:, None, :])[..., None]
+    return jnp.where(inside, x, jnp.array(fill, x.dtype))
+
+
+def through(window: Window | TransposedWindow | None, extent: Extent) -> Extent:
+    """The extent of what a layer computes; None of a window leaves it."""
+    if extent is None or window is None:
+        return extent
+    if isinstance(window, TransposedWindow):
+        return (extent - 1) * window.factor + window.kernel
+    return window.cells(extent)
+
+
+def fused(offset: int, fine: Extent, up: Extent) -> Extent:
+    """The extent of two aligned maps' overlap; ``offset`` is that of ``fine`` against ``up``."""
+    if fine is None or up is None:
+        return None
+    return jnp.minimum(up, fine - offset) - max(0, -offset)

@@ -1,7 +1,7 @@
-"""What follows a trunk: the tables of the decoders, and how a decoder lies over a trunk.
+"""What follows a backbone: the tables of the decoders, and how a decoder lies over a backbone.
 
-The published crops, kernels and names of the up-convolutions follow from `align`. No arrays here,
-and no layers: `fcn_jax.networks` runs what these tables say.
+The published crops, kernels and names of the transposed convolutions follow from `align`. No arrays here,
+and no layers: `fcn_jax.models.fcn` runs what these tables say.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 
-from fcn_jax.alignment import PIXELS, Geometry, UpWindow, Window, crop_offset
-from fcn_jax.backbones import Backbone, Concat, Conv, Layer, Pool
+from fcn_jax.geometry import PIXELS, Geometry, TransposedWindow, Window, crop_offset
+from fcn_jax.models.backbones import Backbone, Concat, Conv, Layer, Pool
 
 # ======================================================================== tables
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """What follows the trunk.
+    """What follows the backbone.
 
     Attributes:
         skips: One entry for each finer map whose scores are added, from coarse to fine: the fixed
             factor on the map before its score layer (1 but for FCN-8s at-once).
         upsample: Whether scores are brought to the image's size; False is a classifier, whose
-            map of class scores stays at the trunk's stride.
+            map of class scores stays at the backbone's stride.
     """
 
     skips: tuple[float, ...] = ()
@@ -50,8 +50,8 @@ class Skip:
     """One skip of a network.
 
     Attributes:
-        upsample: Name of the up-convolution of the scores so far.
-        feature: Name of the trunk's map; its score layer is ``score_<feature>``.
+        upsample: Name of the transposed convolution of the scores so far.
+        feature: Name of the backbone's map; its score layer is ``score_<feature>``.
         scale: Fixed factor on the map before its score layer.
     """
 
@@ -67,46 +67,46 @@ class Alignment:
     Attributes:
         geometry: Stride, offset and receptive field of every map by name.
         skips: The skips, from coarse to fine.
-        final: Name of the last up-convolution; None for a classifier.
-        up_windows: Kernel and factor of every up-convolution by name.
+        final: Name of the last transposed convolution; None for a classifier.
+        transposed_windows: Kernel and factor of every transposed convolution by name.
         crops: The offset of every crop under the name of the layer that is cropped in the
-            published networks: the skip's score layer, and the last up-convolution. A negative
+            published networks: the skip's score layer, and the last transposed convolution. A negative
             offset of a skip means that the upsampled scores are cropped instead, by as much.
     """
 
     geometry: Mapping[str, Geometry]
     skips: tuple[Skip, ...]
     final: str | None
-    up_windows: Mapping[str, UpWindow]
+    transposed_windows: Mapping[str, TransposedWindow]
     crops: Mapping[str, int]
 
 
 @functools.cache
 def align(backbone: Backbone, decoder: Decoder) -> Alignment:
-    """Aligns a decoder with a trunk.
+    """Aligns a decoder with a backbone.
 
-    Up-convolutions are bilinear: of kernel ``2 factor`` as a rule, and of ``2 factor - 1`` where
+    Transposed convolutions are bilinear: of kernel ``2 factor`` as a rule, and of ``2 factor - 1`` where
     only so the cells coincide (63 instead of 64 for FCN-AlexNet).
 
     Raises:
         ValueError: If a layer reads a map that is not there, or maps that do not lie over each
-            other; if the decoder needs more skips than the trunk names, the strides of the skips
+            other; if the decoder needs more skips than the backbone names, the strides of the skips
             do not divide each other, or the cells cannot be made to coincide.
     """
     skips: list[Skip] = []
-    up_windows: dict[str, UpWindow] = {}
+    transposed_windows: dict[str, TransposedWindow] = {}
     crops: dict[str, int] = {}
     if not decoder.upsample:
         layers = (*backbone.layers, *backbone.classifier_pool)
-        geometry = trunk_geometry(layers)
+        geometry = backbone_geometry(layers)
         geometry[backbone.classifier] = geometry[layers[-1].name]
-        return Alignment(geometry, (), None, up_windows, crops)
-    geometry = trunk_geometry(backbone.layers)
+        return Alignment(geometry, (), None, transposed_windows, crops)
+    geometry = backbone_geometry(backbone.layers)
     current = geometry["score_fr"] = geometry[backbone.layers[-1].name]
 
     def upsample(name: str, source: Geometry, target: Geometry) -> Geometry:
-        up_windows[name] = _bilinear_window(name, source, target)
-        geometry[name] = source.then(up_windows[name])
+        transposed_windows[name] = _bilinear_window(name, source, target)
+        geometry[name] = source.then(transposed_windows[name])
         return geometry[name]
 
     for name, feature, scale in _named_skips(backbone, decoder):
@@ -119,15 +119,15 @@ def align(backbone: Backbone, decoder: Decoder) -> Alignment:
         )
         skips.append(Skip(name, feature, scale))
     final = f"upscore{current.stride}" if skips else "upscore"
-    if final in up_windows:  # from stride 2: upscore2 is the first, whatever its factor
+    if final in transposed_windows:  # from stride 2: upscore2 is the first, whatever its factor
         final = "upscore"
     up = upsample(final, current, PIXELS)
     crops[final] = crop_offset(up, PIXELS)
-    return Alignment(geometry, tuple(skips), final, up_windows, crops)
+    return Alignment(geometry, tuple(skips), final, transposed_windows, crops)
 
 
-def trunk_geometry(layers: Sequence[Layer]) -> dict[str, Geometry]:
-    """Stride, offset and receptive field of every map of a trunk, by name.
+def backbone_geometry(layers: Sequence[Layer]) -> dict[str, Geometry]:
+    """Stride, offset and receptive field of every map of a backbone, by name.
 
     Raises:
         ValueError: If a layer reads a map that is not there, two have one name, or the maps that
@@ -137,7 +137,7 @@ def trunk_geometry(layers: Sequence[Layer]) -> dict[str, Geometry]:
     for layer in layers:
         sources = [geometry[name] if name else PIXELS for name in sources_of(layer, geometry)]
         if layer.name in geometry:
-            raise ValueError(f"the trunk has two layers called {layer.name!r}")
+            raise ValueError(f"the backbone has two layers called {layer.name!r}")
         if len({(source.stride, source.offset) for source in sources}) > 1:
             raise ValueError(f"the maps of {layer.name} do not lie over each other: {sources}")
         widest = max(sources, key=lambda source: source.receptive_field)
@@ -160,32 +160,32 @@ def sources_of(layer: Layer, before: Iterable[str]) -> tuple[str, ...]:
 
 
 def _named_skips(backbone: Backbone, decoder: Decoder) -> list[tuple[str, str, float]]:
-    """Up-convolution, map and scale of every skip; the Caffe names of the up-convolutions."""
+    """Transposed convolution, map and scale of every skip; the Caffe names of the transposed convolutions."""
     known = [layer.name for layer in backbone.layers]
     features = backbone.skips[: len(decoder.skips)]
     if missing := [name for name in features if name not in known]:
         raise ValueError(
-            f"the trunk has no map {missing[0]!r} to skip from; it has {', '.join(known)}"
+            f"the backbone has no map {missing[0]!r} to skip from; it has {', '.join(known)}"
         )
     if len(features) < len(decoder.skips):
         raise ValueError(
-            f"the network needs {len(decoder.skips)} maps to skip from, the trunk names "
+            f"the network needs {len(decoder.skips)} maps to skip from, the backbone names "
             f"{', '.join(features) or 'none'}; list their names as Backbone(skips=…)"
         )
     names = ["upscore2", *(f"upscore_{feature}" for feature in features)]
     return list(zip(names, features, decoder.skips, strict=False))
 
 
-def _bilinear_window(name: str, source: Geometry, target: Geometry) -> UpWindow:
-    """The bilinear up-convolution from one map to another's stride."""
+def _bilinear_window(name: str, source: Geometry, target: Geometry) -> TransposedWindow:
+    """The bilinear transposed convolution from one map to another's stride."""
     factor = source.stride / target.stride
     if factor.denominator != 1 or factor < 2:
         raise ValueError(
             f"{name} would upsample from stride {source.stride} to {target.stride}; "
             "skips must go from coarse to fine by whole factors"
         )
-    even = UpWindow.bilinear(int(factor))
-    odd = UpWindow(2 * even.factor - 1, even.factor)
+    even = TransposedWindow.bilinear(int(factor))
+    odd = TransposedWindow(2 * even.factor - 1, even.factor)
     for window in (even, odd):
         distance = (source.then(window).offset - target.offset) / target.stride
         if distance.denominator == 1:

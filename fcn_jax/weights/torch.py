@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fcn_jax.weights import metadata, torch_names, torch_pickle
-from fcn_jax.weights.flat import Weights
+from fcn_jax.weights.arrays import Weights
 from fcn_jax.weights.mapped import map_file
 from fcn_jax.weights.torch_pickle import Dictionary, Storage, Tensor
 from fcn_jax.weights.zipped import open_zip, stored_member

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from fcn_jax.preprocessing import Inputs, Preprocessing
+from fcn_jax.models.inputs import Inputs, Preprocessing
 
 
 class Weights(dict[str, np.ndarray]):
     """float32 arrays by ``layer/kernel`` and ``layer/bias``, and what is known of their origin.
 
-    Kernels of convolutions are (height, width, in / groups, out), of up-convolutions (height,
+    Kernels of convolutions are (height, width, in / groups, out), of transposed convolutions (height,
     width, in, out) without a flip, of dense layers (in, out) with the inputs in Caffe's order
     (channel, row, column), whatever the order in the file was.
 
@@ -77,6 +77,6 @@ def convolution_kernel(weight: np.ndarray) -> np.ndarray:
     return weight.transpose(2, 3, 1, 0)
 
 
-def up_convolution_kernel(weight: np.ndarray) -> np.ndarray:
+def conv_transpose_kernel(weight: np.ndarray) -> np.ndarray:
     """(in, out, height, width), as Caffe and PyTorch store it, in our layout; a view."""
     return weight.transpose(2, 3, 0, 1)

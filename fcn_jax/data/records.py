@@ -58,13 +58,13 @@ class Contents:
 
     Attributes:
         splits: The entries of every split, in the order they will be stored.
-        heads: The class table of every label map, by its name; they are stored beside the data.
+        label_maps: The class table of every label map, by its name; they are stored beside the data.
         source: Where the data come from, in words.
         notes: What a person should know about this copy, e.g. how much of the set is there.
     """
 
     splits: Mapping[str, Sequence[Entry]]
-    heads: Mapping[str, ClassTable]
+    label_maps: Mapping[str, ClassTable]
     source: str
     notes: tuple[str, ...] = ()
 
@@ -196,12 +196,12 @@ class ExampleBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         for note in contents.notes:
             print(f"{self.name}: {note}", file=sys.stderr)
         arrays = self._arrays()
-        assert [name for name, kind in arrays.items() if kind == "labels"] == [*contents.heads]
+        assert [name for name, kind in arrays.items() if kind == "labels"] == [*contents.label_maps]
         assert self.info.metadata is not None  # see _info
         metadata: Any = self.info.metadata
         metadata.update(
-            features={name: kind for name, kind in arrays.items() if kind != "labels"},
-            heads={name: table.to_dict() for name, table in contents.heads.items()},
+            modalities={name: kind for name, kind in arrays.items() if kind != "labels"},
+            label_maps={name: table.to_dict() for name, table in contents.label_maps.items()},
             source=contents.source,
             notes=list(contents.notes),
             ids={name: [] for name in contents.splits},

@@ -6,7 +6,7 @@ cells of every map lie over the same pixels as those of the whole image. And onl
 receptive field lies inside the tile are kept, since the others see its border (the padding of
 every layer, and poolings that round up); where the tile's border is that of the image, they are
 right to see it. So neighbouring tiles overlap by twice the context: half a receptive field, 245
-pixels for FCN-8s with VGG16. `fcn_jax.inference.predict_tiled` computes them.
+pixels for FCN-8s with VGG16. `fcn_jax.inference.predictor.predict_tiled` computes them.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from fcn_jax.canvases import Size, round_up
-from fcn_jax.extents import canvas_side
-from fcn_jax.networks import FCN
+from fcn_jax.canvas import Size, canvas_side, round_up
+from fcn_jax.models.fcn import FCN
 
 
 @dataclasses.dataclass(frozen=True)

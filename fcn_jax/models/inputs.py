@@ -1,7 +1,7 @@
 """From stored pixels (uint8 pictures, 16-bit depth) to the floats a network was trained on.
 
 `Preprocessing` normalises one feature of an example; `Inputs` says which features a network reads,
-and in which of its streams.
+and in which of its inputs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt
 
-from fcn_jax.extents import fill_beyond
+from fcn_jax.canvas import fill_beyond
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +53,13 @@ class Preprocessing:
         return len(self.mean)
 
     def apply(
-        self, images: UInt[Array, "b h w *c"], size: Int[Array, "b 2"] | None = None
+        self, images: UInt[Array, "b h w *c"], valid_size: Int[Array, "b 2"] | None = None
     ) -> Float[Array, "b h w c"]:
         """Normalises a batch on the device.
 
         Args:
             images: RGB, 0..255; depth without an axis for the one channel.
-            size: True height and width of each image on the canvas. Pixels beyond become
+            valid_size: True height and width of each image on the canvas. Pixels beyond become
                 exactly 0, the value of the networks' own border padding.
 
         Returns:
@@ -82,7 +82,7 @@ class Preprocessing:
         x = x * self.scale
         if self.log:
             x = jnp.log(jnp.maximum(x, 1.0))
-        return fill_beyond((x - mean) / std, size)
+        return fill_beyond((x - mean) / std, valid_size)
 
     def on_scale_of(self, other: Preprocessing) -> Preprocessing:
         """This feature's normalisation, brought to the range that ``other``'s weights expect.
@@ -120,7 +120,7 @@ class Inputs:
     """What a network reads of an example.
 
     Attributes:
-        streams: For each input of the network its name, and the features it reads with their
+        entries: For each input of the network its name, and the features it reads with their
             normalisation; the channels of several features are joined (early fusion).
 
     Example:
@@ -129,13 +129,13 @@ class Inputs:
         {'image': 4}
     """
 
-    streams: tuple[tuple[str, tuple[tuple[str, Preprocessing], ...]], ...]
+    entries: tuple[tuple[str, tuple[tuple[str, Preprocessing], ...]], ...]
 
     @classmethod
     def of(
         cls, given: Preprocessing | Inputs | Mapping[str, Mapping[str, Preprocessing]]
     ) -> Inputs:
-        """The inputs of a network that reads images alone, or of named streams of features."""
+        """The inputs of a network that reads images alone, or of named inputs of features."""
         if isinstance(given, Inputs):
             return given
         if isinstance(given, Preprocessing):
@@ -143,52 +143,52 @@ class Inputs:
         return cls(tuple((stream, tuple(parts.items())) for stream, parts in given.items()))
 
     @property
-    def features(self) -> tuple[str, ...]:
+    def modalities(self) -> tuple[str, ...]:
         """The features that are read, each once."""
-        return tuple(dict.fromkeys(name for _, parts in self.streams for name, _ in parts))
+        return tuple(dict.fromkeys(name for _, parts in self.entries for name, _ in parts))
 
     @property
     def channels(self) -> dict[str, int]:
-        """Channels of each stream, for `create_model`."""
-        return {stream: sum(part.channels for _, part in parts) for stream, parts in self.streams}
+        """Channels of each input, for `create_model`."""
+        return {stream: sum(part.channels for _, part in parts) for stream, parts in self.entries}
 
     @property
     def sole(self) -> Preprocessing | None:
         """The normalisation of the image, where nothing else is read; None where more is."""
-        parts = [part for _, features in self.streams for part in features]
+        parts = [part for _, features in self.entries for part in features]
         return parts[0][1] if [name for name, _ in parts] == ["image"] else None
 
-    def apply(self, features: Features | Array, size: Int[Array, "b 2"] | None = None) -> Any:
+    def apply(self, features: Features | Array, valid_size: Int[Array, "b 2"] | None = None) -> Any:
         """Normalises a batch on the device.
 
         Args:
             features: Batches by name, more than are read will do; an array where one is read.
-            size: As for `Preprocessing.apply`.
+            valid_size: As for `Preprocessing.apply`.
 
         Returns:
-            float32 (b, h, w, c), or a dictionary of them where there are several streams.
+            float32 (b, h, w, c), or a dictionary of them where there are several inputs.
 
         Raises:
             ValueError: If a feature is missing.
         """
         if not isinstance(features, Mapping):
-            features = {self.features[0]: features}
-        if missing := [name for name in self.features if name not in features]:
+            features = {self.modalities[0]: features}
+        if missing := [name for name in self.modalities if name not in features]:
             raise ValueError(
-                f"the network reads {', '.join(self.features)}; {', '.join(missing)} is missing"
+                f"the network reads {', '.join(self.modalities)}; {', '.join(missing)} is missing"
             )
         inputs = {
             stream: jnp.concatenate(
-                [part.apply(features[name], size) for name, part in parts], axis=-1
+                [part.apply(features[name], valid_size) for name, part in parts], axis=-1
             )
-            for stream, parts in self.streams
+            for stream, parts in self.entries
         }
         return inputs if len(inputs) > 1 else next(iter(inputs.values()))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for JSON."""
         return {
-            stream: {name: part.to_dict() for name, part in parts} for stream, parts in self.streams
+            stream: {name: part.to_dict() for name, part in parts} for stream, parts in self.entries
         }
 
     @classmethod

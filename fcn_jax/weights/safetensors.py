@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fcn_jax.weights import metadata, torch_names
-from fcn_jax.weights.flat import Weights, float32
+from fcn_jax.weights.arrays import Weights, float32
 from fcn_jax.weights.mapped import map_file
 
 DTYPES: dict[str, np.dtype] = {

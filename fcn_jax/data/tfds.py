@@ -40,7 +40,10 @@ from fcn_jax.classes import (
     load_class_table,
     table_from_names,
 )
-from fcn_jax.data.building import (
+from fcn_jax.data.files import check_reachable, fingerprint
+from fcn_jax.data.images import EXTENSIONS, encoded_image, encoded_pixels, read_image, read_label
+from fcn_jax.data.locking import lock
+from fcn_jax.data.records import (
     Contents,
     Entry,
     ExampleBuilder,
@@ -48,9 +51,6 @@ from fcn_jax.data.building import (
     Part,
     check_sizes,
 )
-from fcn_jax.data.files import check_reachable, fingerprint
-from fcn_jax.data.images import EXTENSIONS, encoded_image, encoded_pixels, read_image, read_label
-from fcn_jax.data.locking import lock
 
 VERSION = r"\d+\.\d+\.\d+"
 

@@ -70,8 +70,8 @@ class Window:
 
 
 @dataclasses.dataclass(frozen=True)
-class UpWindow:
-    """The window of an up-convolution (transposed convolution) along one axis.
+class TransposedWindow:
+    """The window of a transposed convolution (transposed convolution) along one axis.
 
     Each input cell adds one kernel to the output, ``factor`` cells after its neighbour's.
 
@@ -88,7 +88,7 @@ class UpWindow:
         return (size - 1) * self.factor + self.kernel
 
     @classmethod
-    def bilinear(cls, factor: int) -> UpWindow:
+    def bilinear(cls, factor: int) -> TransposedWindow:
         """The smallest window that interpolates bilinearly: kernel ``2 factor - factor % 2``."""
         return cls(2 * factor - factor % 2, factor)
 
@@ -105,7 +105,7 @@ class Geometry:
     offset: Fraction = Fraction(0)
     receptive_field: Fraction = Fraction(1)
 
-    def then(self, window: Window | UpWindow) -> Geometry:
+    def then(self, window: Window | TransposedWindow) -> Geometry:
         """The geometry of the map that ``window`` computes from this one."""
         centre = Fraction(window.kernel - 1, 2)
         if isinstance(window, Window):
@@ -128,7 +128,7 @@ PIXELS = Geometry()
 """The image itself: cell ``i`` is pixel ``i``."""
 
 
-def compose(windows: Iterable[Window | UpWindow], start: Geometry = PIXELS) -> Geometry:
+def compose(windows: Iterable[Window | TransposedWindow], start: Geometry = PIXELS) -> Geometry:
     """The geometry of the last map of a chain of layers applied to ``start``."""
     geometry = start
     for window in windows:

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from fcn_jax.alignment import Geometry
 from fcn_jax.classes import VOID
+from fcn_jax.geometry import Geometry
 
 
 class PixelLoss(NamedTuple):

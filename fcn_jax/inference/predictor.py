@@ -2,7 +2,7 @@
 
 `predict` takes images as they are and keeps the device busy, `predict_tiled` one that is larger
 than memory; `Predictor` is a network with the options of both. `full_size_logits` is the pure
-function under them, which `fcn_jax.evaluation` uses as well, so that a score and a picture never
+function under them, which `fcn_jax.inference.evaluation` uses as well, so that a score and a picture never
 disagree.
 """
 
@@ -21,8 +21,8 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Shaped, UInt8
 
-from fcn_jax import ops, tiling
-from fcn_jax.canvases import (
+from fcn_jax import ops
+from fcn_jax.canvas import (
     LARGEST_SIDE,
     Batch,
     Canvas,
@@ -30,20 +30,21 @@ from fcn_jax.canvases import (
     Size,
     batch_of,
     canvas_for,
+    canvas_side,
     exactly,
     group_by_canvas,
     original_canvas,
     run_ahead,
 )
-from fcn_jax.compilation import jit_in_least_memory
-from fcn_jax.devices import placement
-from fcn_jax.extents import canvas_side
-from fcn_jax.networks import FCN
-from fcn_jax.preprocessing import CAFFE, Features, Inputs, Preprocessing
-from fcn_jax.resizing import over_image, resize_features
+from fcn_jax.data.transforms import resize_features
+from fcn_jax.devices import jit_in_least_memory, shardings
+from fcn_jax.geometry import Geometry
+from fcn_jax.inference import tiling
+from fcn_jax.models.fcn import FCN
+from fcn_jax.models.inputs import CAFFE, Features, Inputs, Preprocessing
 
 if TYPE_CHECKING:
-    from fcn_jax.training.checkpoints import Run
+    from fcn_jax.runs import Run
 
 # ======================================================================== a network for images
 
@@ -69,7 +70,7 @@ class Predictor:
             than ``tile`` x ``tile`` pixels for each.
         canvas: The rule for canvases: a function from a side of an image, as the network sees it,
             to the canvas's side; or one canvas (height, width) for all. The default has four sides
-            in each octave; with `fcn_jax.canvases.exactly` each image size is compiled.
+            in each octave; with `fcn_jax.canvas.exactly` each image size is compiled.
         tile: Images whose canvas has more than ``tile`` x ``tile`` pixels are computed in tiles of
             at most this side, with the same result; but not by a classifier, nor at another scale
             than 1.
@@ -96,7 +97,7 @@ class Predictor:
 
     @classmethod
     def from_run(cls, run: Run, **options: Any) -> Predictor:
-        """The predictor of a trained workdir (`fcn_jax.training.checkpoints.load_run`)."""
+        """The predictor of a trained workdir (`fcn_jax.runs.load_run`)."""
         config: Any = run.config
         return cls(run.model, run.variables, run.inputs, config.scale, **options)
 
@@ -158,7 +159,7 @@ class Predictor:
         *,
         progress: Callable[[int, int], object] | None = None,
     ) -> Any:
-        """Scores of every pixel for each class, float32 (h, w, c).
+        """Logits of every pixel for each class, float32 (h, w, c).
 
         Of a classifier: of every cell of its map. Arguments and errors are those of `labels`.
         """
@@ -219,7 +220,7 @@ class Predictor:
 
         def cut() -> Iterator[Placed]:
             for tile in tiles:
-                part = {name: features[name][tile.seen] for name in self._inputs.features}
+                part = {name: features[name][tile.seen] for name in self._inputs.modalities}
                 yield place(tile, part, self._inputs, 1.0, canvas)
 
         for done, (tile, result) in enumerate(self._each(cut(), scores), 1):
@@ -232,9 +233,9 @@ class Predictor:
     # ---- properties
 
     @property
-    def features(self) -> tuple[str, ...]:
+    def modalities(self) -> tuple[str, ...]:
         """The features that the network reads."""
-        return self._inputs.features
+        return self._inputs.modalities
 
     @property
     def classifies(self) -> bool:
@@ -256,10 +257,10 @@ class Predictor:
         variables = self.variables
         if "params" not in variables:
             variables = {"params": variables}
-        return jax.device_put(variables, placement(self.mesh)[1])
+        return jax.device_put(variables, shardings(self.mesh)[1])
 
     def _size(self, image: Any) -> Size:
-        height, width = _by_name(image, self._inputs)[self.features[0]].shape[:2]
+        height, width = _by_name(image, self._inputs)[self.modalities[0]].shape[:2]
         return height, width
 
     # ---- computation
@@ -276,7 +277,7 @@ class Predictor:
 
     def _each(self, images: Iterable[Placed], scores: bool) -> Iterator[tuple[Any, Any]]:
         """Yields source and result of each image, as they are done."""
-        shards, _, split = placement(self.mesh)
+        shards, _, split = shardings(self.mesh)
 
         def started() -> Iterator[tuple[list[Placed], Any]]:
             for group in group_by_canvas(images, self.batch_size, shards, self.tile**2):
@@ -373,7 +374,7 @@ def predict_tiled(
 
     Memory does not grow with the image, apart from the image and the result themselves, which may
     both be files (``np.memmap``): pixels are read tile by tile, results written likewise. Tiles
-    overlap by the network's receptive field (`fcn_jax.tiling`): with VGG16 an FCN-8s keeps 512 of
+    overlap by the network's receptive field (`fcn_jax.inference.tiling`): with VGG16 an FCN-8s keeps 512 of
     1024 pixels a side, 1536 of 2048.
 
     Args:
@@ -422,23 +423,23 @@ def place(
     Raises:
         ValueError: If a feature is of no kind that there is, or does not fit the canvas.
     """
-    own = {name: np.asarray(example[name]) for name in inputs.features}
+    own = {name: np.asarray(example[name]) for name in inputs.modalities}
     seen = resize_features(own, scale)
     (height, width), (seen_height, seen_width) = (
-        features[inputs.features[0]].shape[:2] for features in (own, seen)
+        features[inputs.modalities[0]].shape[:2] for features in (own, seen)
     )
     return Placed(source, seen, (height, width), canvas_for((seen_height, seen_width), canvas))
 
 
 def _by_name(image: Any, inputs: Inputs) -> dict[str, Any]:
     """An example's features; a bare image stands for the only one."""
-    features = dict(image) if isinstance(image, Mapping) else {inputs.features[0]: image}
-    if missing := [name for name in inputs.features if name not in features]:
+    features = dict(image) if isinstance(image, Mapping) else {inputs.modalities[0]: image}
+    if missing := [name for name in inputs.modalities if name not in features]:
         raise ValueError(
-            f"the network reads {', '.join(inputs.features)}; {', '.join(missing)} is missing: "
+            f"the network reads {', '.join(inputs.modalities)}; {', '.join(missing)} is missing: "
             "pass a dictionary with all of them"
         )
-    sizes = {name: getattr(features[name], "shape", ())[:2] for name in inputs.features}
+    sizes = {name: getattr(features[name], "shape", ())[:2] for name in inputs.modalities}
     for name, size in sizes.items():
         if len(size) < 2:
             raise ValueError(
@@ -469,6 +470,31 @@ def _results_array(model: FCN, size: Size, scores: bool, out: Any) -> Any:
     return results if len(model.heads) > 1 else results[""]
 
 
+def over_image(
+    scores: Float[np.ndarray, "h w"],
+    cells: Geometry,
+    size: tuple[int, int],
+    scale: float = 1.0,
+) -> Float[np.ndarray, "height width"]:
+    """Spreads a coarse map over the image that it was computed from, bilinearly.
+
+    Args:
+        scores: One value for each cell.
+        cells: Where the cells lie (``model.alignment.geometry``).
+        size: Height and width of the image. Beyond the outermost cells their values go on.
+        scale: Factor at which the network saw the image.
+    """
+    for axis, pixels in enumerate(size):
+        seen = (np.arange(pixels) + 0.5) * max(1, round(pixels * scale)) / pixels - 0.5
+        place = (seen - float(cells.offset)) / float(cells.stride)
+        place = place.clip(0, scores.shape[axis] - 1)
+        low = np.floor(place).astype(int)
+        high = np.minimum(low + 1, scores.shape[axis] - 1)
+        part = (place - low).reshape([-1 if a == axis else 1 for a in range(2)])
+        scores = scores.take(low, axis) * (1 - part) + scores.take(high, axis) * part
+    return scores
+
+
 # ======================================================================== on the device
 
 
@@ -488,14 +514,14 @@ def full_size_logits(
         batch: Images at the size that the network is to see.
         preprocessing: Applied on the device.
         canvas: Height and width of the result, in which each image has its own size
-            (`fcn_jax.canvases.original_canvas`); a classifier's map stays as it is.
+            (`fcn_jax.canvas.original_canvas`); a classifier's map stays as it is.
 
     Returns:
         float32 (b, height, width, classes), 0 beyond an image; with several heads a dictionary of
         them.
     """
-    inputs = Inputs.of(preprocessing).apply(batch.features, batch.seen)
-    sizes: dict[str, Any] = {"sizes": batch.seen} if takes_canvas(model) else {}
+    inputs = Inputs.of(preprocessing).apply(batch.arrays, batch.valid_size)
+    sizes: dict[str, Any] = {"valid_size": batch.valid_size} if takes_canvas(model) else {}
     logits = model.apply(variables, inputs, train=False, **sizes)
     if isinstance(model, FCN) and model.classifies:
         return logits
@@ -503,7 +529,7 @@ def full_size_logits(
     def resize(logits: Float[Array, "b h w c"]) -> Float[Array, "b height width c"]:
         if logits.shape[1:3] == canvas:  # so no image was scaled
             return logits
-        return ops.resize_bilinear_on_canvas(logits, batch.seen, batch.sizes, *canvas)
+        return ops.resize_bilinear_on_canvas(logits, batch.valid_size, batch.original_size, *canvas)
 
     return jax.tree.map(resize, logits)
 
