@@ -25,6 +25,13 @@ os.environ.setdefault(
 import jax
 import numpy as np
 import pytest
+from jaxtyping import install_import_hook
+
+# Annotations are checked at run time in these modules, shapes and types of arrays included.
+CHECKED = [
+    "fcn_jax.geometry",
+]
+install_import_hook(CHECKED, "beartype.beartype")
 
 # Mixed ranks and dtypes are bugs here: the package must broadcast and convert on purpose.
 jax.config.update("jax_numpy_rank_promotion", "raise")
