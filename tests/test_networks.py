@@ -180,6 +180,24 @@ def test_only_learned_upsampling_has_a_gradient(choice, learned):
     assert set(model.frozen_layers) == {"upscore2", "upscore_pool4", "upscore4"} - learned
 
 
+def test_frozen_layers_have_no_gradient_neither_kernels_nor_biases():
+    model = toy_model("fcn16s", num_classes={"a": 3, "b": 2}, freeze=("m*", "score_fr_a"))
+    fixed = {"upscore8_a", "upscore8_b"}  # not learned
+    assert set(model.frozen_layers) == {"middle", "score_fr_a", *fixed}
+    params = random_parameters(model, 0)
+    assert set(model.parameter_layers) == set(params)
+    images = np.random.default_rng(0).normal(size=(1, 21, 18, 3)).astype(np.float32)
+
+    def objective(params):
+        logits = model.apply({"params": params}, images)
+        return sum(jnp.sum(jnp.sin(value)) for value in logits.values())
+
+    gradient = jax.jit(jax.grad(objective))(params)
+    for layer, leaves in gradient.items():
+        for name, leaf in leaves.items():
+            assert np.asarray(leaf).any() == (layer not in model.frozen_layers), (layer, name)
+
+
 def test_dropout_only_in_training():
     model = fcn_jax.create_model("fcn32s", backbone=backbone_of_two, num_classes=3, fc_width=64)
     params = {"params": random_parameters(model, 0)}
@@ -312,6 +330,7 @@ def test_an_image_too_small_for_the_trunk_is_refused():
         ({"fc_width": 0}, "must be positive"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
         ({"learned_upsampling": "last"}, "unknown learned_upsampling 'last'"),
+        ({"freeze": ("conv1_*", "conv9_*")}, r"no layer matches 'conv9_\*' to .* conv1_1, conv1_2"),
         ({"learned_upsampling": ("upscore",)}, "fcn8s has no transposed convolution 'upscore'"),
     ],
 )

@@ -9,6 +9,7 @@ its own, and several outputs (heads), which share the backbones.
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import functools
 import itertools
 import math
@@ -106,6 +107,7 @@ class FCN(nn.Module):
         precision: A name in `fcn_jax.models.layers.PRECISIONS`.
         remat: Whether the gradient keeps the backbone's maps after each pooling only, and computes
             those between again.
+        freeze: Patterns of names of layers that are not trained, such as ``conv1_*``.
     """
 
     heads: tuple[tuple[str, int], ...]
@@ -116,6 +118,7 @@ class FCN(nn.Module):
     learned_upsampling: tuple[str, ...] = ()
     precision: str = "float32"
     remat: bool = False
+    freeze: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(
@@ -247,6 +250,7 @@ class FCN(nn.Module):
                 first_kernel if first else centred_kernel,
                 precision.maps,
                 precision.products,
+                f"{layer.name}{suffix}" in self.frozen_layers,
                 name=f"{layer.name}{suffix}",
             )
 
@@ -307,7 +311,13 @@ class FCN(nn.Module):
             suffix = self._input_suffix(stream)
             read = f"{feature}{suffix}"
             names.append(f"{name}{head}{suffix}")
-            layer = Convolution(classes, Window(1), precision=self._products, name=names[-1])
+            layer = Convolution(
+                classes,
+                Window(1),
+                precision=self._products,
+                frozen=names[-1] in self.frozen_layers,
+                name=names[-1],
+            )
             maps.add(names[-1], layer(maps.arrays[read] * scale), maps.extents[read])
         if len(names) == 1:
             return names[0]
@@ -318,8 +328,11 @@ class FCN(nn.Module):
 
     def _conv_transpose(self, maps: _Maps, name: str, head: str, classes: int, scores: str) -> str:
         """Adds the transposed convolution of some scores, and returns its name."""
-        window, learned = self.alignment.transposed_windows[name], name in self.learned_upsampling
-        layer = ConvTranspose(classes, window, learned, self._products, name=f"{name}{head}")
+        window, frozen = (
+            self.alignment.transposed_windows[name],
+            f"{name}{head}" in self.frozen_layers,
+        )
+        layer = ConvTranspose(classes, window, self._products, frozen, name=f"{name}{head}")
         maps.add(f"{name}{head}", layer(maps.arrays[scores]), through(window, maps.extents[scores]))
         return f"{name}{head}"
 
@@ -413,13 +426,32 @@ class FCN(nn.Module):
 
     @property
     def frozen_layers(self) -> tuple[str, ...]:
-        """The transposed convolutions that stay as they are."""
-        return tuple(
+        """The layers that stay as they are: they receive no gradient.
+
+        Those that match ``freeze``, and the transposed convolutions that are not learned.
+        """
+        fixed = {
             f"{name}{head}"
             for name in self.alignment.transposed_windows
             if name not in self.learned_upsampling
             for head in self.head_suffixes()
+        }
+        return tuple(
+            name
+            for name in self.parameter_layers
+            if name in fixed or any(fnmatch.fnmatchcase(name, pattern) for pattern in self.freeze)
         )
+
+    @property
+    def parameter_layers(self) -> tuple[str, ...]:
+        """The layers that have parameters, in the order they run."""
+        convolutions = tuple(
+            f"{layer.name}{self._input_suffix(stream)}"
+            for stream, _ in self.inputs
+            for layer in self.backbone.layers
+            if isinstance(layer, Conv)
+        )
+        return (*convolutions, *self.score_layers)
 
 
 def _fuse(fine: Array, up: Array, offset: int) -> Array:
@@ -481,6 +513,7 @@ def create_model(
     learned_upsampling: Literal["intermediate", "none", "all"] | tuple[str, ...] = "intermediate",
     precision: Literal["float32", "tf32", "bfloat16"] = "float32",
     remat: bool = False,
+    freeze: Sequence[str] = (),
 ) -> FCN:
     """Builds a network by name.
 
@@ -504,12 +537,14 @@ def create_model(
         precision: ``float32``; ``tf32``, which lets GPUs and TPUs round the factors of products;
             or ``bfloat16``, with the backbone's maps in 16 bits. Parameters and logits are float32.
         remat: Train in less memory and more time: only pooled maps are kept for the gradient.
+        freeze: Patterns of names of layers that are not trained, such as ``conv1_*``.
 
     Returns:
         A Linen module: ``model.init(key, images)``, ``model.apply(variables, images)``.
 
     Raises:
-        ValueError: If a name or a value is unknown; the message lists the known ones.
+        ValueError: If a name or a value is unknown, or a pattern matches nothing; the message
+            lists those there are.
         TypeError: If a number of channels is no whole number.
 
     Example:
@@ -546,7 +581,12 @@ def create_model(
         learned = tuple(learned_upsampling)
         if unknown := [layer for layer in learned if layer not in names]:
             raise ValueError(f"{name} has no transposed convolution {unknown[0]!r}; it has {names}")
-    return FCN(heads, streams, table, decoder, dropout, learned, precision, remat)
+    model = FCN(heads, streams, table, decoder, dropout, learned, precision, remat, tuple(freeze))
+    for pattern in freeze:
+        if not fnmatch.filter(model.parameter_layers, pattern):
+            layers = ", ".join(model.parameter_layers)
+            raise ValueError(f"no layer matches {pattern!r} to freeze; there are {layers}")
+    return model
 
 
 def _named_counts(

@@ -9,7 +9,6 @@ import dataclasses
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
@@ -86,6 +85,7 @@ class Convolution(nn.Module):
         dtype: Of the products and the result; None is that of the input or of the parameters,
             whichever is wider.
         precision: What the factors may be rounded to.
+        frozen: Whether kernel and bias receive no gradient.
     """
 
     channels: int
@@ -94,6 +94,7 @@ class Convolution(nn.Module):
     kernel_init: nn.initializers.Initializer = nn.initializers.zeros_init()
     dtype: Any = None
     precision: lax.Precision = lax.Precision.HIGHEST
+    frozen: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w i"], pad: int = 0) -> Float[Array, "b h2 w2 o"]:
@@ -102,6 +103,8 @@ class Convolution(nn.Module):
         shape = (size, size, x.shape[-1] // self.groups, self.channels)
         kernel = self.param("kernel", self.kernel_init, shape)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.channels,))
+        if self.frozen:
+            kernel, bias = lax.stop_gradient((kernel, bias))
         dtype = self.dtype or jnp.promote_types(x.dtype, kernel.dtype)
         out = ops.convolution(
             x.astype(dtype),
@@ -121,20 +124,20 @@ class ConvTranspose(nn.Module):
     Attributes:
         channels: Channels in and out.
         window: Kernel size and factor.
-        learned: Whether the kernel receives a gradient.
         precision: What the factors may be rounded to.
+        frozen: Whether the kernel receives no gradient.
     """
 
     channels: int
     window: TransposedWindow
-    learned: bool
     precision: lax.Precision = lax.Precision.HIGHEST
+    frozen: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
         """Uncropped: `TransposedWindow.output_size` cells a side."""
         size = self.window.kernel
         kernel = self.param("kernel", _bilinear, (size, size, self.channels, self.channels))
-        if not self.learned:
-            kernel = jax.lax.stop_gradient(kernel)
+        if self.frozen:
+            kernel = lax.stop_gradient(kernel)
         return ops.conv_transpose(x, kernel, self.window.factor, precision=self.precision)
