@@ -16,6 +16,8 @@ from fcn_jax.weights import convolutionalize, transplant
 from fcn_jax.weights import load as load_weights
 from fcn_jax.weights import save as save_weights
 
+__version__ = "0.1.0"
+
 __all__ = [
     "FCN",
     "VOID",
