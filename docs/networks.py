@@ -13,7 +13,10 @@ import math
 import re
 from pathlib import Path
 
-from fcn_jax import classes
+from fcn_jax.data.nyudv2 import NYUDV2
+from fcn_jax.data.pascal_context import PASCAL_CONTEXT
+from fcn_jax.data.sift_flow import SIFT_FLOW_GEOMETRIC, SIFT_FLOW_SEMANTIC
+from fcn_jax.data.voc import VOC
 from fcn_jax.models.fcn import FCN, abstract_params, create_model, multiply_adds
 from fcn_jax.models.inputs import CAFFE, Inputs, Preprocessing
 from fcn_jax.runs import build_model
@@ -22,10 +25,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "networks.md"
 
 HEADS = {
-    "voc2012": {"label": classes.VOC},
-    "nyudv2": {"label": classes.NYUDV2},
-    "sift_flow": {"sem": classes.SIFT_FLOW_SEMANTIC, "geo": classes.SIFT_FLOW_GEOMETRIC},
-    "pascal_context": {"label": classes.PASCAL_CONTEXT},
+    "voc2012": {"label": VOC},
+    "nyudv2": {"label": NYUDV2},
+    "sift_flow": {"sem": SIFT_FLOW_SEMANTIC, "geo": SIFT_FLOW_GEOMETRIC},
+    "pascal_context": {"label": PASCAL_CONTEXT},
 }
 """The label maps of each data set."""
 

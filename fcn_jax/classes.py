@@ -4,11 +4,14 @@ A row holds the class's name, its colour in pictures, whether it counts, and the
 stored label files. Training sees *labels*: the classes that count, numbered 0..C-1 in the order of
 the table, and the void label 255, which never counts.
 
+The tables of the known data sets stand in the data sets' modules: `fcn_jax.data.voc.VOC`, ...
+
 Example:
-    >>> CAMVID.num_classes, CAMVID.names[:3]
-    (11, ('sky', 'building', 'pole'))
-    >>> CAMVID.to_labels(np.array([[0, 10, 11]]))  # 11 is void in CamVid's files
-    array([[  0,  10, 255]], dtype=uint8)
+    >>> table = table_from_names("sky, building, road", void_id=11)
+    >>> table.num_classes, table.names
+    (3, ('sky', 'building', 'road'))
+    >>> table.to_labels(np.array([[0, 2, 11]]))
+    array([[  0,   2, 255]], dtype=uint8)
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import functools
 import io
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -124,12 +127,6 @@ class ClassTable:
         palette[VOID] = void_colors[0] if void_colors else VOID_COLOR
         return palette
 
-    @property
-    def raw_to_label(self) -> UInt8[np.ndarray, "256"]:
-        """Look-up from stored ids 0..255 to labels; ids of no class become void."""
-        lookup = self._lookup[:256]
-        return np.where(lookup < 0, VOID, lookup).astype(np.uint8)
-
     @functools.cached_property
     def _lookup(self) -> np.ndarray:
         lookup = np.full(65536, -1, np.int16)  # -1: an id of no class
@@ -212,26 +209,34 @@ def voc_color(index: int) -> tuple[int, int, int]:
     return color[0], color[1], color[2]
 
 
-def table_from_names(names: list[str], first_id: int = 0) -> ClassTable:
-    """A table of plain names in VOC's palette; the first name has the id `first_id` in files."""
-    rows = (
-        ClassRow(name, voc_color(i + first_id), id=i + first_id) for i, name in enumerate(names)
-    )
-    return ClassTable(tuple(rows))
+def table_from_names(
+    names: str | Iterable[str],
+    first_id: int = 0,
+    *,
+    void_id: int | None = None,
+    unscored: Collection[str] = (),
+) -> ClassTable:
+    """A table of plain names in VOC's palette.
 
+    Args:
+        names: The classes in order, as a sequence or as one text with commas between them.
+        first_id: The id in stored label files of the first name; the others follow.
+        void_id: An id that is void in these files, beside 255.
+        unscored: The names of classes that are left out of the means (`ClassRow.scored`).
 
-def _with_void_zero(names: list[str], unscored: tuple[str, ...] = ()) -> ClassTable:
-    """A table for files in which 0 is void and the names are 1, 2, ..., in VOC's palette."""
+    Example:
+        >>> table_from_names("cat, dog", first_id=1).to_labels(np.array([2, 1]))
+        array([1, 0], dtype=uint8)
+    """
+    if isinstance(names, str):
+        names = [name.strip() for name in names.replace("\n", " ").split(",")]
     rows = [
-        dataclasses.replace(row, scored=row.name not in unscored)
-        for row in table_from_names(names, first_id=1).rows
+        ClassRow(name, voc_color(i), id=i, scored=name not in unscored)
+        for i, name in enumerate(names, start=first_id)
     ]
-    return ClassTable((ClassRow("void", (0, 0, 0), ignored=True, id=0), *rows))
-
-
-def _words(text: str) -> list[str]:
-    """The names in a text, separated by commas."""
-    return [name.strip() for name in text.replace("\n", " ").split(",")]
+    if void_id is not None:
+        rows.insert(0, ClassRow("void", (0, 0, 0), ignored=True, id=void_id))
+    return ClassTable(tuple(rows))
 
 
 def load_class_table(path: str | Path, first_id: int = 0) -> ClassTable:
@@ -343,192 +348,3 @@ def _given_color(fields: dict[str, Any]) -> tuple[int, int, int] | None:
     if len(values) != 3:
         raise ValueError(f"colour {values} is not r, g, b")
     return values[0], values[1], values[2]
-
-
-SHAPES = ClassTable(
-    (
-        ClassRow("background", (40, 44, 52)),
-        ClassRow("disc", (230, 97, 1)),
-        ClassRow("box", (253, 200, 60)),
-        ClassRow("triangle", (60, 180, 90)),
-        ClassRow("ring", (70, 130, 230)),
-        ClassRow("star", (190, 90, 200)),
-    )
-)
-"""The made-up data set of `fcn_jax.data.shapes`."""
-
-CAMVID = ClassTable(
-    (
-        ClassRow("sky", (128, 128, 128)),
-        ClassRow("building", (128, 0, 0)),
-        ClassRow("pole", (192, 192, 128)),
-        ClassRow("road", (128, 64, 128)),
-        ClassRow("pavement", (60, 40, 222)),
-        ClassRow("tree", (128, 128, 0)),
-        ClassRow("sign symbol", (192, 128, 128)),
-        ClassRow("fence", (64, 64, 128)),
-        ClassRow("car", (64, 0, 128)),
-        ClassRow("pedestrian", (64, 64, 0)),
-        ClassRow("bicyclist", (0, 128, 192)),
-        ClassRow("void", (0, 0, 0), ignored=True),
-    )
-)
-"""CamVid in the eleven classes and colours of the SegNet tutorial; 11 is void in its files."""
-
-VOC = table_from_names(
-    [
-        "background",
-        "aeroplane",
-        "bicycle",
-        "bird",
-        "boat",
-        "bottle",
-        "bus",
-        "car",
-        "cat",
-        "chair",
-        "cow",
-        "diningtable",
-        "dog",
-        "horse",
-        "motorbike",
-        "person",
-        "pottedplant",
-        "sheep",
-        "sofa",
-        "train",
-        "tvmonitor",
-    ]
-)
-"""PASCAL VOC: twenty objects and background; 255 in its files is void."""
-
-NYUDV2 = _with_void_zero(
-    _words("""
-        wall, floor, cabinet, bed, chair, sofa, table, door, window, bookshelf, picture, counter,
-        blinds, desk, shelves, curtain, dresser, pillow, mirror, floor mat, clothes, ceiling, books,
-        refridgerator, television, paper, towel, shower curtain, box, whiteboard, person,
-        night stand, toilet, sink, lamp, bathtub, bag, otherstructure, otherfurniture, otherprop
-    """)
-)
-"""NYUDv2 in the forty classes of Gupta et al. (CVPR 2013), spelt as published; 0 is void."""
-
-SIFT_FLOW_SEMANTIC = _with_void_zero(
-    _words("""
-        awning, balcony, bird, boat, bridge, building, bus, car, cow, crosswalk, desert, door,
-        fence, field, grass, moon, mountain, person, plant, pole, river, road, rock, sand, sea,
-        sidewalk, sign, sky, staircase, streetlight, sun, tree, window
-    """),
-    unscored=("cow", "desert", "moon"),  # absent from the test set
-)
-"""SIFT Flow's 33 semantic classes; 0 is void."""
-
-SIFT_FLOW_GEOMETRIC = _with_void_zero(["sky", "horizontal", "vertical"])
-"""SIFT Flow's three geometric classes; 0 (and -1 in its files) is void."""
-
-PASCAL_CONTEXT = table_from_names(
-    [
-        *VOC.names,
-        *_words("""
-            bag, bed, bench, book, building, cabinet, ceiling, clothes, computer, cup, door, fence,
-            floor, flower, food, grass, ground, keyboard, light, mountain, mouse, curtain, platform,
-            sign, plate, road, rock, shelves, sidewalk, sky, snow, bedcloth, track, tree, truck,
-            wall, water, window, wood
-        """),
-    ]
-)
-"""PASCAL-Context: background and the 59 most frequent classes, VOC's twenty first."""
-
-OXFORD_IIIT_PET = ClassTable(
-    (
-        ClassRow("pet", (230, 97, 1), id=1),
-        ClassRow("background", (40, 44, 52), id=2),
-        ClassRow("not classified", VOID_COLOR, ignored=True, id=3),
-    )
-)
-"""Oxford-IIIT Pet's trimaps: 1 foreground, 2 background; 3, the outline, is "not classified"."""
-
-SCENE_PARSE_150 = _with_void_zero(
-    _words("""
-        wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk,
-        person, earth, door, table, mountain, plant, curtain, chair, car, water, painting, sofa,
-        shelf, house, sea, mirror, rug, field, armchair, seat, fence, desk, rock, wardrobe, lamp,
-        bathtub, railing, cushion, base, box, column, signboard, chest of drawers, counter, sand,
-        sink, skyscraper, fireplace, refrigerator, grandstand, path, stairs, runway, case,
-        pool table, pillow, screen door, stairway, river, bridge, bookcase, blind, coffee table,
-        toilet, flower, book, hill, bench, countertop, stove, palm, kitchen island, computer,
-        swivel chair, boat, bar, arcade machine, hovel, bus, towel, light, truck, tower, chandelier,
-        awning, streetlight, booth, television receiver, airplane, dirt track, apparel, pole, land,
-        bannister, escalator, ottoman, bottle, buffet, poster, stage, van, ship, fountain,
-        conveyer belt, canopy, washer, plaything, swimming pool, stool, barrel, basket, waterfall,
-        tent, bag, minibike, cradle, oven, ball, food, step, tank, trade name, microwave, pot,
-        animal, bicycle, lake, dishwasher, screen, blanket, sculpture, hood, sconce, vase,
-        traffic light, tray, ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower,
-        radiator, glass, clock, flag
-    """)
-)
-"""The scene parsing benchmark of ADE20K: 150 classes; 0, everything else, is void."""
-
-SCENE_PARSE_OBJECTS = table_from_names(
-    _words("""
-        other, bed, windowpane, cabinet, person, door, table, curtain, chair, car, painting, sofa,
-        shelf, mirror, armchair, seat, fence, desk, wardrobe, lamp, bathtub, railing, cushion, box,
-        column, signboard, chest of drawers, counter, sink, fireplace, refrigerator, stairs, case,
-        pool table, pillow, screen door, bookcase, coffee table, toilet, flower, book, bench,
-        countertop, stove, palm, kitchen island, computer, swivel chair, boat, arcade machine, bus,
-        towel, light, truck, chandelier, awning, streetlight, booth, television receiver, airplane,
-        apparel, pole, bannister, ottoman, bottle, van, ship, fountain, washer, plaything, stool,
-        barrel, basket, bag, minibike, oven, ball, food, step, trade name, microwave, pot, animal,
-        bicycle, dishwasher, screen, sculpture, hood, sconce, vase, traffic light, tray, ashcan,
-        fan, plate, monitor, bulletin board, radiator, glass, clock, flag
-    """)
-)
-"""The hundred object classes of ADE20K's instance task (Places Challenge 2017); 0 is all else."""
-
-CITYSCAPES = ClassTable(
-    (
-        ClassRow("road", (128, 64, 128), id=7),
-        ClassRow("sidewalk", (244, 35, 232), id=8),
-        ClassRow("building", (70, 70, 70), id=11),
-        ClassRow("wall", (102, 102, 156), id=12),
-        ClassRow("fence", (190, 153, 153), id=13),
-        ClassRow("pole", (153, 153, 153), id=17),
-        ClassRow("traffic light", (250, 170, 30), id=19),
-        ClassRow("traffic sign", (220, 220, 0), id=20),
-        ClassRow("vegetation", (107, 142, 35), id=21),
-        ClassRow("terrain", (152, 251, 152), id=22),
-        ClassRow("sky", (70, 130, 180), id=23),
-        ClassRow("person", (220, 20, 60), id=24),
-        ClassRow("rider", (255, 0, 0), id=25),
-        ClassRow("car", (0, 0, 142), id=26),
-        ClassRow("truck", (0, 0, 70), id=27),
-        ClassRow("bus", (0, 60, 100), id=28),
-        ClassRow("train", (0, 80, 100), id=31),
-        ClassRow("motorcycle", (0, 0, 230), id=32),
-        ClassRow("bicycle", (119, 11, 32), id=33),
-        ClassRow("unlabeled", (0, 0, 0), ignored=True, id=0),
-        ClassRow("ego vehicle", (0, 0, 0), ignored=True, id=1),
-        ClassRow("rectification border", (0, 0, 0), ignored=True, id=2),
-        ClassRow("out of roi", (0, 0, 0), ignored=True, id=3),
-        ClassRow("static", (0, 0, 0), ignored=True, id=4),
-        ClassRow("dynamic", (111, 74, 0), ignored=True, id=5),
-        ClassRow("ground", (81, 0, 81), ignored=True, id=6),
-        ClassRow("parking", (250, 170, 160), ignored=True, id=9),
-        ClassRow("rail track", (230, 150, 140), ignored=True, id=10),
-        ClassRow("guard rail", (180, 165, 180), ignored=True, id=14),
-        ClassRow("bridge", (150, 100, 100), ignored=True, id=15),
-        ClassRow("tunnel", (150, 120, 90), ignored=True, id=16),
-        ClassRow("polegroup", (153, 153, 153), ignored=True, id=18),
-        ClassRow("caravan", (0, 0, 90), ignored=True, id=29),
-        ClassRow("trailer", (0, 0, 110), ignored=True, id=30),
-    )
-)
-"""Cityscapes: the nineteen classes of its benchmark out of the ids 0..33 of its label files."""
-
-
-def usual_names(num_classes: int) -> list[str]:
-    """The names that a network of so many classes usually has; numbers where that is unknown."""
-    tables = (VOC, NYUDV2, SIFT_FLOW_SEMANTIC, SIFT_FLOW_GEOMETRIC, PASCAL_CONTEXT)
-    for table in tables:
-        if table.num_classes == num_classes:
-            return list(table.names)
-    return [f"class {number}" for number in range(num_classes)]

@@ -14,8 +14,9 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from fcn_jax.classes import PASCAL_CONTEXT, VOC
 from fcn_jax.data import prepare
+from fcn_jax.data.pascal_context import PASCAL_CONTEXT
+from fcn_jax.data.voc import VOC
 
 # ======================================================================== files
 

@@ -8,22 +8,13 @@ import re
 import numpy as np
 import pytest
 
-from fcn_jax.classes import (
-    CAMVID,
-    CITYSCAPES,
-    NYUDV2,
-    OXFORD_IIIT_PET,
-    PASCAL_CONTEXT,
-    SCENE_PARSE_150,
-    SCENE_PARSE_OBJECTS,
-    SIFT_FLOW_GEOMETRIC,
-    SIFT_FLOW_SEMANTIC,
-    VOC,
-    ClassRow,
-    ClassTable,
-    load_class_table,
-    table_from_names,
-)
+from fcn_jax.classes import ClassRow, ClassTable, load_class_table, table_from_names
+from fcn_jax.data.camvid import CAMVID
+from fcn_jax.data.nyudv2 import NYUDV2
+from fcn_jax.data.pascal_context import PASCAL_CONTEXT
+from fcn_jax.data.sift_flow import SIFT_FLOW_GEOMETRIC, SIFT_FLOW_SEMANTIC
+from fcn_jax.data.tfds import CITYSCAPES, OXFORD_IIIT_PET, SCENE_PARSE_150, SCENE_PARSE_OBJECTS
+from fcn_jax.data.voc import VOC
 
 TABLES = {
     "nyudv2": (NYUDV2, 40, 1),

@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from fcn_jax import config as configs
-from fcn_jax.classes import VOC
+from fcn_jax.data.voc import VOC
 from fcn_jax.models.inputs import CAFFE, Inputs
 from fcn_jax.runs import build_model
 

@@ -9,8 +9,8 @@ import pytest
 from dataset_trees import assert_refused, camvid_tree, save_grey
 from PIL import Image
 
-from fcn_jax.classes import CAMVID
 from fcn_jax.data import Source, open_source, prepare
+from fcn_jax.data.camvid import CAMVID
 
 
 def test_camvid(tmp_path, rng):

@@ -19,10 +19,10 @@ from dataset_trees import (
 )
 from PIL import Image
 
-from fcn_jax.classes import NYUDV2
 from fcn_jax.data import check_disjoint, open_source, prepare
 from fcn_jax.data.files import package_ids
 from fcn_jax.data.hha import hha, nyu_camera
+from fcn_jax.data.nyudv2 import NYUDV2
 
 
 @pytest.mark.parametrize("place", ["", "nyud"])

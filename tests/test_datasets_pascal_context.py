@@ -7,8 +7,8 @@ import shutil
 import pytest
 from dataset_trees import assert_holds, context_tree
 
-from fcn_jax.classes import PASCAL_CONTEXT
 from fcn_jax.data import open_source, prepare
+from fcn_jax.data.pascal_context import PASCAL_CONTEXT
 
 
 @pytest.mark.parametrize("place", ["", "VOCdevkit", "VOCdevkit/VOC2010"])

@@ -16,13 +16,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from fcn_jax.classes import (
-    CITYSCAPES,
-    OXFORD_IIIT_PET,
-    SCENE_PARSE_150,
-    SCENE_PARSE_OBJECTS,
-)
 from fcn_jax.data import check_disjoint, open_source, prepare
+from fcn_jax.data.tfds import CITYSCAPES, OXFORD_IIIT_PET, SCENE_PARSE_150, SCENE_PARSE_OBJECTS
 
 features = tfds.features
 

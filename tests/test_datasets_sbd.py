@@ -9,8 +9,8 @@ import pytest
 import scipy.io
 from dataset_trees import assert_holds, random_image, random_size, write_list
 
-from fcn_jax.classes import VOC
 from fcn_jax.data import check_disjoint, open_source, prepare
+from fcn_jax.data.voc import VOC
 
 
 @pytest.mark.parametrize("place", ["", "benchmark_RELEASE/dataset"])

@@ -18,9 +18,9 @@ from dataset_trees import (
 )
 from PIL import Image
 
-from fcn_jax.classes import SIFT_FLOW_GEOMETRIC, SIFT_FLOW_SEMANTIC
 from fcn_jax.data import check_disjoint, open_source, prepare
 from fcn_jax.data.files import package_ids
+from fcn_jax.data.sift_flow import SIFT_FLOW_GEOMETRIC, SIFT_FLOW_SEMANTIC
 
 
 @pytest.mark.parametrize("place", ["", "SiftFlowDataset"])

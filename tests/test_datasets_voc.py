@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from dataset_trees import VOC_IDS, random_image, save_palette, save_sbd, voc_tree
 
-from fcn_jax.classes import VOC
 from fcn_jax.data import check_disjoint, open_source, prepare
-from fcn_jax.data.voc import seg11valid_ids
+from fcn_jax.data.voc import VOC, seg11valid_ids
 
 SEG11VALID = ("2007_000033", "2007_000042", "2007_000061")
 

@@ -133,7 +133,7 @@ def test_no_panel_is_refused() -> None:
 
 
 def test_a_real_photograph_with_its_labels(shared) -> None:
-    from fcn_jax.classes import CAMVID
+    from fcn_jax.data.camvid import CAMVID
 
     folder = shared / "data" / "CamVid"
     path = sorted((folder / "val").iterdir())[0]

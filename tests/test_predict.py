@@ -15,7 +15,10 @@ from test_report import load_script
 import fcn_jax
 from fcn_jax import config as configs
 from fcn_jax import drawing, weights
-from fcn_jax.classes import NYUDV2, SIFT_FLOW_GEOMETRIC, SIFT_FLOW_SEMANTIC, VOC, ClassTable
+from fcn_jax.classes import ClassTable
+from fcn_jax.data.nyudv2 import NYUDV2
+from fcn_jax.data.sift_flow import SIFT_FLOW_GEOMETRIC, SIFT_FLOW_SEMANTIC
+from fcn_jax.data.voc import VOC
 from fcn_jax.geometry import Geometry
 from fcn_jax.inference.predictor import Predictor, over_image
 from fcn_jax.models.inputs import CAFFE, Inputs, Preprocessing

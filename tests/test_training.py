@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcn_jax.classes import SHAPES, ClassTable
+from fcn_jax.classes import ClassTable
+from fcn_jax.data.shapes import SHAPES
 from fcn_jax.runs import StageCheckpoints, available_stages, load_run
 
 ROOT = Path(__file__).resolve().parents[1]

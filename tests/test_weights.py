@@ -13,7 +13,7 @@ from random_parameters import random_parameters
 
 import fcn_jax
 from fcn_jax import Preprocessing, weights
-from fcn_jax.classes import SHAPES
+from fcn_jax.data.shapes import SHAPES
 from fcn_jax.models.inputs import Inputs
 from fcn_jax.weights import dense_to_conv, flatten, load, transplant
 

@@ -170,7 +170,7 @@ def load_run_network(args: argparse.Namespace) -> Network:
 
 def load_weights_network(args: argparse.Namespace) -> Network:
     """The network that a file's layers tell."""
-    from fcn_jax import classes, weights
+    from fcn_jax import classes, data, weights
     from fcn_jax.inference.predictor import Predictor
     from fcn_jax.models.decoders import DECODERS
 
@@ -183,7 +183,7 @@ def load_weights_network(args: argparse.Namespace) -> Network:
         print("predict.py: taken for fcn8s; if it is fcn8s_atonce, say --model=fcn8s_atonce")
     tables: dict[str, list[str] | ClassTable] = {}
     for head, number in model.heads:
-        names = classes.usual_names(number)
+        names = data.usual_names(number)
         if args.classes:
             names = classes.read_names(args.classes)
             if len(model.heads) > 1 or len(names) != number:

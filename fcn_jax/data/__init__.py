@@ -33,6 +33,7 @@ __all__ = [
     "open_source",
     "prepare",
     "row_of",
+    "usual_names",
 ]
 
 
@@ -103,6 +104,19 @@ def row_of(name: str) -> DataSet:
             "for those of TensorFlow Datasets"
         )
     return DATASETS[name]
+
+
+def usual_names(num_classes: int) -> list[str]:
+    """The names that a network of so many classes usually has; numbers where that is unknown."""
+    from fcn_jax.data.nyudv2 import NYUDV2
+    from fcn_jax.data.pascal_context import PASCAL_CONTEXT
+    from fcn_jax.data.sift_flow import SIFT_FLOW_GEOMETRIC, SIFT_FLOW_SEMANTIC
+    from fcn_jax.data.voc import VOC
+
+    for table in (VOC, NYUDV2, SIFT_FLOW_SEMANTIC, SIFT_FLOW_GEOMETRIC, PASCAL_CONTEXT):
+        if table.num_classes == num_classes:
+            return list(table.names)
+    return [f"class {number}" for number in range(num_classes)]
 
 
 def prepare(

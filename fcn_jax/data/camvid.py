@@ -17,7 +17,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from fcn_jax.classes import CAMVID
+from fcn_jax.classes import ClassRow, ClassTable
 from fcn_jax.data.files import fingerprint, named
 from fcn_jax.data.images import image_files
 from fcn_jax.data.records import (
@@ -28,6 +28,24 @@ from fcn_jax.data.records import (
     image_and_label,
     read_labels,
 )
+
+CAMVID = ClassTable(
+    (
+        ClassRow("sky", (128, 128, 128)),
+        ClassRow("building", (128, 0, 0)),
+        ClassRow("pole", (192, 192, 128)),
+        ClassRow("road", (128, 64, 128)),
+        ClassRow("pavement", (60, 40, 222)),
+        ClassRow("tree", (128, 128, 0)),
+        ClassRow("sign symbol", (192, 128, 128)),
+        ClassRow("fence", (64, 64, 128)),
+        ClassRow("car", (64, 0, 128)),
+        ClassRow("pedestrian", (64, 64, 0)),
+        ClassRow("bicyclist", (0, 128, 192)),
+        ClassRow("void", (0, 0, 0), ignored=True),
+    )
+)
+"""CamVid in the eleven classes and colours of the SegNet tutorial; 11 is void in its files."""
 
 SPLITS = ("train", "val", "test")
 

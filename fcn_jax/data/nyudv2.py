@@ -31,7 +31,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from fcn_jax.classes import NYUDV2
+from fcn_jax.classes import table_from_names
 from fcn_jax.data.files import (
     complete,
     fingerprint,
@@ -52,6 +52,18 @@ from fcn_jax.data.records import (
     Read,
     file_entry,
 )
+
+NYUDV2 = table_from_names(
+    """
+    wall, floor, cabinet, bed, chair, sofa, table, door, window, bookshelf, picture, counter,
+    blinds, desk, shelves, curtain, dresser, pillow, mirror, floor mat, clothes, ceiling, books,
+    refridgerator, television, paper, towel, shower curtain, box, whiteboard, person,
+    night stand, toilet, sink, lamp, bathtub, bag, otherstructure, otherfurniture, otherprop
+    """,
+    first_id=1,
+    void_id=0,
+)
+"""NYUDv2 in the forty classes of Gupta et al. (CVPR 2013), spelt as published; 0 is void."""
 
 URL = "http://dl.caffe.berkeleyvision.org/nyud.tar.gz"
 FULL_SIZES = {"train": 381, "val": 414, "test": 654}

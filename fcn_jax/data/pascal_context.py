@@ -32,7 +32,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 
-from fcn_jax.classes import PASCAL_CONTEXT
+from fcn_jax.classes import table_from_names
 from fcn_jax.data.files import (
     by_stem,
     complete,
@@ -43,6 +43,18 @@ from fcn_jax.data.files import (
 )
 from fcn_jax.data.matlab import read_mat
 from fcn_jax.data.records import Contents, ExampleBuilder, FilesConfig, image_and_label
+from fcn_jax.data.voc import VOC
+
+PASCAL_CONTEXT = table_from_names(
+    f"""
+    {", ".join(VOC.names)},
+    bag, bed, bench, book, building, cabinet, ceiling, clothes, computer, cup, door, fence,
+    floor, flower, food, grass, ground, keyboard, light, mountain, mouse, curtain, platform,
+    sign, plate, road, rock, shelves, sidewalk, sky, snow, bedcloth, track, tree, truck, wall,
+    water, window, wood
+    """
+)
+"""PASCAL-Context: background and the 59 most frequent classes, VOC's twenty first."""
 
 CONTEXT_URL = "https://cs.stanford.edu/~roozbeh/pascal-context/"
 VOC_URL = "http://host.robots.ox.ac.uk/pascal/VOC/voc2010/VOCtrainval_03-May-2010.tar"

@@ -22,9 +22,21 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Float, UInt8
 
-from fcn_jax.classes import SHAPES, VOID
+from fcn_jax.classes import VOID, ClassRow, ClassTable
 from fcn_jax.data.images import encoded_pixels
 from fcn_jax.data.records import Contents, Entry, ExampleBuilder, ExamplesConfig, Part
+
+SHAPES = ClassTable(
+    (
+        ClassRow("background", (40, 44, 52)),
+        ClassRow("disc", (230, 97, 1)),
+        ClassRow("box", (253, 200, 60)),
+        ClassRow("triangle", (60, 180, 90)),
+        ClassRow("ring", (70, 130, 230)),
+        ClassRow("star", (190, 90, 200)),
+    )
+)
+"""The made-up data set of `fcn_jax.data.shapes`."""
 
 Map = Float[np.ndarray, "h w"]
 VOID_BORDER = 1.5  # px outside the outline

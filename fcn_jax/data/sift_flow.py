@@ -26,7 +26,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 
-from fcn_jax.classes import SIFT_FLOW_GEOMETRIC, SIFT_FLOW_SEMANTIC
+from fcn_jax.classes import table_from_names
 from fcn_jax.data.files import (
     by_stem,
     complete,
@@ -40,6 +40,21 @@ from fcn_jax.data.files import (
 from fcn_jax.data.images import encoded_image
 from fcn_jax.data.matlab import read_mat, read_mat_labels
 from fcn_jax.data.records import Contents, ExampleBuilder, FilesConfig, Kind, Read, file_entry
+
+SIFT_FLOW_SEMANTIC = table_from_names(
+    """
+    awning, balcony, bird, boat, bridge, building, bus, car, cow, crosswalk, desert, door,
+    fence, field, grass, moon, mountain, person, plant, pole, river, road, rock, sand, sea,
+    sidewalk, sign, sky, staircase, streetlight, sun, tree, window
+    """,
+    first_id=1,
+    void_id=0,
+    unscored=("cow", "desert", "moon"),  # absent from the test set
+)
+"""SIFT Flow's 33 semantic classes; 0 is void."""
+
+SIFT_FLOW_GEOMETRIC = table_from_names("sky, horizontal, vertical", first_id=1, void_id=0)
+"""SIFT Flow's three geometric classes; 0 (and -1 in its files) is void."""
 
 URL = "http://www.cs.unc.edu/~jtighe/Papers/ECCV10/siftflow/SiftFlowDataset.zip"
 INNER = "spatial_envelope_256x256_static_8outdoorcategories"

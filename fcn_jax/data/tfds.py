@@ -32,10 +32,8 @@ import tensorflow_datasets as tfds
 from jaxtyping import Integer, UInt8
 
 from fcn_jax.classes import (
-    CITYSCAPES,
-    OXFORD_IIIT_PET,
-    SCENE_PARSE_150,
-    SCENE_PARSE_OBJECTS,
+    VOID_COLOR,
+    ClassRow,
     ClassTable,
     load_class_table,
     table_from_names,
@@ -51,6 +49,94 @@ from fcn_jax.data.records import (
     Part,
     check_sizes,
 )
+
+OXFORD_IIIT_PET = ClassTable(
+    (
+        ClassRow("pet", (230, 97, 1), id=1),
+        ClassRow("background", (40, 44, 52), id=2),
+        ClassRow("not classified", VOID_COLOR, ignored=True, id=3),
+    )
+)
+"""Oxford-IIIT Pet's trimaps: 1 foreground, 2 background; 3, the outline, is "not classified"."""
+
+SCENE_PARSE_150 = table_from_names(
+    """
+    wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk,
+    person, earth, door, table, mountain, plant, curtain, chair, car, water, painting, sofa,
+    shelf, house, sea, mirror, rug, field, armchair, seat, fence, desk, rock, wardrobe, lamp,
+    bathtub, railing, cushion, base, box, column, signboard, chest of drawers, counter, sand,
+    sink, skyscraper, fireplace, refrigerator, grandstand, path, stairs, runway, case,
+    pool table, pillow, screen door, stairway, river, bridge, bookcase, blind, coffee table,
+    toilet, flower, book, hill, bench, countertop, stove, palm, kitchen island, computer,
+    swivel chair, boat, bar, arcade machine, hovel, bus, towel, light, truck, tower, chandelier,
+    awning, streetlight, booth, television receiver, airplane, dirt track, apparel, pole, land,
+    bannister, escalator, ottoman, bottle, buffet, poster, stage, van, ship, fountain,
+    conveyer belt, canopy, washer, plaything, swimming pool, stool, barrel, basket, waterfall,
+    tent, bag, minibike, cradle, oven, ball, food, step, tank, trade name, microwave, pot,
+    animal, bicycle, lake, dishwasher, screen, blanket, sculpture, hood, sconce, vase,
+    traffic light, tray, ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower,
+    radiator, glass, clock, flag
+    """,
+    first_id=1,
+    void_id=0,
+)
+"""The scene parsing benchmark of ADE20K: 150 classes; 0, everything else, is void."""
+
+SCENE_PARSE_OBJECTS = table_from_names(
+    """
+    other, bed, windowpane, cabinet, person, door, table, curtain, chair, car, painting, sofa,
+    shelf, mirror, armchair, seat, fence, desk, wardrobe, lamp, bathtub, railing, cushion, box,
+    column, signboard, chest of drawers, counter, sink, fireplace, refrigerator, stairs, case,
+    pool table, pillow, screen door, bookcase, coffee table, toilet, flower, book, bench,
+    countertop, stove, palm, kitchen island, computer, swivel chair, boat, arcade machine, bus,
+    towel, light, truck, chandelier, awning, streetlight, booth, television receiver, airplane,
+    apparel, pole, bannister, ottoman, bottle, van, ship, fountain, washer, plaything, stool,
+    barrel, basket, bag, minibike, oven, ball, food, step, trade name, microwave, pot, animal,
+    bicycle, dishwasher, screen, sculpture, hood, sconce, vase, traffic light, tray, ashcan,
+    fan, plate, monitor, bulletin board, radiator, glass, clock, flag
+    """
+)
+"""The hundred object classes of ADE20K's instance task (Places Challenge 2017); 0 is all else."""
+
+CITYSCAPES = ClassTable(
+    (
+        ClassRow("road", (128, 64, 128), id=7),
+        ClassRow("sidewalk", (244, 35, 232), id=8),
+        ClassRow("building", (70, 70, 70), id=11),
+        ClassRow("wall", (102, 102, 156), id=12),
+        ClassRow("fence", (190, 153, 153), id=13),
+        ClassRow("pole", (153, 153, 153), id=17),
+        ClassRow("traffic light", (250, 170, 30), id=19),
+        ClassRow("traffic sign", (220, 220, 0), id=20),
+        ClassRow("vegetation", (107, 142, 35), id=21),
+        ClassRow("terrain", (152, 251, 152), id=22),
+        ClassRow("sky", (70, 130, 180), id=23),
+        ClassRow("person", (220, 20, 60), id=24),
+        ClassRow("rider", (255, 0, 0), id=25),
+        ClassRow("car", (0, 0, 142), id=26),
+        ClassRow("truck", (0, 0, 70), id=27),
+        ClassRow("bus", (0, 60, 100), id=28),
+        ClassRow("train", (0, 80, 100), id=31),
+        ClassRow("motorcycle", (0, 0, 230), id=32),
+        ClassRow("bicycle", (119, 11, 32), id=33),
+        ClassRow("unlabeled", (0, 0, 0), ignored=True, id=0),
+        ClassRow("ego vehicle", (0, 0, 0), ignored=True, id=1),
+        ClassRow("rectification border", (0, 0, 0), ignored=True, id=2),
+        ClassRow("out of roi", (0, 0, 0), ignored=True, id=3),
+        ClassRow("static", (0, 0, 0), ignored=True, id=4),
+        ClassRow("dynamic", (111, 74, 0), ignored=True, id=5),
+        ClassRow("ground", (81, 0, 81), ignored=True, id=6),
+        ClassRow("parking", (250, 170, 160), ignored=True, id=9),
+        ClassRow("rail track", (230, 150, 140), ignored=True, id=10),
+        ClassRow("guard rail", (180, 165, 180), ignored=True, id=14),
+        ClassRow("bridge", (150, 100, 100), ignored=True, id=15),
+        ClassRow("tunnel", (150, 120, 90), ignored=True, id=16),
+        ClassRow("polegroup", (153, 153, 153), ignored=True, id=18),
+        ClassRow("caravan", (0, 0, 90), ignored=True, id=29),
+        ClassRow("trailer", (0, 0, 110), ignored=True, id=30),
+    )
+)
+"""Cityscapes: the nineteen classes of its benchmark out of the ids 0..33 of its label files."""
 
 VERSION = r"\d+\.\d+\.\d+"
 

@@ -38,7 +38,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 
-from fcn_jax.classes import VOC
+from fcn_jax.classes import table_from_names
 from fcn_jax.data.files import (
     by_stem,
     check_reachable,
@@ -57,6 +57,14 @@ from fcn_jax.data.records import (
     image_and_label,
     read_labels,
 )
+
+VOC = table_from_names(
+    """
+    background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, diningtable, dog,
+    horse, motorbike, person, pottedplant, sheep, sofa, train, tvmonitor
+    """
+)
+"""PASCAL VOC: twenty objects and background; 255 in its files is void."""
 
 VOC_URL = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
 VOC_SHA256 = "e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb"
