@@ -12,33 +12,33 @@ import contextlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, Num, UInt8, UInt16
-from PIL import Image, ImageOps
+from jaxtyping import Array, Int32, Shaped, UInt8, UInt16
 
-from fcn_jax.classes import VOID, ClassTable
+from fcn_jax.classes import VOID, VOID_COLOR, ClassTable
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 LabelKind = Literal["auto", "index", "color"]
 """How a label file stores classes: as ids, as colours, or as its mode suggests."""
 
-EXTENSIONS = (
+IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp"),
     *(".pbm", ".pgm", ".pnm", ".ppm", ".tga", ".jp2"),
 )
 """Files that count as images when a folder is searched."""
 
 EXIF_ORIENTATION = 0x0112
-_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
 def read_image(source: str | Path | bytes, name: str | None = None) -> UInt8[np.ndarray, "h w 3"]:
-    """Read an image file of any mode as uint8 RGB, upright.
+    """Read an image file of any mode as uint8 RGB, upright; see `to_rgb`.
 
-    Grey is repeated over the channels; alpha is dropped; palettes are looked up; 16-bit grey is
-    scaled from 0..65535 to 0..255; CMYK is converted; an EXIF orientation is applied. Of an
-    animation the first frame is read.
+    Of an animation the first frame is read.
 
     Args:
         source: A path, or the bytes of the file.
@@ -49,31 +49,66 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> UInt8[np.
         ValueError: naming the file, if it cannot be read as an image.
     """
     with _opened(source, name) as image:
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return to_rgb(image)
 
 
-def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    if image.mode in _SIXTEEN_BIT:
-        grey = _sixteen_to_eight_bits(np.asarray(image))
-    elif image.mode == "F":
-        grey = _float_to_eight_bits(np.asarray(image))
+def to_rgb(
+    image: PIL.Image.Image | Shaped[Array | np.ndarray, "..."],
+) -> UInt8[np.ndarray, "h w 3"]:
+    """An image of any kind as uint8 RGB.
+
+    Grey is repeated over the channels; alpha is dropped; 16 bits are scaled from 0..65535 to
+    0..255. Floating-point values are taken as 0..1, or as 0..255 if one is above 1. Of Pillow's
+    images, palettes are looked up, CMYK is converted and an EXIF orientation is applied.
+
+    Args:
+        image: A Pillow image, or an array (h, w) or (h, w, channels) of uint8, uint16, bool or
+            floating point with 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA) channels.
+
+    Returns:
+        A copy only where the array is not uint8 RGB already.
+
+    Raises:
+        ValueError: if it is no such image, or holds values outside these ranges.
+    """
+    if isinstance(image, (np.ndarray, Array)):
+        values = np.asarray(image)
     else:
-        return np.array(image.convert("RGB"))
-    return np.repeat(grey[..., None], 3, axis=-1)
+        from PIL import ImageOps
+
+        image = ImageOps.exif_transpose(image)
+        if image.mode not in (*SIXTEEN_BIT_MODES, "F"):
+            return np.array(image.convert("RGB"))
+        values = np.asarray(image) if image.mode == "F" else _sixteen_bits(image)
+    channels = 1 if values.ndim == 2 else values.shape[-1] if values.ndim == 3 else 0
+    if values.size == 0 or channels not in (1, 2, 3, 4):
+        raise ValueError(
+            "an image is an array (h, w) or (h, w, channels) of 1 to 4 channels, got "
+            f"{values.dtype} {values.shape}"
+        )
+    values = values[..., None] if values.ndim == 2 else values
+    values = values[..., : 1 if channels < 3 else 3]
+    if values.dtype == np.uint16:
+        values = ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    elif values.dtype == np.bool_:
+        values = values * np.uint8(255)
+    elif np.issubdtype(values.dtype, np.floating):
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0 and high <= 255):  # written so that NaN is refused too
+            raise ValueError(f"floating-point values {low}..{high} are outside 0..1 and 0..255")
+        values = np.rint(values * (255 if high <= 1 else 1)).astype(np.uint8)
+    elif values.dtype != np.uint8:
+        raise ValueError(
+            f"an image of {values.dtype} may hold 8 or 16 bits; convert it to uint8 or uint16"
+        )
+    return np.repeat(values, 3, axis=2) if values.shape[2] == 1 else values
 
 
-def _sixteen_to_eight_bits(values: Num[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
-    wide = values.astype(np.int64)
-    if wide.min() < 0 or wide.max() > 65535:
-        raise ValueError(f"integer values {wide.min()}..{wide.max()} are outside 16 bits")
-    return ((wide * 255 + 32767) // 65535).astype(np.uint8)
-
-
-def _float_to_eight_bits(values: Num[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
-    low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= 255):  # written so that NaN is refused too
-        raise ValueError(f"floating-point values {low}..{high} are outside 0..1 and 0..255")
-    return np.rint(values * (255 if high <= 1 else 1)).astype(np.uint8)
+def _sixteen_bits(image: PIL.Image.Image) -> UInt16[np.ndarray, "h w"]:
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"values {values.min()}..{values.max()} are outside 16 bits")
+    return values.astype(np.uint16)
 
 
 def read_label(
@@ -110,19 +145,14 @@ def read_label(
             image = image.convert("L")
         if kind == "color" or image.mode in ("RGB", "RGBA", "RGBX", "RGBa"):
             return _colors_to_ids(np.asarray(image.convert("RGB")), table, kind)
-        return _indices(image)
-
-
-def _indices(image: Image.Image) -> Int32[np.ndarray, "h w"]:
-    if image.mode == "PA":
-        image = image.getchannel("P")
-    values = np.asarray(image)
-    if values.ndim != 2:
-        raise ValueError(f"mode {image.mode} has {values.shape[-1]} channels; masks have 1 or RGB")
-    ids = values.astype(np.int32)
-    if not np.array_equal(ids, values):
-        raise ValueError("holds fractions, which are no class ids")
-    return ids
+        values = np.asarray(image.getchannel("P") if image.mode == "PA" else image)
+        if values.ndim != 2:
+            channels = values.shape[-1]
+            raise ValueError(f"mode {image.mode} has {channels} channels; masks have 1 or RGB")
+        ids = values.astype(np.int32)
+        if not np.array_equal(ids, values):
+            raise ValueError("holds fractions, which are no class ids")
+        return ids
 
 
 def _colors_to_ids(
@@ -137,10 +167,11 @@ def _colors_to_ids(
             "is an RGB mask: give the colour of each class in a csv file with the columns "
             "name,r,g,b (or json)"
         )
-    codes = _color_code(colors)
-    by_code = {_color_code(np.array((224, 224, 192), np.uint8)).item(): VOID}
+    red, green, blue = np.moveaxis(colors.astype(np.int32), -1, 0)
+    codes = red << 16 | green << 8 | blue
+    by_code = {int.from_bytes(VOID_COLOR): VOID}
     for row, raw_id in zip(table.rows, table.ids, strict=True):
-        by_code[_color_code(np.array(row.color, np.uint8)).item()] = raw_id
+        by_code[int.from_bytes(row.color)] = raw_id
     present, inverse = np.unique(codes, return_inverse=True)
     unknown = [code for code in present.tolist() if code not in by_code]
     if unknown:
@@ -149,11 +180,6 @@ def _colors_to_ids(
         raise ValueError(f"colours of no class: {shown}{more}")
     ids = np.array([by_code[code] for code in present.tolist()], np.int32)
     return ids[inverse].reshape(codes.shape)
-
-
-def _color_code(colors: UInt8[np.ndarray, "*shape 3"]) -> Int32[np.ndarray, "*shape"]:
-    red, green, blue = (colors[..., i].astype(np.int32) for i in range(3))
-    return red << 16 | green << 8 | blue
 
 
 def read_depth(source: str | Path | bytes, name: str | None = None) -> UInt16[np.ndarray, "h w"]:
@@ -168,23 +194,22 @@ def read_depth(source: str | Path | bytes, name: str | None = None) -> UInt16[np
         ValueError: naming the file, if it cannot be read or has other than 16 bits.
     """
     with _opened(source, name) as image:
-        if image.mode not in _SIXTEEN_BIT:
+        if image.mode not in SIXTEEN_BIT_MODES:
             raise ValueError(
                 "a depth image is a grey PNG of 16 bits in millimetres, but this one has mode "
                 f"{image.mode} of {len(image.getbands())} channels of 8 bits"
             )
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"depths {values.min()}..{values.max()} are outside 16 bits")
-        return values.astype(np.uint16)
+        return _sixteen_bits(image)
 
 
 def image_files(folder: Path, pattern: str = "*") -> list[Path]:
-    """The files in a folder that have an image's extension, in the order of their names."""
+    """The files in a folder that have the suffix of an image, in the order of their names."""
     return sorted(
         path
         for path in folder.glob(pattern)
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not path.name.startswith(".")
+        and path.is_file()
     )
 
 
@@ -225,14 +250,18 @@ def encoded_pixels(pixels: UInt8[np.ndarray, "h w 3"]) -> Encoded:
 
 def encode_png(pixels: UInt8[np.ndarray, "h w *c"] | UInt16[np.ndarray, "h w"]) -> bytes:
     """A uint8 RGB image or a single-channel map of 8 or 16 bits as the bytes of a PNG file."""
+    from PIL import Image
+
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", compress_level=4)
     return buffer.getvalue()
 
 
 @contextlib.contextmanager
-def _opened(source: str | Path | bytes, name: str | None) -> Iterator[Image.Image]:
+def _opened(source: str | Path | bytes, name: str | None) -> Iterator[PIL.Image.Image]:
     """A decoded Pillow image; every failure becomes a ValueError that names the file."""
+    from PIL import Image
+
     name = name or (str(source) if not isinstance(source, bytes) else "image")
     if not isinstance(source, bytes) and not Path(source).exists():
         raise FileNotFoundError(f"{name}: no such file")

@@ -39,7 +39,13 @@ from fcn_jax.classes import (
     table_from_names,
 )
 from fcn_jax.data.files import check_reachable, fingerprint
-from fcn_jax.data.images import EXTENSIONS, encoded_image, encoded_pixels, read_image, read_label
+from fcn_jax.data.images import (
+    IMAGE_SUFFIXES,
+    encoded_image,
+    encoded_pixels,
+    read_image,
+    read_label,
+)
 from fcn_jax.data.locking import lock
 from fcn_jax.data.records import (
     Contents,
@@ -518,7 +524,7 @@ def _as_id(value: Any) -> str:
     """The id of an example from a feature of text or numbers: without extension and slashes."""
     text = value.decode() if isinstance(value, bytes) else str(value)
     stem, dot, suffix = text.rpartition(".")
-    return (stem if f"{dot}{suffix}".lower() in EXTENSIONS else text).replace("/", "_")
+    return (stem if f"{dot}{suffix}".lower() in IMAGE_SUFFIXES else text).replace("/", "_")
 
 
 def _mask_ids(value: Any, red: bool, name: str) -> Integer[np.ndarray, "h w"]:

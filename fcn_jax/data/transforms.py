@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
-from PIL import Image, ImageEnhance
 
 from fcn_jax.canvas import Size, stack
 from fcn_jax.classes import VOID
@@ -106,6 +105,8 @@ def random_flip(example: Example, rng: np.random.Generator) -> Example:
 
 def random_jitter(example: Example, strength: float, rng: np.random.Generator) -> Example:
     """Changes brightness, contrast and saturation of ``image`` by factors in 1 ± strength."""
+    from PIL import Image, ImageEnhance
+
     image = Image.fromarray(np.ascontiguousarray(example["image"]))
     for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         image = change(image).enhance(float(rng.uniform(1 - strength, 1 + strength)))
@@ -214,4 +215,6 @@ def resize_image(image: UInt8[np.ndarray, "h w 3"], scale: float) -> UInt8[np.nd
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
     if (height, width) == image.shape[:2]:
         return image
+    from PIL import Image
+
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))

@@ -153,7 +153,7 @@ def test_oxford_iiit_pet(tmp_path, rng, monkeypatch, place):
     train, test = (open_source("tfds:oxford_iiit_pet", s, **options) for s in ("train", "test"))
     assert set(train.ids) == {"Abyssinian_1", "beagle_2", "pug_3"}
     assert test.ids == ("Siamese_9",)
-    assert train.features == ("image",)
+    assert train.modalities == ("image",)
     assert train.label_maps == {"label": OXFORD_IIIT_PET}
     assert train.classes.names == ("pet", "background")
     assert_pets(train, written)
