@@ -1,7 +1,7 @@
 """Batches of images of different sizes: grouped by canvas, stacked, a few of them in flight.
 
-A canvas is the height and width of a batch; each image lies in its top left corner. Prediction and
-evaluation share what is here. No networks: `fcn_jax.inference.predictor` computes.
+A canvas is the height and width of a batch; each image lies in its top left corner, and its valid
+size is its height and width there. Training, prediction and evaluation share what is here.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ T = TypeVar("T")
 Size: TypeAlias = tuple[int, int]
 """Height and width in pixels."""
 
+ValidSize: TypeAlias = Int[Array | np.ndarray, "b 2"] | None
+"""Height and width of each image on its canvas; None where all images fill it."""
+
 Canvas: TypeAlias = Callable[[int], int] | Size
 """The rule for canvases: the canvas's side for an image's side, or one canvas for all images."""
 
@@ -33,54 +36,50 @@ LARGEST_SIDE = 2048
 FCN-8s with VGG16 takes 2 GB for so many on the CPU, and 0.5 GB for a canvas of half the side.
 """
 
-# Batches that wait for the device: enough to keep it busy while the host prepares the next and
-# fetches the last, few enough that they take little memory.
-_IN_FLIGHT = 2
-
 
 @struct.dataclass
 class Batch:
     """What a network needs of a batch; the rows beyond the last image are black.
 
     Attributes:
-        arrays: What the network reads by modality, uint8 or uint16, at the size it sees them.
+        arrays: What the network reads by modality, uint8 or uint16, at the network's scale.
         valid_size: Height and width of each image there.
-        original_size: Height and width of each image as it was, before it was scaled for the network.
+        original_size: Height and width of each image before it was scaled for the network.
     """
 
-    arrays: Mapping[str, Shaped[Array, "b h w *c"]]
-    valid_size: Int[Array, "b 2"]
-    original_size: Int[Array, "b 2"]
+    arrays: Mapping[str, Shaped[Array | np.ndarray, "b h w *c"]]
+    valid_size: Int[Array | np.ndarray, "b 2"]
+    original_size: Int[Array | np.ndarray, "b 2"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Placed:
+class CanvasImage:
     """An image that has been given a canvas.
 
     Attributes:
         source: Where it came from, for whoever gets the result: a number, an example.
-        features: The network's features by name, at the size it sees them.
-        size: Its own height and width, at which results are wanted.
+        arrays: What the network reads by modality, at the network's scale.
+        original_size: Height and width before scaling, at which results are wanted.
         canvas: Height and width of the batch that it is to be in.
     """
 
     source: Any
-    features: dict[str, np.ndarray]
-    size: Size
+    arrays: Mapping[str, np.ndarray]
+    original_size: Size
     canvas: Size
 
     @property
-    def seen(self) -> Size:
-        """Height and width at which the network sees it."""
-        height, width = next(iter(self.features.values())).shape[:2]
+    def valid_size(self) -> Size:
+        """Height and width at the network's scale."""
+        height, width = next(iter(self.arrays.values())).shape[:2]
         return height, width
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Images of one canvas, and the rows that their batch is to have."""
+    """Images of one canvas, and the number of rows of their batch."""
 
-    images: list[Placed]
+    images: list[CanvasImage]
     rows: int
 
     @property
@@ -90,6 +89,17 @@ class Group:
 
 
 # ======================================================================== canvases
+
+
+def canvas_side(side: int) -> int:
+    """The side of the canvas for an image of so many pixels.
+
+    Four sides in each octave, and none below 32: 32, 40, 48, 56, 64, 80, … 384, 448, 512, 640, …
+    A canvas is therefore less than a quarter longer than its image (an eighth on average), and a
+    data set of any sizes up to 1000 pixels needs 20 sides, most of them rarely.
+    """
+    step = 1 << max(3, (side - 1).bit_length() - 3)
+    return max(32, round_up(side, step))
 
 
 def exactly(side: int) -> int:
@@ -131,7 +141,7 @@ def original_canvas(canvas: Size, scale: float) -> Size:
 
 
 def group_by_canvas(
-    images: Iterable[Placed],
+    images: Iterable[CanvasImage],
     batch_size: int,
     shards: int = 1,
     most_pixels: int = LARGEST_SIDE**2,
@@ -148,7 +158,7 @@ def group_by_canvas(
         shards: Parts that a batch is split into, one for each device.
         most_pixels: Of all the canvases that a device gets at a time, but for a single one.
     """
-    pending: dict[Size, list[Placed]] = {}
+    pending: dict[Size, list[CanvasImage]] = {}
     filled = set()
 
     def full_rows(canvas: Size) -> int:
@@ -174,9 +184,9 @@ def round_up(number: int, multiple: int) -> int:
 
 
 def stack(
-    arrays: Sequence[Shaped[np.ndarray, "h w *c"]], canvas: Size, rows: int, fill: int = 0
-) -> Shaped[np.ndarray, "rows height width *c"]:
-    """Lays arrays of one type into the top left corners of a batch, and fills the rest."""
+    arrays: Sequence[Shaped[np.ndarray, "_ _ *c"]], canvas: Size, rows: int, fill: int = 0
+) -> Shaped[np.ndarray, "{rows} height width *c"]:
+    """Copies arrays of one type into the top left corners of a batch, and fills the rest."""
     first = arrays[0]
     batch = np.full((rows, *canvas, *first.shape[2:]), fill, first.dtype)
     for row, array in enumerate(arrays):
@@ -188,29 +198,30 @@ def batch_of(group: Group, scale: float) -> Batch:
     """Stacks a group on its canvas, on the host.
 
     Args:
-        group: Images at the size that the network sees.
+        group: Images at the network's scale.
         scale: The factor that brought them to it.
     """
     images = group.images
-    features: Any = {
-        name: stack([image.features[name] for image in images], group.canvas, group.rows)
-        for name in images[0].features
+    arrays = {
+        name: stack([image.arrays[name] for image in images], group.canvas, group.rows)
+        for name in images[0].arrays
     }
-    seen: Any = np.full((group.rows, 2), group.canvas, np.int32)
-    sizes: Any = np.full((group.rows, 2), original_canvas(group.canvas, scale), np.int32)
-    seen[: len(images)] = [image.seen for image in images]
-    sizes[: len(images)] = [image.size for image in images]
-    return Batch(features, seen, sizes)
+    valid_size = np.full((group.rows, 2), group.canvas, np.int32)
+    original_size = np.full((group.rows, 2), original_canvas(group.canvas, scale), np.int32)
+    valid_size[: len(images)] = [image.valid_size for image in images]
+    original_size[: len(images)] = [image.original_size for image in images]
+    return Batch(arrays, valid_size, original_size)
 
 
 # ======================================================================== in flight
 
 
-def run_ahead(results: Iterable[T], ahead: int = _IN_FLIGHT) -> Iterator[T]:
-    """Yields what an iterator gives, but a few items later.
+def run_ahead(results: Iterable[T], ahead: int = 2) -> Iterator[T]:
+    """Yields what an iterator gives, but ``ahead`` items later.
 
-    JAX computes asynchronously: an iterator that starts a computation for each item is so always
-    ``ahead`` computations before the one whose result is waited for.
+    JAX computes asynchronously. An iterator that starts a computation for each item is then always
+    a few computations ahead of the one whose result is waited for: two keep the device busy while
+    the host prepares the next batch and fetches the last, and take little memory.
     """
     waiting: collections.deque[T] = collections.deque()
     for result in results:
@@ -223,43 +234,27 @@ def run_ahead(results: Iterable[T], ahead: int = _IN_FLIGHT) -> Iterator[T]:
 # ======================================================================== valid sizes
 
 
-def canvas_side(side: int) -> int:
-    """The side of the canvas for an image of so many pixels.
-
-    Four sides in each octave, and none below 32: 32, 40, 48, 56, 64, 80, … 384, 448, 512, 640, …
-    So a canvas is less than a quarter longer than its image (an eighth on average), and a data set
-    of any sizes up to 1000 pixels needs 20 sides, most of them rarely.
-    """
-    step = 1 << max(3, (side - 1).bit_length() - 3)
-    return max(32, -(-side // step) * step)
-
-
-Extent: TypeAlias = Int[Array, "b 2"] | None
-
-
 def fill_beyond(
-    x: Float[Array, "b h w c"], extent: Extent, fill: float = 0.0
+    x: Float[Array, "b h w c"], valid_size: ValidSize, fill: float = 0.0
 ) -> Float[Array, "b h w c"]:
-    """Overwrites the cells beyond each image."""
-    if extent is None:
+    """Overwrites the cells beyond each image's valid size."""
+    if valid_size is None:
         return x
-    rows = jnp.arange(x.shape[1])[None, :] < extent[:, 0, None]
-    columns = jnp.arange(x.shape[2])[None, :] < extent[:, 1, None]
+    rows = jnp.arange(x.shape[1])[None, :] < valid_size[:, 0, None]
+    columns = jnp.arange(x.shape[2])[None, :] < valid_size[:, 1, None]
     inside = (rows[:, :, None] & columns[:, None, :])[..., None]
     return jnp.where(inside, x, jnp.array(fill, x.dtype))
 
 
-def through(window: Window | TransposedWindow | None, extent: Extent) -> Extent:
-    """The extent of what a layer computes; None of a window leaves it."""
-    if extent is None or window is None:
-        return extent
-    if isinstance(window, TransposedWindow):
-        return (extent - 1) * window.factor + window.kernel
-    return window.cells(extent)
+def through(window: Window | TransposedWindow | None, valid_size: ValidSize) -> ValidSize:
+    """The valid size of what a layer computes; None of a window leaves it."""
+    if valid_size is None or window is None:
+        return valid_size
+    return window.cells(valid_size)
 
 
-def fused(offset: int, fine: Extent, up: Extent) -> Extent:
-    """The extent of two aligned maps' overlap; ``offset`` is that of ``fine`` against ``up``."""
+def fused(offset: int, fine: ValidSize, up: ValidSize) -> ValidSize:
+    """The valid size of two aligned maps' overlap; ``offset`` is ``fine``'s against ``up``."""
     if fine is None or up is None:
         return None
     return jnp.minimum(up, fine - offset) - max(0, -offset)

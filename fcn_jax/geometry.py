@@ -20,6 +20,9 @@ from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
+from jaxtyping import Array
+
 
 @dataclasses.dataclass(frozen=True)
 class Window:
@@ -37,7 +40,7 @@ class Window:
     pad: int = 0
     ceil: bool = False
 
-    def cells(self, size: Any) -> Any:
+    def cells(self, size: int | Array | np.ndarray) -> Any:
         """Cells of the output for an input of ``size`` cells, a number or an array of them.
 
         Below 1 where the padded input is smaller than the window.
@@ -71,7 +74,7 @@ class Window:
 
 @dataclasses.dataclass(frozen=True)
 class TransposedWindow:
-    """The window of a transposed convolution (transposed convolution) along one axis.
+    """The window of a transposed convolution along one axis.
 
     Each input cell adds one kernel to the output, ``factor`` cells after its neighbour's.
 
@@ -83,9 +86,13 @@ class TransposedWindow:
     kernel: int
     factor: int
 
-    def output_size(self, size: int) -> int:
-        """Cells of the output for an input of ``size`` cells."""
+    def cells(self, size: int | Array | np.ndarray) -> Any:
+        """Cells of the output for an input of ``size`` cells, a number or an array of them."""
         return (size - 1) * self.factor + self.kernel
+
+    def output_size(self, size: int) -> int:
+        """`cells` of a number."""
+        return self.cells(size)
 
     @classmethod
     def bilinear(cls, factor: int) -> TransposedWindow:

@@ -30,6 +30,7 @@ from jaxtyping import install_import_hook
 # Annotations are checked at run time in these modules, shapes and types of arrays included.
 CHECKED = [
     "fcn_jax.data.images",
+    "fcn_jax.canvas",
     "fcn_jax.geometry",
 ]
 install_import_hook(CHECKED, "beartype.beartype")

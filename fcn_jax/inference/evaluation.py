@@ -18,8 +18,8 @@ from jaxtyping import Array, UInt8
 from fcn_jax.canvas import (
     Batch,
     Canvas,
+    CanvasImage,
     Group,
-    Placed,
     batch_of,
     canvas_side,
     group_by_canvas,
@@ -126,7 +126,7 @@ def _visit(
 ) -> None:
     """Shows every example of a group with its label map, or maps by head."""
     for row, image in enumerate(group.images):
-        height, width = image.size
+        height, width = image.original_size
         labels = {head: maps[row, :height, :width].copy() for head, maps in predictions.items()}
         visit(image.source, labels if named else labels["label"])
 
@@ -164,7 +164,7 @@ def _score_batch(
 
 def _placed(
     example: Example, heads: Mapping[str, int], inputs: Inputs, scale: float, canvas: Canvas
-) -> Placed:
+) -> CanvasImage:
     """Checks an example and gives it a canvas; raises ValueError that names it."""
     if missing := [name for name in (*inputs.modalities, *heads) if name not in example]:
         raise ValueError(

@@ -26,7 +26,7 @@ from fcn_jax.canvas import (
     LARGEST_SIDE,
     Batch,
     Canvas,
-    Placed,
+    CanvasImage,
     Size,
     batch_of,
     canvas_for,
@@ -120,7 +120,7 @@ class Predictor:
             if progress is not None:
                 progress(1)
 
-        def in_one_piece() -> Iterator[Placed]:
+        def in_one_piece() -> Iterator[CanvasImage]:
             for number, image in enumerate(images):
                 try:
                     tiled = self.is_tiled(image)
@@ -218,7 +218,7 @@ class Predictor:
         tiles, canvas = tiling.tiles(self.model, size, self.tile)
         out = _results_array(self.model, size, scores, out)
 
-        def cut() -> Iterator[Placed]:
+        def cut() -> Iterator[CanvasImage]:
             for tile in tiles:
                 part = {name: features[name][tile.seen] for name in self._inputs.modalities}
                 yield place(tile, part, self._inputs, 1.0, canvas)
@@ -265,7 +265,7 @@ class Predictor:
 
     # ---- computation
 
-    def _place(self, source: Any, image: Any) -> Placed:
+    def _place(self, source: Any, image: Any) -> CanvasImage:
         canvas = canvas_rule(self.model, self.canvas)
         return place(source, _by_name(image, self._inputs), self._inputs, self.scale, canvas)
 
@@ -275,11 +275,11 @@ class Predictor:
         ((_, result),) = self._each([self._place(None, image)], scores)
         return result
 
-    def _each(self, images: Iterable[Placed], scores: bool) -> Iterator[tuple[Any, Any]]:
+    def _each(self, images: Iterable[CanvasImage], scores: bool) -> Iterator[tuple[Any, Any]]:
         """Yields source and result of each image, as they are done."""
         shards, _, split = shardings(self.mesh)
 
-        def started() -> Iterator[tuple[list[Placed], Any]]:
+        def started() -> Iterator[tuple[list[CanvasImage], Any]]:
             for group in group_by_canvas(images, self.batch_size, shards, self.tile**2):
                 results = _compute(
                     self.model,
@@ -296,7 +296,7 @@ class Predictor:
         for placed, results in run_ahead(started()):
             host = jax.device_get(results)
             for row, image in enumerate(placed):
-                own = functools.partial(self._own, row, image.size)
+                own = functools.partial(self._own, row, image.original_size)
                 yield image.source, jax.tree.map(own, host)
 
     def _own(self, row: int, size: Size, batch: np.ndarray) -> np.ndarray:
@@ -417,7 +417,7 @@ def canvas_rule(model: nn.Module, canvas: Canvas) -> Canvas:
 
 def place(
     source: Any, example: Mapping[str, Any], inputs: Inputs, scale: float, canvas: Canvas
-) -> Placed:
+) -> CanvasImage:
     """Brings an example's features to the network's scale, and chooses their canvas.
 
     Raises:
@@ -428,7 +428,7 @@ def place(
     (height, width), (seen_height, seen_width) = (
         features[inputs.modalities[0]].shape[:2] for features in (own, seen)
     )
-    return Placed(source, seen, (height, width), canvas_for((seen_height, seen_width), canvas))
+    return CanvasImage(source, seen, (height, width), canvas_for((seen_height, seen_width), canvas))
 
 
 def _by_name(image: Any, inputs: Inputs) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from fcn_jax.canvas import Extent, fill_beyond
+from fcn_jax.canvas import ValidSize, fill_beyond
 from fcn_jax.geometry import Window
 from fcn_jax.models.backbones import Concat, Layer
 from fcn_jax.models.decoders import window_of
@@ -142,7 +142,7 @@ class Border:
     unseen: bool = False
 
     @classmethod
-    def of_image(cls, canvas: tuple[int, ...], sizes: Extent, first: Layer) -> Border:
+    def of_image(cls, canvas: tuple[int, ...], sizes: ValidSize, first: Layer) -> Border:
         """Of images with the border that their first layer gives them."""
         window = window_of(first)
         assert window is not None
@@ -157,7 +157,7 @@ class Border:
         return Parts(image, jnp.zeros((batch, 1, 1, image.shape[-1]), image.dtype))
 
     @property
-    def extent(self) -> Extent:
+    def extent(self) -> ValidSize:
         """The extent of each image's whole map; None where all fill the canvas."""
         return None if isinstance(self.axis.size, np.ndarray) else self.axis.size
 
@@ -247,7 +247,7 @@ def _laid_over(
     below: Float[Array, "#b #h #w c"],
     seen: Float[Array, "b h2 w2 c"],
     pads: Sequence[tuple[int, int]],
-    until: Extent = None,
+    until: ValidSize = None,
 ) -> Float[Array, "b h w c"]:
     """Cells laid over a larger map, with so many cells of it around them; all before ``until``."""
     around = ((0, 0, 0), *((before, after, 0) for before, after in pads), (0, 0, 0))

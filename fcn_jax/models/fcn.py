@@ -25,7 +25,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float, Int
 
 from fcn_jax import ops
-from fcn_jax.canvas import Extent, fill_beyond, fused, through
+from fcn_jax.canvas import ValidSize, fill_beyond, fused, through
 from fcn_jax.geometry import Window, overlap
 from fcn_jax.models.backbones import (
     PADDINGS,
@@ -67,10 +67,10 @@ class _Maps:
     """
 
     arrays: dict[str, Array]
-    extents: dict[str, Extent]
+    extents: dict[str, ValidSize]
     all_wanted: bool
 
-    def add(self, name: str, array: Array, extent: Extent) -> None:
+    def add(self, name: str, array: Array, extent: ValidSize) -> None:
         """Files a map; beyond its images it is set to zero, whatever a bias left there."""
         self.arrays[name] = fill_beyond(array, extent)
         self.extents[name] = extent
@@ -80,7 +80,7 @@ Places: TypeAlias = dict[str, Any]
 """By layer how its map is divided (`Border`), or its images' extents; ``""`` is the image."""
 
 
-def _whole(arrays: Mapping[str, Any], places: Places, name: str) -> tuple[Array, Extent]:
+def _whole(arrays: Mapping[str, Any], places: Places, name: str) -> tuple[Array, ValidSize]:
     """A map and its images' extents; put together if it is in parts."""
     place = places[name]
     if isinstance(place, Border):
@@ -167,7 +167,7 @@ class FCN(nn.Module):
         return (result, maps.arrays) if return_maps else result
 
     def _run_backbone(
-        self, maps: _Maps, image: Array, valid_size: Extent, train: bool, suffix: str
+        self, maps: _Maps, image: Array, valid_size: ValidSize, train: bool, suffix: str
     ) -> None:
         """Runs the layer table on one input; adds the maps that the scores are read from."""
         height, width = image.shape[1:3]
@@ -186,7 +186,7 @@ class FCN(nn.Module):
         for name in filter(None, arrays):
             maps.add(f"{name}{suffix}", *_whole(arrays, places, name))
 
-    def _places(self, canvas: tuple[int, int], valid_size: Extent, *, whole: bool) -> Places:
+    def _places(self, canvas: tuple[int, int], valid_size: ValidSize, *, whole: bool) -> Places:
         """Of every map the images' extents; of the first ones how they share the border."""
         layers = self._layers
         shared = 0 if whole or ops.plain_chosen() else shared_layers(layers)

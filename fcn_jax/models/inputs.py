@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt
+from jaxtyping import Array, Float, UInt
 
-from fcn_jax.canvas import fill_beyond
+from fcn_jax.canvas import ValidSize, fill_beyond
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Preprocessing:
         return len(self.mean)
 
     def apply(
-        self, images: UInt[Array, "b h w *c"], valid_size: Int[Array, "b 2"] | None = None
+        self, images: UInt[Array, "b h w *c"], valid_size: ValidSize = None
     ) -> Float[Array, "b h w c"]:
         """Normalises a batch on the device.
 
@@ -158,7 +158,7 @@ class Inputs:
         parts = [part for _, features in self.entries for part in features]
         return parts[0][1] if [name for name, _ in parts] == ["image"] else None
 
-    def apply(self, features: Features | Array, valid_size: Int[Array, "b 2"] | None = None) -> Any:
+    def apply(self, features: Features | Array, valid_size: ValidSize = None) -> Any:
         """Normalises a batch on the device.
 
         Args:

@@ -111,8 +111,8 @@ def resize_bilinear(x: Float[Array, "b h w c"], height: int, width: int) -> Arra
 
 def resize_bilinear_on_canvas(
     x: Float[Array, "b h w c"],
-    sizes: Int[Array, "b 2"],
-    targets: Int[Array, "b 2"],
+    sizes: Int[Array | np.ndarray, "b 2"],
+    targets: Int[Array | np.ndarray, "b 2"],
     height: int,
     width: int,
 ) -> Float[Array, "b height width c"]:
@@ -135,7 +135,10 @@ def resize_bilinear_on_canvas(
 
 
 def _bilinear_weights(
-    size: Int[Array, " b"], target: Int[Array, " b"], cells: int, resized: int
+    size: Int[Array | np.ndarray, " b"],
+    target: Int[Array | np.ndarray, " b"],
+    cells: int,
+    resized: int,
 ) -> Float[Array, "b cells resized"]:
     """The weight of each cell in each resized cell, along one axis.
 
