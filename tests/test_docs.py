@@ -48,7 +48,7 @@ def test_a_page_without_a_place_for_a_table_is_refused(generator, monkeypatch):
         generator.replaced("# Networks")
 
 
-def test_the_example_of_ones_own_trunk(generator):
+def test_the_example_of_a_backbone_of_your_own(generator):
     """The code block runs as it stands, and its network takes images of any size."""
     (block,) = re.findall(r"```python\n(.*?)```", generator.PAGE.read_text(), flags=re.DOTALL)
     names: dict = {}
