@@ -66,7 +66,7 @@ def break_image(root, rng):
 def break_splits(root, rng):
     for folder in ("", "annot"):
         shutil.copy(root / f"train{folder}/a.png", root / f"val{folder}/a.png")
-    return "1 images are in train and in val: a"
+    return "1 images are in both .*/train and .*/val: a"
 
 
 def break_layout(root, rng):

@@ -189,7 +189,7 @@ def test_ids_that_occur_twice_are_refused(tmp_path, rng):
     make_set(tmp_path, "oxford_iiit_pet", PET_SPEC, {"train": found})
     with pytest.raises(ValueError, match="two examples of train have the id 'pug_1'"):
         prepare("tfds:oxford_iiit_pet", data_dir=tmp_path)
-    assert not list((tmp_path / "ready").rglob("dataset_info.json"))
+    assert not list((tmp_path / "tfds").rglob("dataset_info.json"))
 
 
 def test_a_removed_or_changed_origin(tmp_path, rng):
@@ -411,7 +411,7 @@ def test_what_has_to_be_said_of_another_data_set(tmp_path, rng):
             prepare("tfds:my_set", data_dir=tmp_path, **options)
     with pytest.raises(FileNotFoundError, match=r"no class file .*absent\.txt"):
         prepare("tfds:my_set", data_dir=tmp_path, classes="absent.txt")
-    assert not list((tmp_path / "ready").rglob("dataset_info.json"))
+    assert not list((tmp_path / "tfds").rglob("dataset_info.json"))
 
 
 def test_versions_and_configurations(tmp_path, rng):

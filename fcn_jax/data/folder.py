@@ -34,20 +34,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from jaxtyping import Int64, UInt8
-from tensorflow_datasets.core.utils import tqdm_utils
 
 from fcn_jax.classes import VOID, ClassTable, has_colors, load_class_table
 from fcn_jax.data.files import fingerprint
 from fcn_jax.data.images import LabelKind, image_files
-from fcn_jax.data.records import (
-    Contents,
-    ExampleBuilder,
-    FilesConfig,
-    image_and_label,
-    read_labels,
-)
+from fcn_jax.data.records import Contents, Plan, image_and_label, read_labels
 
 SPLITS = ("train", "val", "test")
 MASK_FOLDERS = ("masks", "labels", "annotations")
@@ -89,7 +81,7 @@ class Found:
         return read_labels(path, self.classes, self.mask_kind, self.colors)
 
 
-def config(
+def plan(
     manual_dir: Path | None,
     *,
     classes: str | Path | None = None,
@@ -99,8 +91,8 @@ def config(
     first_id: int = 0,
     void: Sequence[int] = (),
     seed: int = 0,
-) -> FilesConfig:
-    """Builder configuration.
+) -> Plan:
+    """Plan the data set.
 
     Args:
         manual_dir: The folder of the data.
@@ -130,16 +122,8 @@ def config(
     found = find(manual_dir, **options)
     pairs = [pair for split in found.splits.values() for pair in split.values()]
     files = {path for pair in pairs for path in pair} | {found.class_file}
-    name = f"files-{fingerprint(files, options)}"
-    return FilesConfig(name=name, root=manual_dir, options=options)
 
-
-class Folder(ExampleBuilder):
-    """A person's own images and masks."""
-
-    def contents(self, config: FilesConfig, dl_manager: tfds.download.DownloadManager) -> Contents:
-        del dl_manager
-        found = find(config.root, **config.options)
+    def contents() -> Contents:
         problems, _ = check(found)
         if problems:
             raise ValueError(_listed(problems, found.root))
@@ -151,6 +135,8 @@ class Folder(ExampleBuilder):
             for split, pairs in found.splits.items()
         }
         return Contents(splits, {"label": found.classes}, source=str(found.root))
+
+    return Plan(f"files-{fingerprint(files, options)}", contents)
 
 
 def find(
@@ -164,7 +150,7 @@ def find(
     void: Sequence[int] = (),
     seed: int = 0,
 ) -> Found:
-    """Find images, masks and classes of a folder, without reading a picture. See `config`."""
+    """Find images, masks and classes of a folder, without reading a picture. See `plan`."""
     if root is None:
         raise FileNotFoundError("folder: give the folder of your images and masks as manual_dir")
     if mask_kind not in ("auto", "index", "color"):
@@ -195,6 +181,8 @@ def check(found: Found) -> tuple[list[str], Int64[np.ndarray, "256"]]:
     Returns:
         All problems, each naming its file; and how many pixels have each label.
     """
+    from tensorflow_datasets.core.utils import tqdm_utils
+
     problems = list(found.problems)
     pixels = np.zeros(256, np.int64)
     owners: dict[str, tuple[str, Path]] = {}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from fcn_jax.classes import ClassTable
+from fcn_jax.classes import VOID, ClassTable
 
 
 def read_mat(path: Path, variable: str) -> Int32[np.ndarray, "h w"]:
@@ -43,15 +43,23 @@ def read_mat(path: Path, variable: str) -> Int32[np.ndarray, "h w"]:
     return ids
 
 
-def read_mat_labels(path: Path, variable: str, table: ClassTable) -> UInt8[np.ndarray, "h w"]:
+def read_mat_labels(
+    path: Path, variable: str, table: ClassTable, void: int = VOID
+) -> UInt8[np.ndarray, "h w"]:
     """Labels from a `.mat` file that holds the ids of `table`.
+
+    Args:
+        path: The file.
+        variable: Its name, as for `read_mat`.
+        table: What the ids mean.
+        void: An id that is void, beside those that the table says.
 
     Raises:
         FileNotFoundError, ValueError: as `read_mat`, and for ids of no class.
     """
     ids = read_mat(path, variable)
     try:
-        return table.to_labels(ids)
+        return table.to_labels(np.where(ids == void, VOID, ids))
     except ValueError as error:
         raise ValueError(f"{path}: {variable}: {error}") from None
 

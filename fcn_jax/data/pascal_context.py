@@ -26,24 +26,16 @@ from __future__ import annotations
 import functools
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 
 from fcn_jax.classes import table_from_names
-from fcn_jax.data.files import (
-    by_stem,
-    complete,
-    fingerprint,
-    listed_ids,
-    refuse_shared,
-    shortfalls,
-)
+from fcn_jax.data.files import by_stem, complete, find_folder, plan_files, split_lists
+from fcn_jax.data.images import encoded_image
 from fcn_jax.data.matlab import read_mat
-from fcn_jax.data.records import Contents, ExampleBuilder, FilesConfig, image_and_label
-from fcn_jax.data.voc import VOC
+from fcn_jax.data.records import Plan
+from fcn_jax.data.voc import PHOTOGRAPHS, VOC
 
 PASCAL_CONTEXT = table_from_names(
     f"""
@@ -63,19 +55,11 @@ CONTEXT_FOLDERS = (".", "pascal-context", "pascal_context", "context", "PASCAL-C
 # What labels.txt calls a class, where that is not its name in the list of 59.
 NAMES_IN_LABELS = {"diningtable": "table", "bedcloth": "bedclothes", "clothes": "cloth"}
 
-Splits = dict[str, dict[str, dict[str, Path]]]
 Lookup = UInt8[np.ndarray, "65536"]
 
 
-class Roots(NamedTuple):
-    """Where the files lie: the folder VOC2010, and the one that holds trainval and labels.txt."""
-
-    devkit: Path
-    context: Path
-
-
-def config(manual_dir: Path | None, *, context: str | Path | None = None) -> FilesConfig:
-    """Builder configuration for the files in `manual_dir`.
+def plan(manual_dir: Path | None, *, context: str | Path | None = None) -> Plan:
+    """Plan the data set from the files in `manual_dir`.
 
     Args:
         manual_dir: The folder of the data.
@@ -83,33 +67,46 @@ def config(manual_dir: Path | None, *, context: str | Path | None = None) -> Fil
 
     Raises:
         FileNotFoundError: if a folder does not have the layout; it says what to put where.
-        ValueError: if the splits share images.
+        ValueError: if the splits share images, or labels.txt is not the published one.
     """
-    roots = _roots(manual_dir, context)
-    splits, _ = find_splits(roots)
-    files = {p for ids in splits.values() for paths in ids.values() for p in paths.values()}
-    name = f"files-{fingerprint(files | {roots.context / 'labels.txt'})}"
-    return FilesConfig(name=name, root=manual_dir, options={"context": context})
-
-
-class PascalContext(ExampleBuilder):
-    """PASCAL-Context: whole scenes in 59 classes and background."""
-
-    def contents(self, config: FilesConfig, dl_manager: tfds.download.DownloadManager) -> Contents:
-        del dl_manager
-        roots = _roots(config.root, config.options["context"])
-        splits, notes = find_splits(roots)
-        lookup = label_lookup(roots.context / "labels.txt")
-        read = functools.partial(read_context_label, lookup=lookup)
-        entries = {
-            split: [
-                image_and_label(name, paths["image"], paths["label"], read)
-                for name, paths in ids.items()
-            ]
-            for split, ids in splits.items()
-        }
-        source = f"{roots.devkit}, {roots.context}"
-        return Contents(entries, {"label": PASCAL_CONTEXT}, source=source, notes=notes)
+    devkit = find_folder([manual_dir], ("VOCdevkit/VOC2010", "VOC2010", "."), ["ImageSets/Main"])
+    given = None if context is None else Path(context).expanduser().absolute()
+    bases = [given] if given else [manual_dir]
+    if devkit is not None and given is None:
+        bases += [devkit, devkit.parent, devkit.parent.parent]
+    labelled = find_folder(bases, CONTEXT_FOLDERS, ["trainval"])
+    missing = []
+    if devkit is None:
+        missing.append(f"VOCdevkit/VOC2010 with JPEGImages and ImageSets/Main, from {VOC_URL}")
+    if labelled is None:
+        missing.append(
+            f"the folder trainval of ID.mat, with labels.txt beside it, from {CONTEXT_URL}"
+            + (f", in {given} (option context)" if given else "")
+        )
+    elif not (labelled / "labels.txt").exists():
+        missing.append(f"{labelled / 'labels.txt'}, from {CONTEXT_URL}")
+    if missing or devkit is None or labelled is None:
+        raise FileNotFoundError(
+            f"pascal_context: missing in {manual_dir or 'the folder to be given'} (manual_dir): "
+            f"{'; and '.join(missing)}"
+        )
+    lists = split_lists("pascal_context", devkit / "ImageSets/Main", FULL_SIZES)
+    files = {
+        "image": by_stem(devkit / "JPEGImages", PHOTOGRAPHS),
+        "label": by_stem(labelled / "trainval", (".mat",)),
+    }
+    names = labelled / "labels.txt"
+    read = functools.partial(read_context_label, lookup=label_lookup(names))
+    return plan_files(
+        {split: complete(ids, files) for split, ids in lists.items()},
+        {"image": encoded_image, "label": read},
+        {"label": PASCAL_CONTEXT},
+        source=f"{devkit}, {labelled}",
+        missing=f"pascal_context: no id of {devkit}/ImageSets/Main/train.txt or val.txt has both "
+        f"{devkit}/JPEGImages/ID.jpg ({VOC_URL}) and {labelled}/trainval/ID.mat ({CONTEXT_URL})",
+        full_sizes=FULL_SIZES,
+        more=[names],
+    )
 
 
 def label_lookup(path: Path) -> Lookup:
@@ -152,69 +149,3 @@ def read_context_label(path: Path, lookup: Lookup) -> UInt8[np.ndarray, "h w"]:
     if ids.min() < 0 or ids.max() >= len(lookup):
         raise ValueError(f"{path}: LabelMap holds {ids.min()}..{ids.max()}, not 1..459")
     return lookup[ids]
-
-
-def find_splits(roots: Roots) -> tuple[Splits, tuple[str, ...]]:
-    """The files of every id in every split, and notes on what is missing.
-
-    Raises:
-        FileNotFoundError: if no image of any split is there.
-        ValueError: if the splits share images.
-    """
-    folder = roots.devkit / "ImageSets/Main"
-    lists = {split: listed_ids(folder / f"{split}.txt") for split in FULL_SIZES}
-    refuse_shared("pascal_context", {f"Main/{split}.txt": ids for split, ids in lists.items()})
-    files = {
-        "image": by_stem(roots.devkit / "JPEGImages", (".jpg", ".jpeg", ".png")),
-        "label": by_stem(roots.context / "trainval", (".mat",)),
-    }
-    splits = {split: complete(ids, files) for split, ids in lists.items()}
-    notes = shortfalls(splits, FULL_SIZES)
-    splits = {split: found for split, found in splits.items() if found}
-    if not splits:
-        raise FileNotFoundError(
-            f"pascal_context: no id of {folder}/train.txt or val.txt has both "
-            f"{roots.devkit}/JPEGImages/ID.jpg ({VOC_URL}) and {roots.context}/trainval/ID.mat "
-            f"({CONTEXT_URL})"
-        )
-    return splits, notes
-
-
-def _roots(manual_dir: Path | None, context: str | Path | None) -> Roots:
-    """Where the files lie.
-
-    Raises:
-        FileNotFoundError: listing everything that is missing.
-    """
-    devkit = _devkit(manual_dir)
-    place = None if context is None else Path(context).expanduser().absolute()
-    bases = [place] if place else [manual_dir]
-    if devkit is not None and place is None:
-        bases += [devkit, devkit.parent, devkit.parent.parent]
-    candidates = [base / folder for base in bases if base for folder in CONTEXT_FOLDERS]
-    found = [path for path in candidates if (path / "trainval").is_dir()]
-    missing = []
-    if devkit is None:
-        missing.append(f"VOCdevkit/VOC2010 with JPEGImages and ImageSets/Main, from {VOC_URL}")
-    if not found:
-        missing.append(
-            f"the folder trainval of ID.mat, with labels.txt beside it, from {CONTEXT_URL}"
-            + (f", in {place} (option context)" if place else "")
-        )
-    elif not (found[0] / "labels.txt").exists():
-        missing.append(f"{found[0] / 'labels.txt'}, from {CONTEXT_URL}")
-    if missing or devkit is None:
-        raise FileNotFoundError(
-            f"pascal_context: missing in {manual_dir or 'the folder to be given'} (manual_dir): "
-            f"{'; and '.join(missing)}"
-        )
-    return Roots(devkit, found[0].resolve())
-
-
-def _devkit(manual_dir: Path | None) -> Path | None:
-    """The folder VOC2010, given it or a folder above it."""
-    for place in ("VOCdevkit/VOC2010", "VOC2010", ".") if manual_dir else ():
-        devkit = (manual_dir or Path()) / place
-        if (devkit / "ImageSets/Main").is_dir():
-            return devkit.resolve()
-    return None

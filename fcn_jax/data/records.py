@@ -1,10 +1,9 @@
-"""What all data sets share: how examples are written as a TFDS data set.
+"""What all data sets share: what an example is, and how examples are written as a TFDS data set.
 
-TFDS's own writer keeps a whole split in memory to shuffle it and, above 1 GB, needs TensorFlow. An
-`ExampleBuilder` streams its examples in order into one ArrayRecord file per split instead: order is
-the loader's business, memory stays flat, and the progress bar knows the total. Everything else (the
-incomplete folder that is renamed when done, the metadata, `as_data_source`,
-`tfds.builder_from_directory`) is TFDS's.
+A data set's module has a function `plan`, which finds what is there and says which prepared copy
+that makes (`Plan`). Only if there is no such copy yet are the examples read and written: streamed
+in order into one ArrayRecord file per split, so that memory stays flat and TensorFlow is not
+needed. Order is the loader's business. TFDS reads the copy with `tfds.builder_from_directory`.
 """
 
 from __future__ import annotations
@@ -12,30 +11,25 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import tensorflow_datasets as tfds
 from jaxtyping import UInt8, UInt16
-from tensorflow_datasets.core.splits import SplitDict
-from tensorflow_datasets.core.utils import tqdm_utils
 
 from fcn_jax.classes import ClassTable
-from fcn_jax.data.images import (
-    Encoded,
-    LabelKind,
-    encode_png,
-    encoded_image,
-    read_label,
-)
+from fcn_jax.data.images import Encoded, LabelKind, encode_png, encoded_image, read_label
 
-Kind = Literal["picture", "depth", "labels"]
-"""What an array of an example is: uint8 (h, w, 3); uint16 (h, w), in mm; uint8 (h, w) labels."""
+VERSION = "2.1.0"
+"""Of the prepared copies; those of another version are never read."""
 
-IMAGE_AND_LABEL: Mapping[str, Kind] = {"image": "picture", "label": "labels"}
+Kind = Literal["picture", "depth"]
+"""What an input is: a picture, uint8 (h, w, 3); or depth, uint16 (h, w), in millimetres."""
+
+PICTURE: Mapping[str, Kind] = {"image": "picture"}
 
 Part = Encoded | UInt16[np.ndarray, "h w"] | UInt8[np.ndarray, "h w"]
 """One array of an example: a picture as the bytes of its file, a depth image, or a label map."""
@@ -52,45 +46,36 @@ class Entry:
     load: Callable[[], Mapping[str, Part]]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Contents:
     """All that a data set will hold, before any pixel is stored.
 
     Attributes:
         splits: The entries of every split, in the order they will be stored.
-        label_maps: The class table of every label map, by its name; they are stored beside the data.
+        label_maps: The class table of every label map, by its name; stored beside the data.
         source: Where the data come from, in words.
         notes: What a person should know about this copy, e.g. how much of the set is there.
+        modalities: What the inputs are, by name; "image" before others.
     """
 
     splits: Mapping[str, Sequence[Entry]]
     label_maps: Mapping[str, ClassTable]
     source: str
     notes: tuple[str, ...] = ()
+    modalities: Mapping[str, Kind] = dataclasses.field(default_factory=lambda: PICTURE)
 
 
-@dataclasses.dataclass
-class ExamplesConfig(tfds.core.BuilderConfig):
-    """Builder configuration.
-
-    Attributes:
-        arrays: What every array of an example is, by its name; inputs first, "image" before others.
-    """
-
-    arrays: Mapping[str, Kind] = dataclasses.field(default_factory=lambda: dict(IMAGE_AND_LABEL))
-
-
-@dataclasses.dataclass
-class FilesConfig(ExamplesConfig):
-    """Builder configuration of a data set that is made from a person's files.
+class Plan(NamedTuple):
+    """What a data set can be prepared from.
 
     Attributes:
-        root: The folder of the files; None where they are downloaded.
-        options: The data set's options.
+        copy: The name of the prepared copy: the same for the same files and options.
+        contents: Called if there is no such copy. It finds all problems that can be found before
+            anything is written.
     """
 
-    root: Path | None = None
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    copy: str
+    contents: Callable[[], Contents]
 
 
 def file_entry(entry_id: str, files: Mapping[str, tuple[Path, Read]]) -> Entry:
@@ -109,6 +94,13 @@ def file_entry(entry_id: str, files: Mapping[str, tuple[Path, Read]]) -> Entry:
     return Entry(entry_id, load)
 
 
+def image_and_label(
+    entry_id: str, image: Path, label: Path, read: Callable[[Path], UInt8[np.ndarray, "h w"]]
+) -> Entry:
+    """An example of two files, "image" and "label"; `read` turns the second into labels."""
+    return file_entry(entry_id, {"image": (image, encoded_image), "label": (label, read)})
+
+
 def check_sizes(parts: Mapping[str, Part], names: Mapping[str, str]) -> None:
     """Refuse arrays of different sizes.
 
@@ -119,24 +111,20 @@ def check_sizes(parts: Mapping[str, Part], names: Mapping[str, str]) -> None:
     Raises:
         ValueError: naming the two that differ, and their sizes.
     """
-    sizes = {name: _size(part) for name, part in parts.items()}
-    first = next(iter(sizes))
-    for name, size in sizes.items():
-        if size != sizes[first]:
+    first = next(iter(parts))
+    height, width = size_of(parts[first])
+    for name, part in parts.items():
+        if size_of(part) != (height, width):
+            other_height, other_width = size_of(part)
             raise ValueError(
-                f"{names[name]}: {_shown(size)} pixels, but its {first} {names[first]} has "
-                f"{_shown(sizes[first])}"
+                f"{names[name]}: {other_width}x{other_height} pixels, but its {first} "
+                f"{names[first]} has {width}x{height}"
             )
 
 
-def _size(part: Part) -> tuple[int, int]:
-    if isinstance(part, Encoded):
-        return part.size
-    return part.shape[0], part.shape[1]
-
-
-def _shown(size: Sequence[int]) -> str:
-    return f"{size[1]}x{size[0]}"
+def size_of(part: Part) -> tuple[int, int]:
+    """Height and width."""
+    return part.size if isinstance(part, Encoded) else (part.shape[0], part.shape[1])
 
 
 def read_labels(
@@ -157,125 +145,94 @@ def read_labels(
         raise ValueError(f"{path}: {error}") from None
 
 
-def image_and_label(
-    entry_id: str, image: Path, label: Path, read: Callable[[Path], UInt8[np.ndarray, "h w"]]
-) -> Entry:
-    """An example of two files, "image" and "label"; `read` turns the second into labels."""
-    return file_entry(entry_id, {"image": (image, encoded_image), "label": (label, read)})
+def write(contents: Contents, path: Path, description: str) -> None:
+    """Write a data set. Its folder has the name only once it is complete.
 
+    Args:
+        contents: What it holds.
+        path: The folder to make: DIR/NAME/COPY/VERSION.
+        description: The data set in words.
 
-class ExampleBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A TFDS builder of examples for segmentation; a subclass says which there are.
-
-    Its configuration is an `ExamplesConfig`, which says what arrays an example has.
+    Raises:
+        ValueError, FileNotFoundError: if an example cannot be read; nothing is left then.
     """
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.utils import tqdm_utils
 
-    # Prepared copies of another version are never read. 2: several inputs and label maps.
-    VERSION = tfds.core.Version("2.1.0")
-
-    def contents(self, config: Any, dl_manager: tfds.download.DownloadManager) -> Contents:
-        """The entries of every split. Find all problems here, before anything is written."""
-        raise NotImplementedError
-
-    def _arrays(self) -> Mapping[str, Kind]:
-        config: Any = self.builder_config
-        return config.arrays
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        arrays = {name: _feature(kind) for name, kind in self._arrays().items()}
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=type(self).__doc__,
-            features=tfds.features.FeaturesDict({**arrays, "id": tfds.features.Text()}),
-            metadata=tfds.core.MetadataDict(),
-            disable_shuffling=True,
-        )
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        contents = self.contents(self.builder_config, dl_manager)
-        for note in contents.notes:
-            print(f"{self.name}: {note}", file=sys.stderr)
-        arrays = self._arrays()
-        assert [name for name, kind in arrays.items() if kind == "labels"] == [*contents.label_maps]
-        assert self.info.metadata is not None  # see _info
-        metadata: Any = self.info.metadata
-        metadata.update(
-            modalities={name: kind for name, kind in arrays.items() if kind != "labels"},
-            label_maps={name: table.to_dict() for name, table in contents.label_maps.items()},
-            source=contents.source,
-            notes=list(contents.notes),
-            ids={name: [] for name in contents.splits},
-            digests={name: [] for name in contents.splits},
-            sizes={name: [] for name in contents.splits},
-        )
-        return {
-            name: self._generate_examples(name, entries, metadata)
-            for name, entries in contents.splits.items()
-        }
-
-    def _generate_examples(
-        self, split: str, entries: Sequence[Entry], metadata: dict[str, Any]
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        seen: set[str] = set()
-        bar = tqdm_utils.tqdm(entries, desc=f"{self.name} {split}", unit=" images")
-        for entry in bar:
-            if entry.id in seen:
-                raise ValueError(f"{self.name}: two examples of {split} have the id '{entry.id}'")
-            seen.add(entry.id)
-            parts = entry.load()
-            # TFDS encodes arrays with TensorFlow, but takes the bytes of a file as they are.
-            files = {
-                name: part.content if isinstance(part, Encoded) else encode_png(part)
-                for name, part in parts.items()
+    name, copy, version = path.parts[-3:]
+    # Two processes must not be here at once, so that what lies there is what a killed one left.
+    incomplete = path.with_name(f"incomplete.{version}")
+    shutil.rmtree(incomplete, ignore_errors=True)
+    incomplete.mkdir(parents=True)
+    arrays = {**contents.modalities, **dict.fromkeys(contents.label_maps, "labels")}
+    metadata = tfds.core.MetadataDict(
+        modalities=dict(contents.modalities),
+        label_maps={name: table.to_dict() for name, table in contents.label_maps.items()},
+        source=contents.source,
+        notes=list(contents.notes),
+        **{key: {split: [] for split in contents.splits} for key in ("ids", "digests", "sizes")},
+    )
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.DatasetIdentity(
+            name=name,
+            version=tfds.core.Version(version),
+            data_dir=str(incomplete),
+            module_name="fcn_jax.data",
+            config_name=copy,
+        ),
+        description=description,
+        features=tfds.features.FeaturesDict(
+            {
+                **{
+                    name: tfds.features.Image(shape=(None, None, 3))
+                    if kind == "picture"
+                    else tfds.features.Image(
+                        shape=(None, None, 1),
+                        dtype=np.uint16 if kind == "depth" else np.uint8,
+                        encoding_format="png",
+                    )
+                    for name, kind in arrays.items()
+                },
+                "id": tfds.features.Text(),
             }
-            image = parts["image"]
-            size = image.size if isinstance(image, Encoded) else image.shape[:2]
-            metadata["ids"][split].append(entry.id)
-            metadata["digests"][split].append(hashlib.sha256(files["image"]).hexdigest()[:16])
-            metadata["sizes"][split].append(list(size))
-            yield (
-                entry.id,
-                {**{name: io.BytesIO(file) for name, file in files.items()}, "id": entry.id},
-            )
-
-    def _download_and_prepare(
-        self,
-        dl_manager: tfds.download.DownloadManager,
-        download_config: tfds.download.DownloadConfig | None = None,
-    ) -> None:
-        del download_config
-        split_infos = [
-            self._write_split(name, examples)
-            for name, examples in self._split_generators(dl_manager).items()
-        ]
-        self.info.set_splits(SplitDict(split_infos))
-
-    def _write_split(
-        self, split: str, examples: Iterator[tuple[str, dict[str, Any]]]
-    ) -> tfds.core.SplitInfo:
-        from array_record.python.array_record_module import ArrayRecordWriter
-
-        template = self._get_filename_template(split)
-        path = template.sharded_filepath(shard_index=0, num_shards=1)
-        writer = ArrayRecordWriter(str(path), "group_size:1")  # one record each: random access
-        num_examples = num_bytes = 0
-        features: Any = self.info.features
-        for _, example in examples:
-            record = features.serialize_example(example)
-            writer.write(record)
-            num_examples += 1
-            num_bytes += len(record)
-        writer.close()
-        return tfds.core.SplitInfo(
-            name=split,
-            shard_lengths=[num_examples],
-            num_bytes=num_bytes,
-            filename_template=template,
+        ),
+        metadata=metadata,
+        disable_shuffling=True,
+    )
+    try:
+        # It writes one record a group, which gives random access.
+        writer = tfds.core.SequentialWriter(
+            info, max_examples_per_shard=sys.maxsize, file_format="array_record"
         )
+        writer.initialize_splits([*contents.splits])
+        for split, entries in contents.splits.items():
+            bar = tqdm_utils.tqdm(entries, desc=f"{name} {split}", unit=" images")
+            stored = {key: metadata[key][split] for key in ("ids", "digests", "sizes")}
+            examples: Any = _stored(bar, stored, f"{name}: two examples of {split} have the id")
+            writer.add_examples({split: examples})  # It takes them one by one.
+        writer.close_all()
+    except BaseException:
+        shutil.rmtree(incomplete, ignore_errors=True)
+        raise
+    incomplete.rename(path)
 
 
-def _feature(kind: Kind) -> tfds.features.FeatureConnector:
-    if kind == "picture":
-        return tfds.features.Image(shape=(None, None, 3))
-    dtype = np.uint16 if kind == "depth" else np.uint8
-    return tfds.features.Image(shape=(None, None, 1), dtype=dtype, encoding_format="png")
+def _stored(
+    entries: Iterable[Entry], stored: Mapping[str, list[Any]], twice: str
+) -> Iterator[dict[str, Any]]:
+    """Read examples one by one as TFDS takes them, and add ids, digests and sizes to `stored`."""
+    seen: set[str] = set()
+    for entry in entries:
+        if entry.id in seen:
+            raise ValueError(f"{twice} '{entry.id}'")
+        seen.add(entry.id)
+        parts = entry.load()
+        # TFDS encodes arrays with TensorFlow, but takes the bytes of a file as they are.
+        files = {
+            name: part.content if isinstance(part, Encoded) else encode_png(part)
+            for name, part in parts.items()
+        }
+        stored["ids"].append(entry.id)
+        stored["digests"].append(hashlib.sha256(files["image"]).hexdigest()[:16])
+        stored["sizes"].append(list(size_of(parts["image"])))
+        yield {**{name: io.BytesIO(file) for name, file in files.items()}, "id": entry.id}

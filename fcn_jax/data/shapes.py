@@ -13,18 +13,15 @@ void border and the shadow all follow.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
-import tensorflow_datasets as tfds
 from jaxtyping import Float, UInt8
 
 from fcn_jax.classes import VOID, ClassRow, ClassTable
 from fcn_jax.data.images import encoded_pixels
-from fcn_jax.data.records import Contents, Entry, ExampleBuilder, ExamplesConfig, Part
+from fcn_jax.data.records import Contents, Entry, Part, Plan
 
 SHAPES = ClassTable(
     (
@@ -46,28 +43,10 @@ HUES = {"disc": 0.03, "box": 0.13, "triangle": 0.36, "ring": 0.60, "star": 0.82}
 STRIPES = {"disc": 0.1, "box": 0.3, "triangle": 0.5, "ring": 0.7, "star": 0.9}  # of half a turn
 
 
-@dataclasses.dataclass
-class ShapesConfig(ExamplesConfig):
-    """How many pictures of what size, from which seed."""
-
-    train: int = 400
-    val: int = 100
-    size: int = 96
-    seed: int = 0
-
-
-def config(
-    manual_dir: Path | None = None,
-    *,
-    train: int = 400,
-    val: int = 100,
-    size: int = 96,
-    seed: int = 0,
-) -> ShapesConfig:
-    """Builder configuration.
+def plan(*, train: int = 400, val: int = 100, size: int = 96, seed: int = 0) -> Plan:
+    """Plan the data set.
 
     Args:
-        manual_dir: Not used: the pictures are made here.
         train: Number of training images.
         val: Number of validation images.
         size: Height and width in pixels, at least 48.
@@ -76,39 +55,25 @@ def config(
     Raises:
         ValueError: for numbers that make no picture.
     """
-    del manual_dir
     if train < 1 or val < 1 or size < 48 or seed < 0:
         raise ValueError(
             f"shapes needs train >= 1, val >= 1, size >= 48 and seed >= 0, "
             f"not train={train}, val={val}, size={size}, seed={seed}"
         )
-    name = f"train{train}-val{val}-size{size}-seed{seed}"
-    return ShapesConfig(name=name, train=train, val=val, size=size, seed=seed)
 
+    def load(split_number: int, number: int) -> dict[str, Part]:
+        image, label = draw_example(np.random.default_rng((seed, split_number, number)), size)
+        return {"image": encoded_pixels(image), "label": label}
 
-class Shapes(ExampleBuilder):
-    """Textured shapes with thin parts over textured ground, made from a seed."""
-
-    def contents(self, config: ShapesConfig, dl_manager: tfds.download.DownloadManager) -> Contents:
-        del dl_manager
-
-        def entry(split: str, number: int) -> Entry:
-            seed = (config.seed, ("train", "val").index(split), number)
-            return Entry(f"{split}_{number:05d}", functools.partial(_encoded, seed, config.size))
-
-        return Contents(
-            splits={
-                split: [entry(split, number) for number in range(count)]
-                for split, count in (("train", config.train), ("val", config.val))
-            },
-            label_maps={"label": SHAPES},
-            source=f"made by fcn_jax from seed {config.seed}",
-        )
-
-
-def _encoded(seed: tuple[int, ...], size: int) -> dict[str, Part]:
-    image, label = draw_example(np.random.default_rng(seed), size)
-    return {"image": encoded_pixels(image), "label": label}
+    splits = {
+        split: [
+            Entry(f"{split}_{number:05d}", functools.partial(load, split_number, number))
+            for number in range(count)
+        ]
+        for split_number, (split, count) in enumerate({"train": train, "val": val}.items())
+    }
+    contents = Contents(splits, {"label": SHAPES}, f"made by fcn_jax from seed {seed}")
+    return Plan(f"train{train}-val{val}-size{size}-seed{seed}", lambda: contents)
 
 
 def draw_example(
@@ -162,7 +127,7 @@ def _union(*parts: Map) -> Map:
     return functools.reduce(np.minimum, parts)
 
 
-def _disc(u: Map, v: Map, px: float, *, rng: np.random.Generator) -> Map:
+def disc(u: Map, v: Map, px: float, *, rng: np.random.Generator) -> Map:
     body = np.hypot(u, v - 0.25) - 0.66
     spread = rng.uniform(0.45, 0.75)
     half = rng.uniform(1.5, 2.0) * px
@@ -171,7 +136,7 @@ def _disc(u: Map, v: Map, px: float, *, rng: np.random.Generator) -> Map:
     return _union(body, *feelers, *knobs)
 
 
-def _box(u: Map, v: Map, px: float, *, rng: np.random.Generator) -> Map:
+def box(u: Map, v: Map, px: float, *, rng: np.random.Generator) -> Map:
     a, b = 0.58 * rng.uniform(0.9, 1.1), 0.5 * rng.uniform(0.85, 1.15)
     q, r = np.abs(u) - a, np.abs(v - 0.2) - b
     body = np.hypot(np.maximum(q, 0), np.maximum(r, 0)) + np.minimum(np.maximum(q, r), 0)
@@ -180,7 +145,7 @@ def _box(u: Map, v: Map, px: float, *, rng: np.random.Generator) -> Map:
     return _union(body, _capsule(u, v, *post, half), _capsule(u, v, *bar, half))
 
 
-def _triangle(u: Map, v: Map, px: float, *, rng: np.random.Generator) -> Map:
+def triangle(u: Map, v: Map, px: float, *, rng: np.random.Generator) -> Map:
     sides = [(0.0, 1.0), (0.87, -0.5), (-0.87, -0.5)]
     body = functools.reduce(np.maximum, [u * a + (v + 0.1) * b for a, b in sides]) - 0.44
     half = rng.uniform(1.5, 2.0) * px
@@ -189,7 +154,7 @@ def _triangle(u: Map, v: Map, px: float, *, rng: np.random.Generator) -> Map:
     return _union(body, *legs)
 
 
-def _ring(u: Map, v: Map, px: float, *, rng: np.random.Generator) -> Map:
+def ring(u: Map, v: Map, px: float, *, rng: np.random.Generator) -> Map:
     width = rng.uniform(2.2, 2.8) * px
     rim = np.abs(np.hypot(u, v) - 0.8) - width
     hub = np.hypot(u, v) - 0.2
@@ -199,7 +164,7 @@ def _ring(u: Map, v: Map, px: float, *, rng: np.random.Generator) -> Map:
     return _union(rim, hub, *spokes)
 
 
-def _star(u: Map, v: Map, px: float, *, rng: np.random.Generator) -> Map:
+def star(u: Map, v: Map, px: float, *, rng: np.random.Generator) -> Map:
     body = np.hypot(u, v) - 0.42
     rays = []
     for angle in rng.uniform(0, np.pi) + np.arange(6) * np.pi / 3:
@@ -211,11 +176,11 @@ def _star(u: Map, v: Map, px: float, *, rng: np.random.Generator) -> Map:
 
 
 OUTLINES: dict[str, Callable[..., Map]] = {
-    "disc": _disc,
-    "box": _box,
-    "triangle": _triangle,
-    "ring": _ring,
-    "star": _star,
+    "disc": disc,
+    "box": box,
+    "triangle": triangle,
+    "ring": ring,
+    "star": star,
 }
 
 

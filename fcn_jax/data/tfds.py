@@ -27,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Integer, UInt8
@@ -46,15 +47,8 @@ from fcn_jax.data.images import (
     read_image,
     read_label,
 )
-from fcn_jax.data.locking import lock
-from fcn_jax.data.records import (
-    Contents,
-    Entry,
-    ExampleBuilder,
-    FilesConfig,
-    Part,
-    check_sizes,
-)
+from fcn_jax.data.records import VERSION as PREPARED_VERSION
+from fcn_jax.data.records import Contents, Entry, Part, Plan, check_sizes
 
 OXFORD_IIIT_PET = ClassTable(
     (
@@ -184,22 +178,11 @@ READY: Mapping[str, ReadySet] = {
 }
 
 
-@dataclasses.dataclass
-class ReadyConfig(FilesConfig):
-    """Builder configuration; `root` is the folder of the copy that TFDS prepared.
-
-    Attributes:
-        row: What its features hold.
-    """
-
-    row: ReadySet = dataclasses.field(default_factory=ReadySet)
-
-
-def config(
+def plan(
     manual_dir: Path | None,
-    *,
-    name: str,
     data_dir: Path,
+    name: str,
+    *,
     tfds_dir: str | Path | None = None,
     image: str | None = None,
     mask: str | None = None,
@@ -208,8 +191,8 @@ def config(
     num_classes: int = 0,
     first_id: int = 0,
     void: Sequence[int] = (),
-) -> ReadyConfig:
-    """Builder configuration.
+) -> Plan:
+    """Plan the data set.
 
     Args:
         manual_dir: The files that a person has to fetch for TFDS, where it prepares the data set.
@@ -248,43 +231,42 @@ def config(
     places = [Path(tfds_dir).expanduser().absolute()] if tfds_dir else [data_dir, _tfds_folder()]
     root = find_copy(name, places)
     if root is None and (copy := _only_conversion(stem, data_dir)):
-        return ReadyConfig(name=copy, row=row)
+        return Plan(copy, lambda: _contents(name, None, row, first_id, void))
     if root is None:
-        with lock(data_dir, "tfds"):
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(data_dir / ".tfds.lock"):
             root = find_copy(name, places) or _fetch(name, places[0], manual_dir)
     files = [path for path in root.iterdir() if path.is_file()]
-    extra = {"first_id": first_id, "void": tuple(void), "name": name}
-    return ReadyConfig(name=f"{stem}-{fingerprint(files)}", root=root, options=extra, row=row)
+    return Plan(f"{stem}-{fingerprint(files)}", lambda: _contents(name, root, row, first_id, void))
 
 
-class Ready(ExampleBuilder):
-    """A data set that TFDS has prepared, as images and labels."""
-
-    def contents(self, config: ReadyConfig, dl_manager: tfds.download.DownloadManager) -> Contents:
-        del dl_manager
-        assert config.root is not None
-        name = f"tfds:{config.options['name']}"
-        builder: Any = tfds.builder_from_directory(str(config.root))
-        _check_features(name, config.row, builder.info.features)
-        table = config.row.classes or _named_classes(name, config.row, builder, config.options)
-        records = {
-            split: _Records(builder, split, config.row)
-            for split in builder.info.splits
-            if not config.row.splits or split in config.row.splits
-        }
-        records = {split: found for split, found in records.items() if len(found)}
-        if not records:
-            raise ValueError(f"{name}: {config.root} holds no image in a split with labels")
-        notes: tuple[str, ...] = ()
-        red = config.row.objects is not None and any(map(_has_objects, records.values()))
-        if red and config.row.objects:
-            table = config.row.objects
-            notes = (
-                "its masks are those of the instance task: a hundred classes of objects, and "
-                "'other' for everything else",
-            )
-        splits = {split: _Entries(found, split, table, red) for split, found in records.items()}
-        return Contents(splits, {"label": table}, source=str(config.root), notes=notes)
+def _contents(
+    data_set: str, root: Path | None, row: ReadySet, first_id: int, void: Sequence[int]
+) -> Contents:
+    """The entries of the copy that TFDS prepared."""
+    assert root is not None
+    name = f"tfds:{data_set}"
+    builder: Any = tfds.builder_from_directory(str(root))
+    _check_features(name, row, builder.info.features)
+    table = row.classes or _named_classes(name, row, builder, first_id, void)
+    records = {
+        split: _Records(builder, split, row)
+        for split in builder.info.splits
+        if not row.splits or split in row.splits
+    }
+    records = {split: found for split, found in records.items() if len(found)}
+    if not records:
+        raise ValueError(f"{name}: {root} holds no image in a split with labels")
+    notes: tuple[str, ...] = ()
+    red = row.objects is not None and any(map(_has_objects, records.values()))
+    if red and row.objects:
+        table = row.objects
+        notes = (
+            "its masks are those of the instance task: a hundred classes of objects, and "
+            "'other' for everything else",
+        )
+    splits = {split: _Entries(found, split, table, red) for split, found in records.items()}
+    return Contents(splits, {"label": table}, source=str(root), notes=notes)
 
 
 def find_copy(name: str, places: Sequence[Path]) -> Path | None:
@@ -328,8 +310,7 @@ def _tfds_folder() -> Path:
 
 def _only_conversion(stem: str, data_dir: Path) -> str | None:
     """The configuration of the copy in this package's form whose origin is no longer there."""
-    version = Ready.VERSION
-    copies = sorted(data_dir.glob(f"ready/{stem}-*/{version}/dataset_info.json"))
+    copies = sorted(data_dir.glob(f"tfds/{stem}-*/{PREPARED_VERSION}/dataset_info.json"))
     if len(copies) > 1:
         raise ValueError(
             f"several copies have been made of a TFDS data set that is no longer there; delete all "
@@ -398,7 +379,7 @@ def _check_features(name: str, row: ReadySet, features: Mapping[str, Any]) -> No
 
 
 def _named_classes(
-    name: str, row: ReadySet, builder: Any, options: Mapping[str, Any]
+    name: str, row: ReadySet, builder: Any, first_id: int, void: Sequence[int]
 ) -> ClassTable:
     """The class names that TFDS knows of a mask (`tfds.features.LabeledImage`).
 
@@ -411,7 +392,7 @@ def _named_classes(
             f"{name}: say what the ids in '{row.mask}' mean: classes=FILE (names, and colours if "
             "you like) or num_classes=N, with first_id and void if they do not start at 0"
         )
-    return table_from_names(list(names), options["first_id"]).with_void(options["void"])
+    return table_from_names(list(names), first_id).with_void(void)
 
 
 class _Records(Sequence[dict[str, Any]]):
