@@ -65,6 +65,14 @@ class ClassTable:
     Raises:
         ValueError: if there is no class that counts or more than 255, none of them is scored, two
             rows share a name or an id, or a colour is not three integers in 0..255.
+
+    Example:
+        >>> sky, road = ClassRow("sky", (128, 128, 128)), ClassRow("road", (128, 64, 128))
+        >>> table = ClassTable((sky, road, ClassRow("unlabelled", (0, 0, 0), ignored=True)))
+        >>> table.names
+        ('sky', 'road')
+        >>> table.to_labels(np.array([[0, 1, 2]]))
+        array([[  0,   1, 255]], dtype=uint8)
     """
 
     rows: tuple[ClassRow, ...]

@@ -33,6 +33,10 @@ class Window:
         stride: Cells it moves between two outputs.
         pad: Cells added on each side of the input.
         ceil: Round the output size up instead of down, as Caffe's pooling does.
+
+    Example:
+        >>> Window(2, stride=2, ceil=True).cells(7)
+        4
     """
 
     kernel: int
@@ -81,6 +85,10 @@ class TransposedWindow:
     Attributes:
         kernel: Output cells that one input cell writes to.
         factor: Output cells between the kernels of two neighbouring input cells.
+
+    Example:
+        >>> TransposedWindow(4, factor=2).cells(7)
+        16
     """
 
     kernel: int
@@ -106,6 +114,10 @@ class Geometry:
 
     Cell ``i`` is centred at pixel ``stride * i + offset`` and depends on the ``receptive_field``
     pixels around it (fewer where the border cuts it off).
+
+    Example:
+        >>> Geometry().then(Window(11, stride=4)).receptive_field
+        Fraction(11, 1)
     """
 
     stride: Fraction = Fraction(1)
@@ -136,7 +148,12 @@ PIXELS = Geometry()
 
 
 def compose(windows: Iterable[Window | TransposedWindow], start: Geometry = PIXELS) -> Geometry:
-    """The geometry of the last map of a chain of layers applied to ``start``."""
+    """The geometry of the last map of a chain of layers applied to ``start``.
+
+    Example:
+        >>> compose([Window(11, stride=4), Window(3, stride=2)])
+        Geometry(stride=Fraction(8, 1), offset=Fraction(9, 1), receptive_field=Fraction(19, 1))
+    """
     geometry = start
     for window in windows:
         geometry = geometry.then(window)
@@ -150,6 +167,11 @@ def crop_offset(cropped: Geometry, reference: Geometry) -> int:
 
     Raises:
         ValueError: If the maps' strides differ, or their cells do not coincide.
+
+    Example:
+        >>> padded = compose([Window(3, pad=100)])
+        >>> crop_offset(padded, PIXELS)
+        99
     """
     if cropped.stride != reference.stride:
         raise ValueError(

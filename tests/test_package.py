@@ -206,7 +206,7 @@ def test_the_example_of_a_public_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where examples write files
     finder = doctest.DocTestFinder(recurse=inspect.isclass(item))
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
-    tests = [test for test in finder.find(item, name, globs={}) if test.examples]
+    tests = [test for test in finder.find(item, name) if test.examples]
     assert tests, f"fcn_jax.{name} has no example"
     for test in tests:
         report: list[str] = []

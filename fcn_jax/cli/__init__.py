@@ -1,6 +1,6 @@
 """The command ``fcn-jax``: arguments and messages, nothing else.
 
-Each command is a module of this folder with a ``main(argv) -> exit code``; ``train.py``, ``eval.py``
+Each command is a module of this folder with ``main(argv) -> exit code``; ``train.py``, ``eval.py``
 and ``predict.py`` of a clone call the same functions.
 """
 

@@ -113,6 +113,12 @@ class Backbone:
         skips: Names of the maps that finer scores may be read from, from coarse to fine.
         classifier: Name of the last layer of the network as a classifier.
         classifier_pool: What a classifier has between the backbone and its last layer.
+
+    Example:
+        >>> conv, pool = Conv("conv1", 8, Window(3, pad=1)), Pool("pool1", Window(2, stride=2))
+        >>> small = Backbone((conv, pool, Conv("conv2", 16, Window(3, pad=1))), skips=("pool1",))
+        >>> [layer.name for layer in small.layers]
+        ['conv1', 'pool1', 'conv2']
     """
 
     layers: tuple[Layer, ...]

@@ -548,11 +548,11 @@ def create_model(
         TypeError: If a number of channels is no whole number.
 
     Example:
-        >>> model = create_model("fcn8s", num_classes=21)
-        >>> images = jnp.zeros((1, 375, 500, 3))
-        >>> variables = model.init(jax.random.key(0), images)
-        >>> model.apply(variables, images).shape
-        (1, 375, 500, 21)
+        >>> model = create_model("fcn8s", num_classes=21, width=1 / 16, fc_width=64)
+        >>> images = jnp.zeros((1, 37, 50, 3))  # of any size, normalised by `fcn_jax.Preprocessing`
+        >>> variables = jax.jit(model.init)(jax.random.key(0), images)
+        >>> jax.jit(model.apply)(variables, images).shape
+        (1, 37, 50, 21)
     """
     decoder = _choose("model", name, DECODERS)
     build = find_backbone(backbone) if isinstance(backbone, str) else backbone

@@ -52,6 +52,11 @@ def cross_entropy(
 
     Raises:
         ValueError: If shapes or types do not fit; outside `jax.jit` also if a label is invalid.
+
+    Example:
+        >>> loss = cross_entropy(jnp.zeros((1, 2, 2, 21)), jnp.array([[[0, 20], [7, VOID]]]))
+        >>> print(f"{loss.mean:.4f} of {loss.valid} pixels")  # log(21)
+        3.0445 of 3 pixels
     """
     if logits.shape[:-1] != labels.shape:
         raise ValueError(f"labels of shape {labels.shape} do not fit logits of {logits.shape}")
