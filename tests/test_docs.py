@@ -1,4 +1,4 @@
-"""The documentation says what is: its tables are made from the code, and its examples run."""
+"""The documentation is true: tables are made from the code, examples run, links lead to files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ import pytest
 from fcn_jax import ops
 from fcn_jax.models.fcn import abstract_params
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+REPOSITORY = "https://github.com/fcn-jax/fcn_jax"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md")])
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +29,7 @@ def generator():
     return module
 
 
+@pytest.mark.slow
 def test_the_tables_of_networks_are_up_to_date(generator):
     text = generator.PAGE.read_text()
     with ops.plain_forms():  # traces faster, to the same sizes
@@ -36,7 +40,7 @@ def test_every_config_of_a_paper_is_in_the_table(generator):
     listed = {row.config for row in generator.ROWS}
     of_papers = {
         path.stem
-        for path in (DOCS.parent / "configs").glob("*.py")
+        for path in (ROOT / "configs").glob("*.py")
         if path.stem.startswith(("fcn", "nyud", "siftflow", "pascal_context"))
     }
     assert listed == of_papers
@@ -61,3 +65,17 @@ def test_the_example_of_a_backbone_of_your_own(generator):
         images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
         logits = jax.eval_shape(model.apply, {"params": abstract_params(model)}, images)
         assert logits.shape == (1, *size, 5)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page):
+    """The README is also shown on package indices, where relative links lead nowhere."""
+    text = page.read_text()
+    links = re.findall(r"\]\(([^)\s]+)\)|^\[\w+\]: (\S+)$", text, flags=re.MULTILINE)
+    for link in {first or second for first, second in links}:
+        inside = re.match(rf"{REPOSITORY}/blob/main/(.+)|.*/fcn_jax/main/(.+)", link)
+        if inside:
+            assert (ROOT / (inside[1] or inside[2])).is_file(), link
+        elif not link.startswith(("https://", "http://", "#")):
+            assert page.name != "README.md", f"{link} is relative"
+            assert (page.parent / link.partition("#")[0]).exists(), link
