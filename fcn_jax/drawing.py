@@ -5,20 +5,15 @@ Label maps are uint8 with 255 for void; images are uint8 RGB.
 
 from __future__ import annotations
 
-import unicodedata
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from jaxtyping import Float, UInt8
+from PIL import Image
 
 from fcn_jax.classes import VOID, ClassTable
-
-Color = tuple[int, int, int]
-
-_PAPER: Color = (255, 255, 255)
-_INK: Color = (32, 32, 32)
-_OUTLINE: Color = (150, 150, 150)
 
 # Panels are shown this large (longer side, in pixels): small images would leave no room for the
 # titles, and very large ones would make pictures that no viewer opens with pleasure.
@@ -27,11 +22,6 @@ _LARGEST_PANEL = 800
 
 
 # ======================================================================== single label maps
-
-
-def colorize(labels: UInt8[np.ndarray, "h w"], classes: ClassTable) -> UInt8[np.ndarray, "h w 3"]:
-    """Paints each pixel in the colour of its class."""
-    return classes.palette[labels]
 
 
 def palette_image(labels: UInt8[np.ndarray, "h w"], classes: ClassTable) -> Image.Image:
@@ -46,25 +36,26 @@ def palette_image(labels: UInt8[np.ndarray, "h w"], classes: ClassTable) -> Imag
 
 def heatmap(
     image: UInt8[np.ndarray, "h w 3"],
-    scores: Float[np.ndarray, "h w"],
+    logits: Float[np.ndarray, "_ _"],
     *,
     alpha: float = 0.6,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Lays a class's scores over the photograph in grey, from blue (lowest) over green to red.
+    """Lays a class's logits over the photograph in grey, from blue (lowest) over green to red.
 
     Args:
         image: The photograph.
-        scores: Of each pixel, on any scale; their own range is spread over the colours.
+        logits: Of each pixel, on any scale; their own range is spread over the colours.
         alpha: Weight of the colours.
 
     Raises:
         ValueError: If the two differ in size.
     """
-    if scores.shape != image.shape[:2]:
-        raise ValueError(f"scores of {scores.shape} do not fit an image of {image.shape[:2]}")
-    low, high = float(scores.min()), float(scores.max())
-    place = (scores - low) / (high - low) if high > low else np.zeros_like(scores)
-    # Each primary is a triangle over the range, as in the "jet" of the paper's figure 2.
+    if logits.shape != image.shape[:2]:
+        raise ValueError(f"logits of {logits.shape} do not fit an image of {image.shape[:2]}")
+    low, high = float(logits.min()), float(logits.max())
+    place = (logits - low) / (high - low) if high > low else np.zeros_like(logits)
+    # Each primary is a triangle over the range: the "jet" of the paper's figure 2. Matplotlib's map
+    # of that name is neither symmetric nor continuous (256 colours).
     peaks = np.array([0.75, 0.5, 0.25])
     colors = np.clip(1.5 - np.abs(4 * (place[..., None] - peaks)), 0, 1)
     grey = image.mean(axis=-1, keepdims=True)
@@ -73,7 +64,7 @@ def heatmap(
 
 def overlay(
     image: UInt8[np.ndarray, "h w 3"],
-    labels: UInt8[np.ndarray, "h w"],
+    labels: UInt8[np.ndarray, "_ _"],
     classes: ClassTable,
     *,
     alpha: float = 0.5,
@@ -98,28 +89,23 @@ def overlay(
     blend = (1 - alpha) * image.astype(np.float32) + alpha * classes.palette[labels]
     out = np.where((labels == VOID)[..., None], image, np.rint(blend).astype(np.uint8))
     if edges:
+        # Pixels whose right or lower neighbour is of another class, neither of them void.
+        border, valid = np.zeros(labels.shape, bool), labels != VOID
+        border[:, :-1] |= (labels[:, :-1] != labels[:, 1:]) & valid[:, :-1] & valid[:, 1:]
+        border[:-1] |= (labels[:-1] != labels[1:]) & valid[:-1] & valid[1:]
         # One pixel is right for a screenful; lines grow with the photograph.
-        out[_borders(labels, thickness=max(1, round(max(labels.shape) / 600)))] = 255
+        for _ in range(max(1, round(max(labels.shape) / 600)) - 1):
+            border[1:] |= border[:-1]
+            border[:, 1:] |= border[:, :-1]
+        out[border & valid] = 255
     return out
-
-
-def _borders(labels: UInt8[np.ndarray, "h w"], thickness: int) -> Bool[np.ndarray, "h w"]:
-    """Pixels whose right or lower neighbour is of another class, neither of them void."""
-    border = np.zeros(labels.shape, bool)
-    valid = labels != VOID
-    border[:, :-1] |= (labels[:, :-1] != labels[:, 1:]) & valid[:, :-1] & valid[:, 1:]
-    border[:-1] |= (labels[:-1] != labels[1:]) & valid[:-1] & valid[1:]
-    for _ in range(thickness - 1):
-        border[1:] |= border[:-1]
-        border[:, 1:] |= border[:, :-1]
-    return border & valid
 
 
 # ======================================================================== panels
 
 
 def side_by_side(
-    panels: Mapping[str, UInt8[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w"]],
+    panels: Mapping[str, UInt8[np.ndarray, "_ _ 3"] | UInt8[np.ndarray, "_ _"]],
     classes: ClassTable,
 ) -> Image.Image:
     """Draws titled panels in one row on white: figure 4 of the paper for any data.
@@ -135,56 +121,98 @@ def side_by_side(
     Raises:
         ValueError: If there is no panel.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # not pyplot: that would look for a screen
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.patches import Patch
+    from matplotlib.transforms import IdentityTransform
+
     if not panels:
         raise ValueError("side_by_side needs at least one panel")
     maps = [panel for panel in panels.values() if panel.ndim == 2]
-    colored = [colorize(panel, classes) if panel.ndim == 2 else panel for panel in panels.values()]
-    pictures = _display_size(colored)
-    font = _font(max(picture.width for picture in pictures))
-    gap = round(font.size * 0.7)
-    title_height = round(font.size * 1.5)
-    titles = [
-        _fit(title, font, picture.width) for title, picture in zip(panels, pictures, strict=True)
-    ]
-    row_width = sum(picture.width + gap for picture in pictures) + gap
-    entries = _place_legend(present_classes(classes, *maps), font, row_width - 2 * gap)
-    width = max([row_width] + [2 * gap + right for *_, right in entries])
-    legend_top = gap + title_height + max(picture.height for picture in pictures) + gap
-    rows = 1 + max((row for _, _, row, _, _ in entries), default=-1)
+    pictures = _display_size(
+        [classes.palette[panel] if panel.ndim == 2 else panel for panel in panels.values()]
+    )
+    # Everything is placed in pixels, so that a panel's pixels are those of the picture.
+    letter = min(28, max(13, max(picture.width for picture in pictures) // 22))
+    gap, line = round(letter * 0.7), round(letter * 1.5)
+    figure = Figure(dpi=72)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    font = FontProperties(size=letter)
 
-    canvas = Image.new("RGB", (width, legend_top + rows * title_height), _PAPER)
-    draw = ImageDraw.Draw(canvas)
-    left = gap
-    for title, picture in zip(titles, pictures, strict=True):
-        middle = gap + title_height / 2 - gap / 4
-        draw.text((left + picture.width / 2, middle), title, _INK, font, anchor="mm")
-        canvas.paste(picture, (left, gap + title_height))
-        left += picture.width + gap
-    for name, color, row, x, _ in entries:
-        top = legend_top + row * title_height
-        swatch = (gap + x, top, gap + x + font.size, top + font.size)
-        draw.rounded_rectangle(swatch, font.size / 5, fill=color, outline=_OUTLINE)
-        draw.text((gap + x + 1.4 * font.size, top + font.size / 2), name, _INK, font, anchor="lm")
-    return canvas
+    def width_of(text: str) -> float:
+        return renderer.get_text_width_height_descent(text, font, ismath=False)[0]
+
+    with warnings.catch_warnings():
+        # Letters that the font lacks are drawn as boxes, and need no warning each.
+        warnings.filterwarnings("ignore", message="Glyph")
+        width = sum(picture.width + gap for picture in pictures) + gap
+        bottom = gap
+        if entries := present_classes(classes, *maps):
+            entry = max(map(width_of, entries)) + 2.6 * letter
+            legend = figure.legend(
+                handles=[
+                    Patch(facecolor=np.divide(color, 255), edgecolor="0.6", linewidth=1)
+                    for color in entries.values()
+                ],
+                labels=["class"] * len(entries),
+                ncols=max(1, int((width - gap) // entry)),
+                loc="lower left",
+                bbox_to_anchor=(gap, gap),
+                bbox_transform=IdentityTransform(),
+                prop=font,
+                frameon=False,
+                borderpad=0,
+                borderaxespad=0,
+                handlelength=1,
+                handleheight=1,
+                handletextpad=0.4,
+                columnspacing=1.2,
+            )
+            for text, name in zip(legend.get_texts(), entries, strict=True):
+                text.set_text(name)  # as a label, "_" at its beginning would hide it
+                text.set_parse_math(False)
+            box = legend.get_window_extent(renderer)
+            width, bottom = max(width, math.ceil(box.width) + 2 * gap), math.ceil(box.y1) + gap
+        top = bottom + max(picture.height for picture in pictures)
+        figure.set_size_inches(width / 72, (top + line + gap) / 72)
+        left = gap
+        for title, picture in zip(panels, pictures, strict=True):
+            figure.figimage(np.asarray(picture), left, top - picture.height, origin="upper")
+            while width_of(title) > picture.width and len(title) > 1:
+                title = title[:-2] + "…"
+            figure.text(
+                left + picture.width / 2,
+                top + line / 2,
+                title,
+                transform=IdentityTransform(),
+                fontproperties=font,
+                ha="center",
+                va="center_baseline",
+                parse_math=False,
+            )
+            left += picture.width + gap
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+    return Image.fromarray(np.array(canvas.buffer_rgba())[..., :3])
 
 
-def present_classes(classes: ClassTable, *label_maps: UInt8[np.ndarray, "h w"]) -> dict[str, Color]:
+def present_classes(
+    classes: ClassTable, *label_maps: UInt8[np.ndarray, "_ _"]
+) -> dict[str, tuple[int, ...]]:
     """Name and colour of each class that occurs in any of the maps, in the table's order."""
     present = np.zeros(256, bool)
     for labels in label_maps:
         present[labels] = True
-    palette = classes.palette
-    found = {
-        name: tuple(palette[label].tolist())
-        for label, name in enumerate(classes.names)
-        if present[label]
-    }
-    if present[VOID]:
-        found.setdefault("void", tuple(palette[VOID].tolist()))
+    names = {**dict(enumerate(classes.names)), VOID: "void"}
+    found: dict[str, tuple[int, ...]] = {}
+    for label, name in names.items():
+        if present[label]:
+            found.setdefault(name, tuple(classes.palette[label].tolist()))
     return found
 
 
-def _display_size(pictures: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[Image.Image]:
+def _display_size(pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[Image.Image]:
     """Enlarges or reduces pictures by one factor, so that details stay comparable."""
     longest = max(max(picture.shape[:2]) for picture in pictures)
     enlarge = max(1, _SMALLEST_PANEL // longest)
@@ -196,43 +224,3 @@ def _display_size(pictures: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[Image.
         method = Image.Resampling.NEAREST if reduce == 1 else Image.Resampling.LANCZOS
         out.append(picture.resize(size, method))
     return out
-
-
-def _font(panel_width: int) -> ImageFont.FreeTypeFont:
-    """Pillow's own font, no files needed, in a size that suits a panel."""
-    font = ImageFont.load_default(min(28, max(13, panel_width // 22)))
-    if not isinstance(font, ImageFont.FreeTypeFont):
-        raise RuntimeError("this Pillow was built without FreeType, which draws the titles")
-    return font
-
-
-def _plain(text: str) -> str:
-    """Without accents: Pillow's own font has little more than the ASCII letters."""
-    letters = unicodedata.normalize("NFKD", text)
-    return "".join(c for c in letters if not unicodedata.combining(c))
-
-
-def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """Shortens a text to a width in pixels."""
-    text = _plain(text)
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."
-
-
-def _place_legend(
-    legend: Mapping[str, Color], font: ImageFont.FreeTypeFont, width: int
-) -> list[tuple[str, Color, int, int, int]]:
-    """Breaks the legend into rows: (name, colour, row, left, right) of each entry."""
-    entries = []
-    row, left = 0, 0
-    for name, color in legend.items():
-        name = _plain(name)
-        right = left + round(font.getlength(name) + 1.4 * font.size)
-        if left and right > width:
-            row, right, left = row + 1, right - left, 0
-        entries.append((name, color, row, left, right))
-        left = right + round(1.2 * font.size)
-    return entries
