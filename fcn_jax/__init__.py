@@ -6,8 +6,9 @@ Importing this package needs jax, flax and numpy only; data sets (`fcn_jax.data`
 
 from fcn_jax.classes import VOID, ClassTable
 from fcn_jax.geometry import Geometry, TransposedWindow, Window, compose, crop_offset
+from fcn_jax.inference.evaluation import evaluate
 from fcn_jax.inference.metrics import ConfusionMatrix, Metrics, compute_metrics
-from fcn_jax.inference.predictor import Predictor, predict, predict_tiled
+from fcn_jax.inference.predictor import Predictor, load
 from fcn_jax.models.backbones import Backbone
 from fcn_jax.models.fcn import FCN, create_model
 from fcn_jax.models.inputs import Inputs, Preprocessing
@@ -37,9 +38,9 @@ __all__ = [
     "create_model",
     "crop_offset",
     "cross_entropy",
+    "evaluate",
+    "load",
     "load_weights",
-    "predict",
-    "predict_tiled",
     "save_weights",
     "transplant",
 ]

@@ -23,6 +23,7 @@ from fcn_jax.models.fcn import create_model
 from fcn_jax.models.inputs import Inputs, Preprocessing
 
 PLAIN = Preprocessing(channel_order="rgb", mean=(0.0, 0.0, 0.0))
+PLAIN_IMAGES = Inputs.of(PLAIN)
 SIZES = [(5, 7), (1, 1), (5, 7), (13, 4), (5, 7), (7, 5), (13, 4), (5, 7), (5, 7), (2, 9)]
 
 
@@ -57,8 +58,9 @@ def expected_counts(examples: list[dict]) -> np.ndarray:
     return counts
 
 
-def evaluate_brightest(examples, **options) -> np.ndarray:
-    return evaluate(Brightest(), {}, examples, num_classes=3, preprocessing=PLAIN, **options)
+def evaluate_brightest(examples, *, progress=None, visit=None, **options) -> np.ndarray:
+    predictor = Predictor(Brightest(), {}, PLAIN_IMAGES, {"label": tuple("rgb")}, **options)
+    return evaluate(predictor, examples, progress=progress, visit=visit)["label"]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
@@ -100,21 +102,17 @@ def test_a_network_scores_as_its_predictions_do(network, options):
     """Whatever the canvas and the batch: those of an image alone count."""
     model, variables = network
     examples = make_examples(NETWORK_SIZES)
-    predictor = Predictor(model, variables, PLAIN, options.get("scale", 1.0), canvas=exactly)
+    alone = Predictor(model, variables, PLAIN_IMAGES, **{**options, "canvas": exactly})
     expected = np.zeros((3, 3), np.int64)
     visited = {}
     with fcn_jax.ops.plain_forms():
         counts = evaluate(
-            model,
-            variables,
+            Predictor(model, variables, PLAIN_IMAGES, **options),
             examples,
-            num_classes=3,
-            preprocessing=PLAIN,
-            visit=lambda example, labels: visited.update({example["id"]: labels}),
-            **options,
-        )
+            visit=lambda example, labels: visited.update({example["id"]: labels["label"]}),
+        )["label"]
         for example in examples:
-            predicted = predictor.labels(example["image"])
+            predicted = alone(example["image"])
             valid = example["label"] != 255
             np.add.at(expected, (example["label"][valid], predicted[valid]), 1)
             np.testing.assert_array_equal(visited[example["id"]], predicted)
@@ -129,13 +127,13 @@ def test_a_canvas_is_compiled_once_for_all_its_sizes(network):
 
     def run(examples):
         with fcn_jax.ops.plain_forms(), counted_compilations() as compiled:
-            evaluate(model, variables, examples, num_classes=3, preprocessing=PLAIN, batch_size=4)
+            evaluate(Predictor(model, variables, PLAIN_IMAGES, batch_size=4), examples)
         return compiled
 
     run(examples[:1])  # compiles what does not depend on the canvas
     programs = run(examples)
     # 40 or 48 pixels a side, and 32 x 64 for the last image.
-    assert programs.count("jit(_score_batch)") == len(programs) == 5
+    assert programs.count("jit(_count_batch)") == len(programs) == 5
     assert run(examples[::-1]) == []
 
 
@@ -146,10 +144,10 @@ def test_every_example_is_visited_once_with_its_labels(batch_size: int) -> None:
 
     def visit(example, labels) -> None:
         assert example["id"] not in visited
-        visited[example["id"]] = labels
+        visited[example["id"]] = labels["label"]
 
     evaluate_brightest(examples, batch_size=batch_size, visit=visit, progress=done.append)
-    assert sum(done) == len(examples)
+    assert done == list(range(1, len(examples) + 1))
     for example in examples:
         np.testing.assert_array_equal(visited[example["id"]], example["image"].argmax(axis=-1))
 
@@ -168,25 +166,28 @@ def test_mistakes_name_the_example() -> None:
 def test_an_image_that_does_not_fit_the_canvas_is_named(network):
     examples = make_examples([(4, 5), (4, 50)])
     with pytest.raises(ValueError, match=r"image1: the image of 4x50 pixels does not fit .* 32x32"):
-        evaluate(*network, examples, num_classes=3, preprocessing=PLAIN, canvas=(32, 32))
+        evaluate(Predictor(*network, canvas=(32, 32)), examples)
 
 
 def test_mistakes_of_the_whole() -> None:
     with pytest.raises(ValueError, match="no example"):
         evaluate_brightest([])
     with pytest.raises(ValueError, match=r"3 classes.* 4"):
-        evaluate(Brightest(), {}, make_examples(), num_classes=4, preprocessing=PLAIN)
+        evaluate(Predictor(Brightest(), {}, heads={"label": tuple("rgba")}), make_examples())
+    with pytest.raises(ValueError, match="needs heads"):
+        evaluate(Predictor(Brightest(), {}), make_examples())
 
 
 FOUR_DEVICES = """
 import jax, json, numpy as np
 from jax.sharding import Mesh
-from fcn_jax import predict
-from test_evaluation import PLAIN, Brightest, evaluate_brightest, make_examples
+from fcn_jax import Predictor
+from test_evaluation import PLAIN_IMAGES, Brightest, evaluate_brightest, make_examples
 assert jax.device_count() == 4
 mesh = Mesh(np.array(jax.devices()), ("data",))
 images = [example["image"] for example in make_examples()]
-for labels, image in zip(predict(Brightest(), {}, images, preprocessing=PLAIN, mesh=mesh), images):
+predictor = Predictor(Brightest(), {}, PLAIN_IMAGES, mesh=mesh)
+for labels, image in zip(predictor(images), images):
     np.testing.assert_array_equal(labels, image.argmax(-1))
 print(json.dumps([
     evaluate_brightest(make_examples(), batch_size=size, mesh=mesh).tolist() for size in (1, 6)
@@ -237,13 +238,10 @@ def test_every_head_is_counted_by_its_own_labels():
         }
     )
     visited: dict[str, dict[str, np.ndarray]] = {}
+    heads = {"color": tuple("rgb"), "near": ("far", "near")}
     counts = evaluate(
-        Sums(),
-        {},
+        Predictor(Sums(), {}, inputs, heads, batch_size=2),
         examples,
-        num_classes={"color": 3, "near": 2},
-        preprocessing=inputs,
-        batch_size=2,
         visit=lambda example, labels: visited.update({example["id"]: labels}),
     )
     expected = np.zeros((2, 2), np.int64)
@@ -261,4 +259,4 @@ def test_every_head_is_counted_by_its_own_labels():
 def test_a_missing_feature_is_named():
     inputs = Inputs.of({"image": {"image": PLAIN}, "hha": {"hha": PLAIN}})
     with pytest.raises(ValueError, match="image0: hha is missing; there are image, label, id"):
-        evaluate(Sums(), {}, make_examples(), num_classes=3, preprocessing=inputs)
+        evaluate(Predictor(Sums(), {}, inputs, {"label": tuple("abc")}), make_examples())

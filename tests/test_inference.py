@@ -18,9 +18,9 @@ from fcn_jax.canvas import canvas_side, exactly
 from fcn_jax.data.transforms import resize_image
 from fcn_jax.inference.predictor import Predictor
 from fcn_jax.models.fcn import create_model
-from fcn_jax.models.inputs import CAFFE, Preprocessing
+from fcn_jax.models.inputs import CAFFE, Inputs, Preprocessing
 
-PLAIN = Preprocessing(channel_order="rgb", mean=(0.0, 0.0, 0.0))
+PLAIN = Inputs.of(Preprocessing(channel_order="rgb", mean=(0.0, 0.0, 0.0)))
 
 
 class Linear(nn.Module):
@@ -60,7 +60,7 @@ def test_logits_are_those_of_the_normalised_image(parameters, size: tuple[int, i
     logits = np.asarray(predictor.logits(image))
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-3)
-    labels = predictor.labels(image)
+    labels = predictor(image)
     assert labels.dtype == np.uint8
     np.testing.assert_array_equal(labels, expected.argmax(axis=-1))
 
@@ -83,16 +83,14 @@ def test_reduced_images_give_labels_at_full_size(parameters, size, scale: float)
         ],
         axis=-1,
     )
-    predictor = predictor_of(parameters, preprocessing=PLAIN, scale=scale)
+    predictor = predictor_of(parameters, inputs=PLAIN, scale=scale)
     np.testing.assert_allclose(predictor.logits(image), expected, rtol=1e-4, atol=1e-2)
-    assert predictor.labels(image).shape == size
+    assert predictor(image).shape == size
 
 
 def test_enlarged_images_give_labels_at_full_size(parameters) -> None:
     flat = np.full((5, 9, 3), (30, 200, 90), np.uint8)
-    plain, enlarged = (
-        predictor_of(parameters, preprocessing=PLAIN, scale=scale) for scale in (1.0, 2.5)
-    )
+    plain, enlarged = (predictor_of(parameters, inputs=PLAIN, scale=scale) for scale in (1.0, 2.5))
     np.testing.assert_allclose(enlarged.logits(flat), plain.logits(flat), rtol=1e-5, atol=1e-3)
 
 
@@ -100,7 +98,7 @@ def test_several_images_of_mixed_sizes(parameters) -> None:
     images = [random_image(*size, seed=i) for i, size in enumerate([(3, 4), (9, 2), (3, 4)])]
     predictor = predictor_of(parameters)
     for image, labels in zip(images, predictor(images), strict=True):
-        np.testing.assert_array_equal(labels, predictor.labels(image))
+        np.testing.assert_array_equal(labels, predictor(image))
     assert predictor([]) == []
 
 
@@ -111,25 +109,84 @@ def test_the_networks_of_the_package() -> None:
     with fcn_jax.ops.plain_forms():
         apply = jax.jit(functools.partial(model.apply, train=False))
         logits = apply(variables, Preprocessing().apply(jax.numpy.asarray(image[None])))
-        labels = Predictor(model, variables).labels(image)
+        labels = Predictor(model, variables)(image)
     # Compiled otherwise, sums round otherwise, which can turn a tie.
     best = np.take_along_axis(np.asarray(logits[0]), labels[..., None].astype(int), -1)[..., 0]
     np.testing.assert_allclose(best, logits[0].max(axis=-1), rtol=1e-4, atol=1e-4)
 
 
+IMAGE = random_image(6, 5)
+
+
 @pytest.mark.parametrize(
-    "image",
+    ("image", "same"),
     [
-        np.zeros((4, 5, 3), np.float32),
-        np.zeros((4, 5), np.uint8),
-        np.zeros((4, 5, 4), np.uint8),
-        np.zeros((2, 4, 5, 3), np.uint8),
-        np.zeros((0, 5, 3), np.uint8),
+        (IMAGE[..., 0], IMAGE[..., [0, 0, 0]]),
+        (IMAGE[..., [0, 1, 2, 0]], IMAGE),
+        (IMAGE.astype(np.uint16) * 257, IMAGE),
+        ((IMAGE / 255).astype(np.float32), IMAGE),
+        (IMAGE.astype(np.float64), IMAGE),
+        (jax.numpy.asarray(IMAGE), IMAGE),
+        (Image.fromarray(IMAGE), IMAGE),
+        (Image.fromarray(IMAGE[..., 0]), IMAGE[..., [0, 0, 0]]),
+    ],
+    ids=["grey", "RGBA", "16 bits", "0..1", "0..255", "jax", "Pillow", "Pillow grey"],
+)
+def test_images_of_every_kind(parameters, image, same) -> None:
+    predictor = predictor_of(parameters)
+    np.testing.assert_array_equal(predictor(image), predictor(same))
+
+
+def test_files_and_batches(parameters, tmp_path) -> None:
+    Image.fromarray(IMAGE).save(tmp_path / "a.png")
+    predictor = predictor_of(parameters)
+    expected = predictor(IMAGE)
+    for images in (tmp_path / "a.png", str(tmp_path / "a.png"), {"image": tmp_path / "a.png"}):
+        np.testing.assert_array_equal(predictor(images), expected)
+    for images in ([IMAGE], (IMAGE for _ in range(1)), IMAGE[None]):
+        (labels,) = predictor(images)
+        np.testing.assert_array_equal(labels, expected)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 5, 3), np.int64), "8 or 16 bits; convert it to uint8"),
+        (np.full((4, 5, 3), 256.0), "outside 0..1 and 0..255"),
+        (np.full((4, 5, 3), np.nan), "outside 0..1 and 0..255"),
+        (np.zeros((4, 5, 5), np.uint8), "1 to 4 channels"),
+        (np.zeros((0, 5, 3), np.uint8), r"got uint8 \(0, 5, 3\)"),
     ],
 )
-def test_what_is_no_image_is_refused(parameters, image: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="uint8 RGB"):
-        predictor_of(parameters).labels(image)
+def test_what_is_no_image_is_refused(parameters, image: np.ndarray, message: str) -> None:
+    predictor = predictor_of(parameters)
+    with pytest.raises(ValueError, match=message):
+        predictor(image)
+    with pytest.raises(ValueError, match=f"image 1: .*{message}"):
+        predictor([IMAGE, image])
+
+
+def test_probabilities_and_maps_of_a_class(parameters) -> None:
+    heads = {"label": fcn_jax.classes.table_from_names("sky, tree, street, tree frog, car")}
+    predictor = predictor_of(parameters, heads=heads)
+    logits = predictor.logits(IMAGE).astype(np.float64)
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    expected = powers / powers.sum(-1, keepdims=True)
+    probabilities = predictor.probabilities([IMAGE])[0]
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities, expected, atol=1e-6)
+    for class_ in (1, "1", "TREE", "label/tree"):
+        (values,) = predictor.class_map([IMAGE], class_)
+        np.testing.assert_array_equal(values, predictor.logits(IMAGE)[..., 1])
+    assert predictor.find_class("frog") == ("label", 3)
+    for wanted, message in {
+        "s": "'s' may mean sky, street; give one of them",
+        "5": "'5': there is no such class; there are sky, tree",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            predictor.class_map(IMAGE, wanted)
+    with pytest.raises(ValueError, match="no head 'geo'; it has label"):
+        predictor.class_map(IMAGE, 0, "geo")
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0])
@@ -179,14 +236,13 @@ SIZES = [(1, 1), (33, 47), (70, 40), (34, 41), (33, 47)]
     ],
     ids=["default", "no canvas", "reduced", "enlarged"],
 )
-def test_each_image_gets_its_own_scores_in_order(toy, options):
+def test_each_image_gets_its_own_logits_in_order(toy, options):
     model, params = toy
     images = [random_image(*size, seed=i) for i, size in enumerate(SIZES)]
     done = []
-    results = fcn_jax.predict(
-        model, params, iter(images), scores=True, progress=done.append, **options
-    )
-    assert sum(done) == len(images) == len(results)
+    predictor = Predictor(model, params, **options)
+    results = predictor.logits(iter(images), progress=done.append)
+    assert done == list(range(1, len(images) + 1))
     for image, result in zip(images, results, strict=True):
         expected = alone(model, params, image, options.get("scale", 1.0))
         assert result.dtype == np.float32
@@ -194,12 +250,11 @@ def test_each_image_gets_its_own_scores_in_order(toy, options):
         np.testing.assert_allclose(result, expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_labels_are_those_of_the_scores(toy):
+def test_labels_are_those_of_the_logits(toy):
     model, params = toy
     images = [random_image(*size, seed=i) for i, size in enumerate(SIZES)]
-    labels = fcn_jax.predict(model, {"params": params}, images, batch_size=3)
-    scores = fcn_jax.predict(model, params, images, batch_size=3, scores=True)
-    for image, got, logits in zip(images, labels, scores, strict=True):
+    predictor = Predictor(model, {"params": params}, batch_size=3)
+    for image, got, logits in zip(images, predictor(images), predictor.logits(images), strict=True):
         assert got.dtype == np.uint8
         assert got.shape == image.shape[:2]
         assert got.base is None  # keeps no canvas in memory
@@ -225,10 +280,10 @@ def test_a_canvas_is_compiled_once(toy):
 def test_single_images_share_the_program_of_their_canvas(toy):
     model, params = toy
     predictor = Predictor(model, params)
-    predictor.labels(random_image(64, 64))
+    predictor(random_image(64, 64))
     with counted_compilations() as compiled:
         for height, width in ((57, 58), (64, 60), (60, 61)):
-            assert predictor.labels(random_image(height, width)).shape == (height, width)
+            assert predictor(random_image(height, width)).shape == (height, width)
     assert compiled == []
 
 
@@ -248,24 +303,16 @@ def test_large_canvases_come_in_small_batches(toy):
     assert done[0] <= 6
 
 
-@pytest.mark.parametrize(
-    ("image", "message"),
-    [
-        (np.zeros((4, 5, 3), np.float32), "image 1: an image must be uint8 RGB"),
-        (np.zeros((4, 90, 3), np.uint8), "image 1: the image of 4x90 .* canvas of 80x80"),
-        ("photo.jpg", r"image 1: image must be an array .* str .*read_image"),
-    ],
-)
-def test_what_cannot_be_predicted_is_named(toy, image, message):
-    with pytest.raises(ValueError, match=message):
-        fcn_jax.predict(*toy, [random_image(3, 4), image], canvas=(80, 80))
-
-
-def test_other_mistakes(toy):
-    with pytest.raises(ValueError, match=r"images must be a list.*\[image\]"):
-        fcn_jax.predict(*toy, {"image": random_image(3, 4)})
+def test_mistakes(toy):
+    model, params = toy
+    with pytest.raises(ValueError, match=r"image 1: the image of 4x90 .* canvas of 80x80"):
+        Predictor(model, params, canvas=(80, 80))([random_image(3, 4), random_image(4, 90)])
+    with pytest.raises(FileNotFoundError, match=r"photo\.jpg: no such file"):
+        Predictor(model, params)(["photo.jpg"])
     with pytest.raises(ValueError, match="batch_size must be positive, got 0"):
-        fcn_jax.predict(*toy, [], batch_size=0)
+        Predictor(model, params, batch_size=0)
+    with pytest.raises(ValueError, match=r"has the classes \{'label': 4\} by head, but heads has"):
+        Predictor(model, params, heads={"label": ("one", "two")})
 
 
 def test_a_classifier_sees_images_of_mixed_sizes():
@@ -274,8 +321,8 @@ def test_a_classifier_sees_images_of_mixed_sizes():
     images = [random_image(*size, seed=i) for i, size in enumerate([(5, 3), (70, 61)])]
     params["answer"]["bias"][270:] += 100  # classes whose numbers take more than 8 bits
     predictor = Predictor(model, params)
-    labels, scores = predictor(images), predictor(images, scores=True)
-    for image, result, got in zip(images, scores, labels, strict=True):
+    labels, logits = predictor(images), predictor.logits(images)
+    for image, result, got in zip(images, logits, labels, strict=True):
         expected = np.asarray(model.apply({"params": params}, CAFFE.apply(image[None])))[0]
         np.testing.assert_allclose(result, expected, atol=1e-5 * np.abs(expected).max())
         np.testing.assert_array_equal(got, result.argmax(-1))

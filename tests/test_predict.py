@@ -20,13 +20,12 @@ from fcn_jax.data.nyudv2 import NYUDV2
 from fcn_jax.data.sift_flow import SIFT_FLOW_GEOMETRIC, SIFT_FLOW_SEMANTIC
 from fcn_jax.data.voc import VOC
 from fcn_jax.geometry import Geometry
-from fcn_jax.inference.predictor import Predictor, over_image
+from fcn_jax.inference.predictor import Predictor, load, over_image
 from fcn_jax.models.inputs import CAFFE, Inputs, Preprocessing
 from fcn_jax.runs import (
     StageCheckpoints,
     build_model,
     describe_run,
-    load_run,
 )
 from fcn_jax.training.step import init_state
 from fcn_jax.weights import identify
@@ -123,7 +122,7 @@ def test_heat_map_of_a_run(tmp_path, photos):
     out = tmp_path / "out"
     assert predict([str(photos), f"--workdir={workdir}", f"--output={out}", "--heatmap=cat"]) == 0
     image = pixels(photos / "a.png")
-    logits = Predictor.from_run(load_run(workdir)).logits(image)
+    logits = load(workdir).logits(image)
     cat = np.asarray(logits)[..., VOC.names.index("cat")]
     np.testing.assert_array_equal(pixels(out / "heatmaps/a.png"), drawing.heatmap(image, cat))
 
@@ -173,7 +172,7 @@ def test_weights_alone_segment(tmp_path, photos, suffix):
     given = [str(photos), f"--weights={tmp_path / f'net.{suffix}'}", f"--output={out}"]
     assert predict(given) == 0
     labels = pixels(out / "labels/b.png")
-    expected = Predictor(model, {"params": params}, HHA).labels(pixels(photos / "b.png"))
+    expected = Predictor(model, {"params": params}, Inputs.of(HHA))(pixels(photos / "b.png"))
     np.testing.assert_array_equal(labels, expected)
     assert (out / "overlays/b.png").is_file()
 
@@ -272,7 +271,7 @@ def test_two_heads_give_two_label_maps(tmp_path, photos):
     workdir = make_run(tmp_path / "run", heads, Inputs.of(CAFFE))
     out = tmp_path / "out"
     assert predict([str(photos), f"--workdir={workdir}", f"--output={out}"]) == 0
-    labels = Predictor.from_run(load_run(workdir)).labels(pixels(photos / "a.png"))
+    labels = load(workdir)(pixels(photos / "a.png"))
     for head in heads:
         np.testing.assert_array_equal(pixels(out / f"labels_{head}/a.png"), labels[head])
         assert (out / f"overlays_{head}/a.png").is_file()
@@ -294,7 +293,7 @@ def test_depth_is_read_beside_the_photographs(tmp_path, photos, capsys):
     assert predict(given) == 0
     camera = np.array([[50, 0, 25], [0, 50, 20], [0, 0, 1.0]])
     features = {"image": pixels(photos / "a.png"), "hha": hha(depth, camera)}
-    expected = Predictor.from_run(load_run(workdir)).labels(features)
+    expected = load(workdir)(features)
     np.testing.assert_array_equal(pixels(out / "labels/a.png"), expected)
 
 
@@ -337,7 +336,7 @@ def test_published_networks_of_nyud_get_their_inputs(tmp_path, photos, depths, n
     features = {"image": pixels(photos / "a.png"), "depth": depth}
     features["hha"] = hha(depth, np.array([[50, 0, 25], [0, 50, 20], [0, 0, 1.0]]))
     predictor = Predictor(model, {"params": params}, Inputs.of(expected))
-    np.testing.assert_array_equal(pixels(out / "labels/a.png"), predictor.labels(features))
+    np.testing.assert_array_equal(pixels(out / "labels/a.png"), predictor(features))
 
 
 def test_one_depth_image_that_does_not_fit_leaves_the_others(tmp_path, photos, depths, capsys):
@@ -368,7 +367,7 @@ def test_a_class_of_one_of_two_heads(tmp_path, photos, capsys):
     assert "may mean sem/sky, geo/sky" in capsys.readouterr().err
     assert predict([*given, "--heatmap=geo/sky"]) == 0
     image = pixels(photos / "a.png")
-    logits = Predictor.from_run(load_run(workdir)).logits(image)["geo"]
+    logits = load(workdir).logits(image)["geo"]
     expected = drawing.heatmap(image, np.asarray(logits)[..., 0])
     drawn = pixels(out / "heatmaps/a.png")
     np.testing.assert_allclose(drawn.astype(int), expected.astype(int), atol=1)
@@ -391,7 +390,7 @@ def test_small_images_are_filled_up_for_a_classifier(tmp_path):
     [
         (["--model=fcn9s"], "unknown model 'fcn9s'; choose one of"),
         (["--padding=valid"], "unknown padding 'valid'"),
-        (["--stage=fcn8s"], "--stage has no meaning with --weights"),
+        (["--stage=fcn8s"], "stage: of no meaning with a weight file"),
     ],
 )
 def test_wrong_values_are_one_line(tmp_path, photos, capsys, flags, message):

@@ -24,10 +24,10 @@ from fcn_jax.classes import ClassRow, ClassTable
 from fcn_jax.devices import data_mesh
 from fcn_jax.inference import report
 from fcn_jax.inference.metrics import compute_metrics
-from fcn_jax.inference.predictor import Predictor
+from fcn_jax.inference.predictor import load
 from fcn_jax.models.inputs import CAFFE, Inputs
 from fcn_jax.ops import bilinear_kernel
-from fcn_jax.runs import StageCheckpoints, build_model, load_run
+from fcn_jax.runs import StageCheckpoints, build_model
 from fcn_jax.training.step import create_state
 
 CLASSES = ClassTable(
@@ -106,11 +106,11 @@ def test_counts_are_those_of_the_predictions(workdir, evaluated) -> None:
     assert [result.stage for result in results] == list(STAGES)
     source = FakeSource()
     for result in results:
-        predictor = Predictor.from_run(load_run(workdir, result.stage))
+        predictor = load(workdir, stage=result.stage)
         expected = np.zeros((3, 3), np.int64)
         for index in range(len(source)):
             example = source[index]
-            labels = predictor.labels(example["image"])
+            labels = predictor(example["image"])
             valid = example["label"] != 255
             np.add.at(expected, (example["label"][valid], labels[valid]), 1)
             if index in result.labels:
@@ -125,7 +125,7 @@ def test_files_hold_the_scores(evaluated) -> None:
     assert content["data"] == "FakeSource()"
     for result in results:
         stage, figures = content["stages"][result.stage], compute_metrics(result.counts)
-        for field in report.FIGURES:
+        for field in report.METRICS:
             assert stage[field] == getattr(figures, field)
         assert stage["absent"] == ["never, seen"]
         assert stage["classes"]["never, seen"] == {"pixels": 0, "iu": None, "accuracy": None}
@@ -159,9 +159,9 @@ def test_pictures_have_names_of_their_own(evaluated, tmp_path) -> None:
 def test_the_terminal_shows_figures_and_classes(evaluated) -> None:
     _, results, text = evaluated
     for result in results:
-        for field in report.FIGURES:
-            assert f"{getattr(result.scores, field):.4f}" in text
-        assert f"{result.scores.per_class_iu[1]:.4f}" in text
+        for field in report.METRICS:
+            assert f"{getattr(result.metrics, field):.4f}" in text
+        assert f"{result.metrics.per_class_iu[1]:.4f}" in text
     assert "[odd] name" in text
     assert "left out of the means: never, seen" in text
 
@@ -307,19 +307,19 @@ def test_predict_takes_files_of_any_mode(workdir, tmp_path, capsys) -> None:
         for kind in ("labels", "overlays"):
             written = sorted(p for p in (output / kind).rglob("*") if p.is_file())
             assert {p.relative_to(output / kind).as_posix() for p in written} == set(expected)
-    predictor = Predictor.from_run(load_run(workdir))
+    predictor = load(workdir)
     for name, size in expected.items():
         with Image.open(output / "labels" / name) as labels:
             assert labels.mode == "P"
             assert labels.size == size[::-1]
             if name == "a.png.png":
-                np.testing.assert_array_equal(np.asarray(labels), predictor.labels(rgb))
+                np.testing.assert_array_equal(np.asarray(labels), predictor(rgb))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["WORKDIR", "photo"], "nowhere is no folder"),
+        (["WORKDIR", "photo"], "nowhere is neither a weight file nor the folder"),
         (["--stage=fcn16s", "photo"], "no checkpoint of 'fcn16s'"),
         (["empty"], "no image in"),
     ],

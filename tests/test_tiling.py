@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 
 import jax
 import numpy as np
@@ -15,7 +14,7 @@ from random_parameters import random_parameters
 
 import fcn_jax
 from fcn_jax.inference import tiling
-from fcn_jax.inference.predictor import Predictor, predict_tiled
+from fcn_jax.inference.predictor import Predictor
 from fcn_jax.models.inputs import CAFFE, Inputs, Preprocessing
 
 small = functools.partial(
@@ -30,6 +29,12 @@ def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:
 def whole_image_logits(model, params, image: np.ndarray) -> np.ndarray:
     """By the network itself, which knows nothing of tiles."""
     return np.asarray(jax.jit(model.apply)({"params": params}, CAFFE.apply(image[None]))[0])
+
+
+def logits_in_tiles(model, params, image: np.ndarray, tile: int) -> np.ndarray:
+    """Also where the image is not larger than a tile."""
+    predictor = Predictor(model, params, tile=tile)
+    return predictor.in_tiles("logits", {"image": image})["label"]
 
 
 def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
@@ -109,7 +114,7 @@ def test_tiles_give_the_whole_image(net, backbone, padding):
     tile = least + int(rng.integers(stride, 2 * stride))
     image = random_image(*(least + 2 * stride + rng.integers(0, 3 * stride, 2)))
     assert len(tiling.tiles(model, image.shape[:2], tile)[0]) >= 4
-    got = predict_tiled(model, params, image, tile=tile, scores=True)
+    got = logits_in_tiles(model, params, image, tile)
     expected = whole_image_logits(model, params, image)
     assert got.dtype == np.float32
     assert got.shape == expected.shape
@@ -120,7 +125,7 @@ def test_tiles_of_the_published_network_give_the_whole_image():
     model = small("fcn8s", padding="reference")
     params = random_parameters(model, 0)
     image = random_image(40, 717)
-    got = predict_tiled(model, params, image, tile=600, scores=True)
+    got = logits_in_tiles(model, params, image, 600)
     assert relative_error(got, whole_image_logits(model, params, image)) < 1e-5
 
 
@@ -141,7 +146,7 @@ def test_less_context_or_another_phase_would_be_seen(toy, monkeypatch, context, 
     expected = whole_image_logits(model, params, image)
     monkeypatch.setattr(tiling, "context", lambda model: context)
     monkeypatch.setattr(tiling, "total_stride", lambda model: stride)
-    got = predict_tiled(model, params, image, tile=120, scores=True)
+    got = logits_in_tiles(model, params, image, 120)
     assert relative_error(got, expected) > 1e-3
 
 
@@ -149,7 +154,7 @@ def test_one_program_for_all_tiles_and_similar_images(toy):
     model, params = toy
     with counted_compilations() as compiled:
         for size in ((211, 340), (200, 333)):
-            predict_tiled(model, params, random_image(*size), tile=TILE)
+            Predictor(model, params, tile=TILE).in_tiles("labels", {"image": random_image(*size)})
     assert len(compiled) <= 1
 
 
@@ -180,13 +185,11 @@ def test_pixels_are_read_by_tiles_and_labels_written_to_a_file(toy, tmp_path):
     file = FileOfPixels(image)
     out = np.memmap(tmp_path / "labels", np.uint8, "w+", shape=(333, 250))
     calls = []
-    got = predict_tiled(
-        model, params, file, tile=TILE, out=out, progress=lambda *done: calls.append(done)
-    )
+    got = Predictor(model, params, tile=TILE)(file, out=out, progress=calls.append)
     assert got is out
     assert file.most <= TILE**2
     count = len(tiling.tiles(model, (333, 250), TILE)[0])
-    assert calls == list(zip(range(1, count + 1), itertools.repeat(count)))
+    assert calls == [*(tile / count for tile in range(1, count + 1)), 1]
     logits = whole_image_logits(model, params, image)
     best = np.take_along_axis(logits, np.asarray(out)[..., None].astype(int), -1)[..., 0]
     np.testing.assert_allclose(best, logits.max(-1), atol=1e-5 * np.abs(logits).max())
@@ -196,15 +199,28 @@ def test_large_images_are_tiled_without_asking(toy):
     model, params = toy
     images = [random_image(*size) for size in ((200, 180), (40, 50))]
     whole, in_tiles = Predictor(model, params), Predictor(model, params, tile=TILE)
-    assert [in_tiles.is_tiled(image) for image in images] == [True, False]
-    assert not any(map(whole.is_tiled, images))
-    expected = whole(images, scores=True)
-    for got, logits in zip(in_tiles(images, scores=True), expected, strict=True):
+    assert [in_tiles.is_tiled({"image": image}) for image in images] == [True, False]
+    expected = whole.logits(images)
+    for got, logits in zip(in_tiles.logits(images), expected, strict=True):
         assert relative_error(got, logits) < 1e-5
-    np.testing.assert_array_equal(in_tiles.labels(images[0]), expected[0].argmax(-1))
+    np.testing.assert_array_equal(in_tiles(images[0]), expected[0].argmax(-1))
+    out = np.zeros((40, 50), np.uint8)  # also of what is in one piece
+    assert in_tiles(images[1], out=out) is out
+    np.testing.assert_array_equal(out, expected[1].argmax(-1))
 
 
-def test_several_features_and_heads():
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_tiles_of_other_types_are_converted_alike(toy, dtype):
+    """A tile that holds small values only is no picture from 0 to 1."""
+    model, params = toy
+    image = random_image(200, 100)
+    image[:100] = np.random.default_rng(1).integers(0, 2, (100, 100, 3), np.uint8)
+    values = image.astype(dtype) * (257 if dtype is np.uint16 else 1)
+    predictor = Predictor(model, params, tile=TILE)
+    np.testing.assert_array_equal(predictor(values), predictor(image))
+
+
+def test_several_modalities_and_heads():
     model = small(
         "fcn32s",
         backbone=toy_backbones.plain,
@@ -216,10 +232,10 @@ def test_several_features_and_heads():
     far = Preprocessing("rgb", (7.0,), (1.0,), log=True)
     inputs = Inputs.of({"color": {"image": CAFFE}, "far": {"depth": far}})
     depth = np.random.default_rng(1).integers(0, 9000, (140, 201)).astype(np.uint16)
-    features = {"image": random_image(140, 201), "depth": depth}
-    expected = Predictor(model, params, inputs).labels(features)
+    images = {"image": random_image(140, 201), "depth": depth}
+    expected = Predictor(model, params, inputs)(images)
     out = {head: np.zeros((140, 201), np.uint8) for head in ("geo", "sem")}
-    got = predict_tiled(model, params, features, preprocessing=inputs, tile=TILE, out=out)
+    got = Predictor(model, params, inputs, tile=TILE)(images, out=out)
     for head, labels in expected.items():
         assert got[head] is out[head]
         np.testing.assert_array_equal(out[head], labels)
@@ -231,13 +247,18 @@ def test_several_features_and_heads():
 def test_mistakes(toy):
     model, params = toy
     image = random_image(200, 180)
+    predictor = Predictor(model, params, tile=TILE)
     with pytest.raises(ValueError, match=r"113 pixels are too small: .* 49 .* at least 128"):
-        predict_tiled(model, params, image, tile=113)
+        Predictor(model, params, tile=113)(image)
     with pytest.raises(ValueError, match=r"out must be uint8 \(200, 180\), got int64 \(200, 180\)"):
-        predict_tiled(model, params, image, tile=TILE, out=np.zeros((200, 180), np.int64))
-    with pytest.raises(ValueError, match=r"uint8 RGB .* float64"):
-        predict_tiled(model, params, image.astype(float), tile=TILE)
-    with pytest.raises(ValueError, match="not at scale"):
-        Predictor(model, params, scale=0.5, tile=TILE).tiled(image)
+        predictor(image, out=np.zeros((200, 180), np.int64))
+    with pytest.raises(ValueError, match=r"out must be float32 \(200, 180, 3\), got"):
+        predictor.logits(image, out=np.zeros((200, 180), np.uint8))
+    with pytest.raises(ValueError, match="out must be a dictionary of arrays for label"):
+        predictor(image, out={"geo": np.zeros((200, 180), np.uint8)})
+    with pytest.raises(ValueError, match="out is for the result of one image"):
+        predictor([image], out=np.zeros((200, 180), np.uint8))
     with pytest.raises(ValueError, match="a classifier's map is not computed in tiles"):
-        predict_tiled(small("classifier"), {}, image, tile=TILE)
+        tiling.tiles(small("classifier"), (200, 180), TILE)
+    with pytest.raises(ValueError, match="out is for an FCN that scores every pixel"):
+        Predictor(small("classifier"), {})(image, out=np.zeros((200, 180), np.uint8))

@@ -250,7 +250,11 @@ def test_weights_of_torchvision_bring_their_scale_of_pixels(trained, place):
     image = np.random.default_rng(1).integers(0, 256, (20, 30, 3), np.uint8)
     pixels = (image / 255 - expected.mean) / expected.std
     logits = run.model.apply(run.variables, np.float32(pixels[None]))
-    np.testing.assert_allclose(Predictor.from_run(run).logits(image), logits[0], atol=1e-4)
+    np.testing.assert_allclose(
+        Predictor(run.model, run.variables, run.inputs, run.heads).logits(image),
+        logits[0],
+        atol=1e-4,
+    )
 
 
 # ======================================================================== starts that go wrong

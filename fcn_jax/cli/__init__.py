@@ -46,3 +46,8 @@ def program(command: str) -> str:
     """How `command` was called, for its messages: "fcn-jax train", or "train.py" in a clone."""
     script = f"{command}.py"
     return script if Path(sys.argv[0]).name == script else f"fcn-jax {command}"
+
+
+def path(text: str) -> Path:
+    """A path from the command line, whose ``~`` is the user's folder."""
+    return Path(text).expanduser()

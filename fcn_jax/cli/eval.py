@@ -1,10 +1,10 @@
 """Scores the networks of a run on whole images, and writes a report.
 
-    python eval.py --workdir=DIR [--split=SPLIT] [--stage=all] [--checkpoint=best] [--limit=N]
-                   [--pictures=N] [--precision=bfloat16] [--output=DIR] [--data_dir=DIR]
-                   [--manual_dir=DIR]
+    fcn-jax eval --workdir=DIR [--split=SPLIT] [--stage=all] [--checkpoint=best] [--limit=N]
+                 [--pictures=N] [--precision=bfloat16] [--output=DIR] [--data_dir=DIR]
+                 [--manual_dir=DIR]
 
-Prints the paper's four figures and a table of all classes, and writes DIR/report: scores.json,
+Prints the paper's four metrics and a table of all classes, and writes DIR/report: scores.json,
 per_class.csv, confusion matrices and pictures side by side.
 """
 
@@ -13,29 +13,30 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
+
+from fcn_jax.cli import path, program
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line's values."""
     parser = argparse.ArgumentParser(
-        prog="eval.py",
-        usage="python eval.py --workdir=DIR [options]; --help lists them",
+        prog=program("eval"),
+        usage="%(prog)s --workdir=DIR [options]; --help lists them",
         description="Scores the networks of a run on whole images, and writes a report.",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--workdir", required=True, help="the folder of a training run")
+    add("--workdir", required=True, type=path, help="the folder of a training run")
     add("--split", help="the images to score; default: the run's own evaluation split")
     add("--stage", default="all", help="such as fcn8s, or fcn32s,fcn8s; default: all trained")
     add("--checkpoint", choices=("best", "last"), default="best", help="default: best")
     add("--limit", type=count, default=0, help="score the first N images only; 0: all")
     add("--pictures", type=count, default=8, help="images to draw; default: 8")
     add("--precision", choices=("float32", "tf32", "bfloat16"), help="default: as in training")
-    add("--output", help="the report's folder; default: WORKDIR/report")
-    add("--data_dir", help="where data sets are prepared; default: as in training")
-    add("--manual_dir", help="the data set's original files; default: as in training")
+    add("--output", type=path, help="the report's folder; default: WORKDIR/report")
+    add("--data_dir", type=path, help="where data sets are prepared; default: as in training")
+    add("--manual_dir", type=path, help="the data set's original files; default: as in training")
     return parser.parse_args(argv)
 
 
@@ -63,15 +64,15 @@ def main(argv: list[str] | None = None) -> int:
     try:
         # ---- The run
         available_stages(args.workdir)  # raises if this is no run's folder
-        config: Any = from_plain(json.loads((Path(args.workdir) / "config.json").read_text()))
+        config: Any = from_plain(json.loads((args.workdir / "config.json").read_text()))
 
         # ---- The data
         for field in ("data_dir", "manual_dir"):
-            config[field] = getattr(args, field) or config[field]
+            config[field] = str(getattr(args, field) or config[field])
         split = args.split or config.eval_split
         source = data.open_source(config.dataset, split, **data_options(config))
 
-        # ---- The figures
+        # ---- The metrics
         report.evaluate_run(
             args.workdir,
             source,
@@ -83,6 +84,6 @@ def main(argv: list[str] | None = None) -> int:
             precision=args.precision,
         )
     except (ValueError, OSError) as error:
-        print(f"eval.py: {error}", file=sys.stderr)
+        print(f"{program('eval')}: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,190 +1,169 @@
-"""Metrics of a network over a set of images, each whole and at its original size.
+"""Confusion matrices of a network over a set of images, each whole and at its original size.
 
-Images are batched with others of similar size on one canvas; each gets the label map that it would
-get alone, so that the scores depend neither on the batch size nor on the canvas.
+Images are batched as for prediction (`fcn_jax.inference.predictor`): each gets the label map that
+it would get alone, so that the metrics depend neither on the batch size nor on the canvas.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from flax import linen as nn
-from jax.sharding import Mesh
-from jaxtyping import Array, UInt8
+from jaxtyping import Array, Int64, UInt8
 
-from fcn_jax.canvas import (
-    Batch,
-    Canvas,
-    CanvasImage,
-    Group,
-    batch_of,
-    canvas_side,
-    group_by_canvas,
-    original_canvas,
-    run_ahead,
-    stack,
-)
+from fcn_jax.canvas import Batch, CanvasImage, Group, original_canvas, stack
 from fcn_jax.classes import VOID
-from fcn_jax.data.transforms import Example, check_example
 from fcn_jax.devices import jit_in_least_memory, shardings
-from fcn_jax.inference.metrics import ConfusionMatrix
-from fcn_jax.inference.predictor import canvas_rule, full_size_logits, most_likely, place
-from fcn_jax.models.inputs import Inputs, Preprocessing
+from fcn_jax.inference.metrics import ConfusionMatrix, PixelCounts, count_pixels
+from fcn_jax.inference.predictor import Predictor, full_size_logits, most_likely
+from fcn_jax.models.inputs import Inputs
 from fcn_jax.models.losses import check_labels
+
+Example = dict[str, Any]
 
 
 def evaluate(
-    model: nn.Module,
-    variables: Any,
+    predictor: Predictor,
     examples: Iterable[Example],
     *,
-    num_classes: int | Mapping[str, int],
-    preprocessing: Preprocessing | Inputs,
-    scale: float = 1.0,
-    batch_size: int = 8,
-    canvas: Canvas = canvas_side,
-    mesh: Mesh | None = None,
     progress: Callable[[int], object] | None = None,
-    visit: Callable[[Example, Any], object] | None = None,
-) -> Any:
-    """Counts the pixels of each true and predicted class over a set of images.
+    visit: Callable[[Example, dict[str, UInt8[np.ndarray, "h w"]]], object] | None = None,
+) -> dict[str, Int64[np.ndarray, "c c"]]:
+    """Counts the pixels of each class of the ground truth and predicted class over a set of images.
 
-    `fcn_jax.inference.metrics.scores` makes the four figures of the counts. Each canvas is compiled once
-    for a network, also over repeated calls with the same images.
+    `fcn_jax.compute_metrics` makes the four metrics of the counts. Each canvas is compiled once for
+    a network, also over repeated calls.
 
     Args:
-        model: The network.
-        variables: Its parameters, ``{"params": ...}``.
-        examples: Any iterable of examples, such as a source; sizes may differ.
-        num_classes: Classes of the labels and of the network; a dictionary of them by the names
-            of the label maps for a network of several heads, or for a label map that is not
-            called ``label``.
-        preprocessing: How the network was trained to see pixels.
-        scale: Factor on height and width before the network; the logits are interpolated back,
-            so that the score is always that of the original pixels.
-        batch_size: Images at a time, over all devices; rounded up to a multiple of them. Fewer
-            where their canvases would have more pixels for a device than
-            `fcn_jax.canvas.LARGEST_SIDE` squared.
-        canvas: The rule for canvases, see `fcn_jax.Predictor`; `canvas.exactly` saves
-            the filling where all images have one size.
-        mesh: Splits each batch over its axis ``data``; None runs on one device.
-        progress: Called with the number of images done since the last call.
-        visit: Called with every example and its predicted label map, e.g. to draw some; with
-            a dictionary of label maps where ``num_classes`` is one.
+        predictor: The network, and how images are batched.
+        examples: Any iterable of examples, such as a source: dictionaries of what the network
+            reads (``image``), a label map uint8 (h, w) for each head by its name (``label``; void
+            is 255), and an ``id``. Sizes may differ.
+        progress: Called with the number of images done.
+        visit: Called with every example and its predicted label maps by head, e.g. to draw some.
 
     Returns:
-        The confusion matrix, int64 (c, c); rows are the truth, columns the prediction. A
-        dictionary of them where ``num_classes`` is one.
+        The confusion matrix of each head; rows are the ground truth, columns the prediction.
 
     Raises:
         ValueError: If there is no example, or an example's arrays do not fit; it is named.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> import fcn_jax
+        >>> model = fcn_jax.create_model("fcn32s", num_classes=2, width=1 / 16, fc_width=8)
+        >>> variables = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+        >>> image, label = np.zeros((40, 50, 3), np.uint8), np.zeros((40, 50), np.uint8)
+        >>> examples = [{"image": image, "label": label, "id": "black"}]
+        >>> counts = fcn_jax.evaluate(fcn_jax.Predictor(model, variables), examples)["label"]
+        >>> counts.sum(axis=1)
+        array([2000,    0])
     """
-    named = isinstance(num_classes, Mapping)
-    heads: dict[str, int] = dict(num_classes) if named else {"label": num_classes}
-    inputs = Inputs.of(preprocessing)
-    shards, replicated, split = shardings(mesh)
-    variables = jax.device_put(variables, replicated)
-    zeros = {head: ConfusionMatrix.zeros(classes) for head, classes in heads.items()}
-    matrices = jax.device_put(zeros, replicated)
-    rule = canvas_rule(model, canvas)
-    placed = (_placed(example, heads, inputs, scale, rule) for example in examples)
+    heads = {head: len(predictor.names(head)) for head in predictor.heads}
+    if not heads:
+        raise ValueError("the predictor needs heads: the classes of each label map")
+    matrices = {head: ConfusionMatrix(classes) for head, classes in heads.items()}
+    split = shardings(predictor.mesh)[2]
+    done = 0
 
-    def started() -> Iterator[tuple[Group, dict[str, Array]]]:
-        nonlocal matrices
-        for group in group_by_canvas(placed, batch_size, shards):
-            batch, labels = jax.device_put(
-                (batch_of(group, scale), _labels_of(group, scale, heads)), split
-            )
-            matrices, predictions = _score_batch(
-                model, variables, matrices, batch, labels, preprocessing=inputs
-            )
-            yield group, predictions
-
-    count = 0
-    for group, predictions in run_ahead(started()):
-        # The host waits for the batch before the last ones, so that no more than those are queued.
-        jax.block_until_ready(predictions)
+    def finish(example: Example, labels: dict[str, UInt8[np.ndarray, "h w"]]) -> None:
+        nonlocal done
+        done += 1
         if visit is not None:
-            _visit(visit, group, jax.device_get(predictions), named)
+            visit(example, labels)
         if progress is not None:
-            progress(len(group.images))
-        count += len(group.images)
-    if count == 0:
+            progress(done)
+
+    def in_one_piece() -> Iterator[CanvasImage]:
+        for example in examples:
+            try:
+                arrays = _checked(example, predictor, heads)
+                if predictor.is_tiled(arrays):
+                    on_canvas, labels = None, predictor.in_tiles("labels", arrays)
+                else:
+                    on_canvas, labels = predictor.on_canvas(example, arrays), {}
+            except ValueError as error:
+                raise ValueError(f"{example['id']}: {error}") from error
+            if on_canvas is not None:
+                yield on_canvas
+                continue
+            for head, matrix in matrices.items():
+                matrix.update(example[head], labels[head])
+            finish(example, labels)
+
+    def count(group: Group, batch: Batch) -> tuple[Any, Any]:
+        canvas = original_canvas(group.canvas, predictor.scale)
+        labels = {  # void beyond an image
+            head: stack([image.source[head] for image in group.images], canvas, group.rows, VOID)
+            for head in heads
+        }
+        pixels, predictions = _count_batch(
+            predictor.model,
+            predictor.on_device,
+            batch,
+            jax.device_put(labels, split),
+            inputs=predictor.inputs,
+            heads=tuple(heads.items()),
+        )
+        return pixels, predictions if visit is not None else {}
+
+    for group, (pixels, predictions) in predictor.each_batch(in_one_piece(), count):
+        for head, matrix in matrices.items():
+            matrix.add(pixels[head])
+        for row, image in enumerate(group.images):
+            part = (row, *map(slice, image.original_size))
+            finish(image.source, {head: maps[part].copy() for head, maps in predictions.items()})
+    if not done:
         raise ValueError("there is no example to evaluate")
-    counts = {head: matrix.counts() for head, matrix in matrices.items()}
-    return counts if named else counts["label"]
+    return {head: matrix.counts for head, matrix in matrices.items()}
 
 
-def _visit(
-    visit: Callable[[Example, Any], object],
-    group: Group,
-    predictions: dict[str, UInt8[np.ndarray, "b height width"]],
-    named: bool,
-) -> None:
-    """Shows every example of a group with its label map, or maps by head."""
-    for row, image in enumerate(group.images):
-        height, width = image.original_size
-        labels = {head: maps[row, :height, :width].copy() for head, maps in predictions.items()}
-        visit(image.source, labels if named else labels["label"])
-
-
-@jit_in_least_memory(static_argnames=("model", "preprocessing"), donate_argnames="matrices")
-def _score_batch(
+@jit_in_least_memory(static_argnames=("model", "inputs", "heads"))
+def _count_batch(
     model: nn.Module,
     variables: Any,
-    matrices: dict[str, ConfusionMatrix],
     batch: Batch,
     labels: dict[str, UInt8[Array, "b height width"]],
     *,
-    preprocessing: Inputs,
-) -> tuple[dict[str, ConfusionMatrix], dict[str, UInt8[Array, "b height width"]]]:
-    """Adds a batch to each head's matrix, on the device; returns the label maps, too."""
+    inputs: Inputs,
+    heads: tuple[tuple[str, int], ...],
+) -> tuple[dict[str, PixelCounts], dict[str, UInt8[Array, "b height width"]]]:
+    """Counts a batch on the device, by head; returns the label maps, too."""
     _, height, width = next(iter(labels.values())).shape
     logits = full_size_logits(
-        model, variables, batch, preprocessing=preprocessing, canvas=(height, width)
+        model,
+        variables,
+        batch,
+        inputs=inputs,
+        heads=tuple(labels),
+        canvas=(height, width),
     )
-    by_head: dict[str, Array] = logits if isinstance(logits, dict) else {"label": logits}
-    if len(by_head) == 1:  # of any name, as the only one
-        by_head = dict.fromkeys(labels, next(iter(by_head.values())))
-    for head, matrix in matrices.items():
-        classes = matrix.low.shape[0]
-        if by_head[head].shape[-1] != classes:
+    counts, predictions = {}, {}
+    for head, classes in heads:
+        if logits[head].shape[-1] != classes:
             raise ValueError(
-                f"the network has {by_head[head].shape[-1]} classes, the labels {classes}"
+                f"the network has {logits[head].shape[-1]} classes, the labels {classes}"
             )
-    predictions = {head: most_likely(by_head[head]) for head in labels}
-    counted = {
-        head: matrix.update(labels[head], predictions[head]) for head, matrix in matrices.items()
-    }
-    return counted, predictions
+        predictions[head] = most_likely(logits[head])
+        counts[head] = count_pixels(labels[head], predictions[head], classes)
+    return counts, predictions
 
 
-def _placed(
-    example: Example, heads: Mapping[str, int], inputs: Inputs, scale: float, canvas: Canvas
-) -> CanvasImage:
-    """Checks an example and gives it a canvas; raises ValueError that names it."""
-    if missing := [name for name in (*inputs.modalities, *heads) if name not in example]:
-        raise ValueError(
-            f"{example['id']}: {', '.join(missing)} is missing; there are {', '.join(example)}"
-        )
-    check_example(example)
-    try:
-        for head, classes in heads.items():
-            check_labels(example[head], classes)
-        return place(example, example, inputs, scale, canvas)
-    except ValueError as error:
-        raise ValueError(f"{example['id']}: {error}") from None
-
-
-def _labels_of(
-    group: Group, scale: float, heads: Iterable[str]
-) -> dict[str, UInt8[np.ndarray, "b height width"]]:
-    """The label maps of a group on the canvas of the original sizes; beyond an image it is void."""
-    canvas = original_canvas(group.canvas, scale)
-    return {
-        head: stack([image.source[head] for image in group.images], canvas, group.rows, VOID)
-        for head in heads
-    }
+def _checked(example: Example, predictor: Predictor, heads: dict[str, int]) -> dict[str, Any]:
+    """What the network reads of an example, if its label maps are sound as well."""
+    wanted = (*predictor.modalities, *heads)
+    if missing := [name for name in wanted if name not in example]:
+        raise ValueError(f"{', '.join(missing)} is missing; there are {', '.join(example)}")
+    arrays = predictor.opened(example)
+    size = arrays[predictor.modalities[0]].shape[:2]
+    for head, classes in heads.items():
+        label = example[head]
+        if label.dtype != np.uint8 or label.shape != size:
+            raise ValueError(
+                f"{head} must be uint8 of the image's size {size}, got {label.dtype} {label.shape}"
+            )
+        check_labels(label, classes)
+    return arrays

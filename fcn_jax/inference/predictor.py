@@ -1,9 +1,8 @@
-"""From images to logits and label maps at the images' own size.
+"""From images of any kind and size to label maps, logits and probabilities of their own size.
 
-`predict` takes images as they are and keeps the device busy, `predict_tiled` one that is larger
-than memory; `Predictor` is a network with the options of both. `full_size_logits` is the pure
-function under them, which `fcn_jax.inference.evaluation` uses as well, so that a score and a picture never
-disagree.
+`load` reads a trained network from a run's folder or a weight file; the `Predictor` that it returns
+takes images. Scoring (`fcn_jax.inference.evaluation`) uses the same batches and the same programs
+for the logits, so that metrics and pictures never disagree.
 """
 
 from __future__ import annotations
@@ -11,15 +10,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Shaped, UInt8
+from jaxtyping import Array, Float, Shaped
 
 from fcn_jax import ops
 from fcn_jax.canvas import (
@@ -27,6 +28,7 @@ from fcn_jax.canvas import (
     Batch,
     Canvas,
     CanvasImage,
+    Group,
     Size,
     batch_of,
     canvas_for,
@@ -36,54 +38,82 @@ from fcn_jax.canvas import (
     original_canvas,
     run_ahead,
 )
-from fcn_jax.data.transforms import resize_features
+from fcn_jax.classes import MAX_CLASSES, ClassTable, read_names, table_from_names
 from fcn_jax.devices import jit_in_least_memory, shardings
 from fcn_jax.geometry import Geometry
 from fcn_jax.inference import tiling
 from fcn_jax.models.fcn import FCN
-from fcn_jax.models.inputs import CAFFE, Features, Inputs, Preprocessing
+from fcn_jax.models.inputs import CAFFE, Inputs
 
 if TYPE_CHECKING:
-    from fcn_jax.runs import Run
+    from fcn_jax.models.backbones import Padding
+    from fcn_jax.runs import Which
+
+Result: TypeAlias = Literal["labels", "logits", "probabilities"]
+
+Window: TypeAlias = tuple[slice, slice]
+
+WHOLE: Window = (slice(None), slice(None))
+
 
 # ======================================================================== a network for images
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """A trained network that takes images as they are: uint8 RGB of any size.
+    """A trained network that takes images as people have them.
 
-    A network of several inputs takes a dictionary of features instead of an image, such as
-    ``{"image": uint8 (h, w, 3), "depth": uint16 (h, w)}``; one of several heads gives a
-    dictionary of results.
+    An image is a path, a Pillow image, or an array: RGB, grey or RGBA, of 8 or 16 bits or floating
+    point (see `fcn_jax.data.images.to_rgb`), or anything with a ``shape`` and a ``dtype`` whose
+    slices ``image[rows, columns]`` are such arrays. For a network that reads several modalities it
+    is a dictionary of them, ``{"image": ..., "depth": uint16 (h, w)}``. Every method takes one
+    image and returns its result, or takes an iterable of images of any sizes and returns a list.
 
     Images of similar size lie on one canvas and share a compiled program; each gets the result that
     it would get alone, whatever the canvas and the batch. Classifiers, and modules that are no
-    `FCN` and know nothing of canvases, see each image at exactly its size.
+    `FCN` and know nothing of canvases, see each image at exactly its size. The host prepares the
+    next batch and fetches the last one while the device computes.
+
+    Results are numpy arrays at the image's size; of a classifier they have a value for each cell
+    of its coarse map. A network with several heads gives a dictionary of results.
 
     Attributes:
         model: The network.
         variables: Its parameters, ``{"params": ...}``, or the tree of parameters itself.
-        preprocessing: How it was trained to see pixels; `Inputs` where it reads more than an image.
+        inputs: What it reads, and how that is normalised.
+        heads: The classes of each head; of classifiers just their names. By default they are
+            numbered.
         scale: Factor on height and width before the network; results are at the original size.
-        batch_size: Images at a time, over all devices; fewer where their canvases would have more
-            than ``tile`` x ``tile`` pixels for each.
+        batch_size: Images at a time, over all devices; rounded up to a multiple of them. Fewer
+            where their canvases would have more than ``tile`` x ``tile`` pixels for each.
         canvas: The rule for canvases: a function from a side of an image, as the network sees it,
             to the canvas's side; or one canvas (height, width) for all. The default has four sides
             in each octave; with `fcn_jax.canvas.exactly` each image size is compiled.
         tile: Images whose canvas has more than ``tile`` x ``tile`` pixels are computed in tiles of
             at most this side, with the same result; but not by a classifier, nor at another scale
-            than 1.
+            than 1. Then memory does not grow with the image, apart from image and result.
         mesh: Splits each batch over its axis ``data``; None runs on one device.
 
+    Raises:
+        ValueError: If an option is not positive, or the heads are not those of the network.
+
     Example:
-        >>> predictor = Predictor.from_run(load_run("runs/camvid"))
-        >>> labels = predictor.labels(image)  # uint8 (h, w)
+        >>> import jax, numpy as np
+        >>> from fcn_jax import Predictor, create_model
+        >>> model = create_model("fcn32s", num_classes=5, width=1 / 16, fc_width=8)
+        >>> variables = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+        >>> predictor = Predictor(model, variables)
+        >>> photo, another = np.zeros((40, 50, 3), np.uint8), np.zeros((33, 61, 3), np.uint8)
+        >>> predictor(photo).shape
+        (40, 50)
+        >>> [logits.shape for logits in predictor.logits([photo, another])]
+        [(40, 50, 5), (33, 61, 5)]
     """
 
     model: nn.Module
     variables: Any
-    preprocessing: Preprocessing | Inputs = CAFFE
+    inputs: Inputs = Inputs.of(CAFFE)
+    heads: Mapping[str, ClassTable | tuple[str, ...]] = dataclasses.field(default_factory=dict)
     scale: float = 1.0
     batch_size: int = 8
     canvas: Canvas = canvas_side
@@ -94,315 +124,399 @@ class Predictor:
         for name in ("scale", "batch_size", "tile"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-
-    @classmethod
-    def from_run(cls, run: Run, **options: Any) -> Predictor:
-        """The predictor of a trained workdir (`fcn_jax.runs.load_run`)."""
-        config: Any = run.config
-        return cls(run.model, run.variables, run.inputs, config.scale, **options)
+        if not isinstance(self.model, FCN):
+            return
+        have = dict(self.model.heads)
+        if not self.heads:
+            numbered = {h: classes_of([f"class {i}" for i in range(n)]) for h, n in have.items()}
+            object.__setattr__(self, "heads", numbered)
+        given = {head: len(self.names(head)) for head in self.heads}
+        if given != have:
+            raise ValueError(f"the network has the classes {have} by head, but heads has {given}")
 
     # ---- results
 
     def __call__(
         self,
-        images: Iterable[UInt8[np.ndarray, "h w 3"] | Features],
+        images: Any,
         *,
-        scores: bool = False,
-        progress: Callable[[int], object] | None = None,
-    ) -> list[Any]:
-        """Label maps, or scores, of any number of images; see `predict`."""
-        if isinstance(images, Mapping):
-            raise ValueError("images must be a list, also where there is one: [image]")
-        results: dict[int, Any] = {}
-
-        def finish(number: int, result: Any) -> None:
-            results[number] = result
-            if progress is not None:
-                progress(1)
-
-        def in_one_piece() -> Iterator[CanvasImage]:
-            for number, image in enumerate(images):
-                try:
-                    tiled = self.is_tiled(image)
-                    placed = None if tiled else self._place(number, image)
-                except ValueError as error:
-                    raise ValueError(f"image {number}: {error}") from None
-                if placed is None:
-                    finish(number, self.tiled(image, scores=scores))
-                else:
-                    yield placed
-
-        for number, result in self._each(in_one_piece(), scores):
-            finish(number, result)
-        return [results[number] for number in range(len(results))]
-
-    def labels(
-        self,
-        image: UInt8[np.ndarray, "h w 3"] | Features,
-        *,
-        progress: Callable[[int, int], object] | None = None,
+        out: Any = None,
+        progress: Callable[[float], object] | None = None,
     ) -> Any:
-        """The most likely class of every pixel, uint8 (h, w); of a classifier, of every cell.
+        """The most likely class of every pixel: uint8 (h, w).
+
+        int32 where a classifier has more than 256 classes.
 
         Args:
-            image: One image, or its features.
-            progress: See `predict_tiled`; called if the image is computed in tiles.
+            images: One image, or an iterable of them.
+            out: Where one image's result is written, tile by tile if it is large: an array of the
+                type and shape that are returned, such as an ``np.memmap``; with several heads a
+                dictionary. None makes an array.
+            progress: Called with the number of images done; after a tile with a fraction.
+
+        Returns:
+            The label map, ``out`` if it was given; a list of them for an iterable.
 
         Raises:
-            ValueError: If the image is not uint8 of the shape (h, w, 3), or a feature is missing.
+            ValueError: If something is no image, a modality is missing or their sizes differ, an
+                image does not fit the canvas, ``out`` does not fit, or tiles are too small for the
+                network's receptive field. In an iterable the image's number is told.
+            FileNotFoundError: If there is no such file.
         """
-        return self._one(image, False, progress)
+        return self._predict("labels", images, out, progress)
 
     def logits(
         self,
-        image: UInt8[np.ndarray, "h w 3"] | Features,
+        images: Any,
         *,
-        progress: Callable[[int, int], object] | None = None,
+        out: Any = None,
+        progress: Callable[[float], object] | None = None,
     ) -> Any:
-        """Logits of every pixel for each class, float32 (h, w, c).
+        """The logits of every pixel, float32 (h, w, classes).
 
-        Of a classifier: of every cell of its map. Arguments and errors are those of `labels`.
+        Arguments and errors are those of calling the predictor.
         """
-        return self._one(image, True, progress)
+        return self._predict("logits", images, out, progress)
 
-    def score_map(
+    def probabilities(
         self,
-        image: UInt8[np.ndarray, "h w 3"] | Features,
-        class_number: int,
-        head: str = "",
+        images: Any,
         *,
-        progress: Callable[[int, int], object] | None = None,
-    ) -> Float[np.ndarray, "h w"]:
-        """The scores of one class over an image, at its size; also of a classifier.
+        out: Any = None,
+        progress: Callable[[float], object] | None = None,
+    ) -> Any:
+        """The probability of each class at every pixel, float32 (h, w, classes): softmax.
+
+        Arguments and errors are those of calling the predictor.
+        """
+        return self._predict("probabilities", images, out, progress)
+
+    def class_map(
+        self,
+        images: Any,
+        class_: str | int,
+        head: str | None = None,
+        *,
+        progress: Callable[[float], object] | None = None,
+    ) -> Any:
+        """The logits of one class over an image, float32 (h, w); also of a classifier.
 
         Args:
-            image: As for `logits`.
-            class_number: Counted from 0.
-            head: Which head's class, where the network has several.
-            progress: As for `logits`.
+            images: One image, or an iterable of them.
+            class_: Its number from 0, its name or a part of that; see `find_class`.
+            head: Which head's class, where several have one of that name.
+            progress: As for calling the predictor.
 
         Raises:
-            ValueError: If there is no such head or class.
+            ValueError: If there is no such head or class, or several are meant.
         """
-        logits = self.logits(image, progress=progress)
-        if isinstance(logits, dict):
-            if head not in logits:
-                raise ValueError(f"the network has no head {head!r}; it has {', '.join(logits)}")
-            logits = logits[head]
-        if not 0 <= class_number < logits.shape[-1]:
-            raise ValueError(f"there is no class {class_number} among {logits.shape[-1]}")
-        scores = logits[..., class_number]
-        if not isinstance(self.model, FCN) or not self.model.classifies:
-            return scores
-        cells = self.model.alignment.geometry[self.model.backbone.classifier]
-        return over_image(scores, cells, self._size(image), self.scale)
+        head, number = self.find_class(class_, head)
 
-    def tiled(
-        self,
-        image: Any,
-        *,
-        scores: bool = False,
-        out: Any = None,
-        progress: Callable[[int, int], object] | None = None,
-    ) -> Any:
-        """The result of one image, computed in tiles; see `predict_tiled`."""
-        if not isinstance(self.model, FCN):
-            raise ValueError("only an FCN is computed in tiles: of others the overlap is not known")
-        if self.scale != 1:
-            raise ValueError(
-                f"an image is computed in tiles at its own size only, not at scale {self.scale}; "
-                "scale it first"
-            )
-        features = _by_name(image, self._inputs)
-        size = self._size(image)
-        tiles, canvas = tiling.tiles(self.model, size, self.tile)
-        out = _results_array(self.model, size, scores, out)
+        def choose(logits: dict[str, np.ndarray], size: Size) -> dict[str, np.ndarray]:
+            chosen = logits[head][..., number].copy()
+            if isinstance(self.model, FCN) and self.classifies:
+                cells = self.model.alignment.geometry[self.model.backbone.classifier]
+                chosen = over_image(chosen, cells, size, self.scale)
+            return {head: chosen}
 
-        def cut() -> Iterator[CanvasImage]:
-            for tile in tiles:
-                part = {name: features[name][tile.seen] for name in self._inputs.modalities}
-                yield place(tile, part, self._inputs, 1.0, canvas)
-
-        for done, (tile, result) in enumerate(self._each(cut(), scores), 1):
-            for whole, part in zip(jax.tree.leaves(out), jax.tree.leaves(result), strict=True):
-                whole[tile.kept] = part[tile.kept_inside]
-            if progress is not None:
-                progress(done, len(tiles))
-        return out
+        return self._predict("logits", images, None, progress, choose)
 
     # ---- properties
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """The features that the network reads."""
-        return self._inputs.modalities
+        """The kinds of images that the network reads."""
+        return self.inputs.modalities
 
     @property
     def classifies(self) -> bool:
         """Whether the network is a classifier, whose logits are a coarse map."""
         return isinstance(self.model, FCN) and self.model.classifies
 
-    def is_tiled(self, image: Any) -> bool:
-        """Whether an image is so large that it is computed in tiles."""
+    def names(self, head: str) -> tuple[str, ...]:
+        """The names of a head's classes."""
+        classes = self.heads[head]
+        return classes.names if isinstance(classes, ClassTable) else classes
+
+    def find_class(self, wanted: str | int, head: str | None = None) -> tuple[str, int]:
+        """The head and the number of a class.
+
+        Args:
+            wanted: The number, from 0; the name, in any case; one of several names between commas;
+                or a part of it. ``HEAD/NAME`` where heads have classes of one name.
+            head: The class is sought here alone.
+
+        Raises:
+            ValueError: If no class or several are meant; the message lists some.
+        """
+        name = str(wanted)
+        if head is None and name.rpartition("/")[0] in self.heads:
+            head, _, name = name.rpartition("/")
+        if head is not None and head not in self.heads:
+            raise ValueError(f"the network has no head {head!r}; it has {', '.join(self.heads)}")
+        heads = list(self.heads) if head is None else [head]
+        classes = [(h, i, text) for h in heads for i, text in enumerate(self.names(h))]
+        tests: list[Callable[[int, str], bool]] = [
+            lambda number, text: str(number) == name,
+            lambda number, text: text.casefold() == name.casefold(),
+            lambda number, text: name.casefold() in [p.strip().casefold() for p in text.split(",")],
+            lambda number, text: name.casefold() in text.casefold(),
+        ]
+        for fits in tests:
+            found = [(head, number, text) for head, number, text in classes if fits(number, text)]
+            if len(found) == 1:
+                return found[0][:2]
+            if found:
+                meant = (f"{head}/{text}" if len(heads) > 1 else text for head, _, text in found)
+                raise ValueError(f"{wanted!r} may mean {', '.join(meant)}; give one of them")
+        known = ", ".join(text for _, _, text in classes[:20])
+        hint = "; a file of class names gives them names" if known.startswith("class 0") else ""
+        raise ValueError(f"{wanted!r}: there is no such class; there are {known} …{hint}")
+
+    # ---- from images to batches
+
+    def opened(self, image: Any) -> dict[str, Any]:
+        """What the network reads of an image, by modality: arrays, or what is sliced like them.
+
+        Files are read. Only integers are left to be converted, which can be done tile by tile.
+
+        Raises:
+            ValueError: If a modality is missing or no image, or their sizes differ.
+            FileNotFoundError: If there is no such file.
+        """
+        from fcn_jax.data.images import read_depth, read_image, to_rgb
+
+        given = image if isinstance(image, Mapping) else {self.modalities[0]: image}
+        if missing := [name for name in self.modalities if name not in given]:
+            raise ValueError(
+                f"the network reads {', '.join(self.modalities)}; {', '.join(missing)} is missing: "
+                "pass a dictionary with all of them"
+            )
+        arrays = {}
+        for name in self.modalities:
+            array = given[name]
+            if isinstance(array, str | os.PathLike):
+                path = Path(array).expanduser()
+                array = read_depth(path) if name in self._depths else read_image(path)
+            elif name in self._depths and not hasattr(array, "shape"):
+                array = np.asarray(array)
+            elif name not in self._depths and getattr(array, "dtype", None) not in (
+                np.uint8,
+                np.uint16,
+            ):
+                array = to_rgb(array if hasattr(array, "getbands") else np.asarray(array))
+            if len(array.shape) not in (2, 3) or 0 in array.shape:
+                raise ValueError(
+                    f"{name} must have the axes (h, w) or (h, w, channels), got {array.dtype} "
+                    f"{array.shape}"
+                )
+            arrays[name] = array
+        sizes = {name: array.shape[:2] for name, array in arrays.items()}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"the modalities of an image must have one size, got {sizes}")
+        return arrays
+
+    def is_tiled(self, arrays: Mapping[str, Any]) -> bool:
+        """Whether an image, as `opened` gives it, is so large that it is computed in tiles."""
         if self.scale != 1 or not takes_canvas(self.model):
             return False
-        return math.prod(canvas_for(self._size(image), self.canvas)) > self.tile**2
+        return math.prod(canvas_for(_size_of(arrays), self.canvas)) > self.tile**2
+
+    def on_canvas(self, source: Any, arrays: Mapping[str, Any]) -> CanvasImage:
+        """An image, as `opened` gives it, at the network's scale and with a canvas.
+
+        Raises:
+            ValueError: If it is no image, or does not fit the canvas.
+        """
+        from fcn_jax.data.transforms import resize_features
+
+        seen = resize_features(self._pixels(arrays), self.scale)
+        canvas = self.canvas if takes_canvas(self.model) else exactly
+        return CanvasImage(source, seen, _size_of(arrays), canvas_for(_size_of(seen), canvas))
 
     @functools.cached_property
-    def _inputs(self) -> Inputs:
-        return Inputs.of(self.preprocessing)
-
-    @functools.cached_property
-    def _on_device(self) -> Any:
+    def on_device(self) -> Any:
+        """The variables, on all devices of the mesh."""
         variables = self.variables
         if "params" not in variables:
             variables = {"params": variables}
         return jax.device_put(variables, shardings(self.mesh)[1])
 
-    def _size(self, image: Any) -> Size:
-        height, width = _by_name(image, self._inputs)[self.modalities[0]].shape[:2]
-        return height, width
+    @functools.cached_property
+    def _depths(self) -> set[str]:
+        """The modalities that are depth images: those of one channel."""
+        parts = (part for _, parts in self.inputs.entries for part in parts)
+        return {name for name, preprocessing in parts if preprocessing.channels == 1}
+
+    def _pixels(self, arrays: Mapping[str, Any], window: Window = WHOLE) -> dict[str, np.ndarray]:
+        """A part of an image as uint8 RGB, or uint16 depth."""
+        from fcn_jax.data.images import to_rgb
+
+        pixels = {}
+        for name, array in arrays.items():
+            part = np.asarray(array[window])
+            if name not in self._depths:
+                part = to_rgb(part)
+            elif part.dtype != np.uint16 or part.ndim != 2:
+                raise ValueError(f"{name} must be uint16 (h, w), got {part.dtype} {array.shape}")
+            pixels[name] = part
+        return pixels
 
     # ---- computation
 
-    def _place(self, source: Any, image: Any) -> CanvasImage:
-        canvas = canvas_rule(self.model, self.canvas)
-        return place(source, _by_name(image, self._inputs), self._inputs, self.scale, canvas)
+    def each_batch(
+        self, images: Iterable[CanvasImage], compute: Callable[[Group, Batch], Any]
+    ) -> Iterator[tuple[Group, Any]]:
+        """Computes images in batches; yields each group with its result on the host.
 
-    def _one(self, image: Any, scores: bool, progress: Any) -> Any:
-        if self.is_tiled(image):
-            return self.tiled(image, scores=scores, progress=progress)
-        ((_, result),) = self._each([self._place(None, image)], scores)
-        return result
-
-    def _each(self, images: Iterable[CanvasImage], scores: bool) -> Iterator[tuple[Any, Any]]:
-        """Yields source and result of each image, as they are done."""
+        Args:
+            images: In any order.
+            compute: Starts the computation of a group's batch, which is on the devices; returns
+                a tree of arrays there.
+        """
         shards, _, split = shardings(self.mesh)
 
-        def started() -> Iterator[tuple[list[CanvasImage], Any]]:
+        def started() -> Iterator[tuple[Group, Any]]:
             for group in group_by_canvas(images, self.batch_size, shards, self.tile**2):
-                results = _compute(
-                    self.model,
-                    self._on_device,
-                    jax.device_put(batch_of(group, self.scale), split),
-                    inputs=self._inputs,
-                    canvas=original_canvas(group.canvas, self.scale),
-                    scores=scores,
-                )
-                for array in jax.tree.leaves(results):
+                result = compute(group, jax.device_put(batch_of(group, self.scale), split))
+                for array in jax.tree.leaves(result):
                     array.copy_to_host_async()
-                yield group.images, results
+                yield group, result
 
-        for placed, results in run_ahead(started()):
-            host = jax.device_get(results)
-            for row, image in enumerate(placed):
-                own = functools.partial(self._own, row, image.original_size)
-                yield image.source, jax.tree.map(own, host)
+        for group, result in run_ahead(started()):
+            yield group, jax.device_get(result)
 
-    def _own(self, row: int, size: Size, batch: np.ndarray) -> np.ndarray:
-        """An image's part of a batch, in memory of its own."""
-        result = batch[row] if self.classifies else batch[row, : size[0], : size[1]]
-        return result.copy()
+    def each_image(
+        self, kind: Result, images: Iterable[CanvasImage]
+    ) -> Iterator[tuple[CanvasImage, dict[str, np.ndarray]]]:
+        """Yields each image with its result by head, in memory of its own."""
+
+        def compute(group: Group, batch: Batch) -> dict[str, Array]:
+            return _compute(
+                self.model,
+                self.on_device,
+                batch,
+                inputs=self.inputs,
+                heads=tuple(self.heads),
+                canvas=original_canvas(group.canvas, self.scale),
+                kind=kind,
+            )
+
+        for group, result in self.each_batch(images, compute):
+            for row, image in enumerate(group.images):
+                part = (row,) if self.classifies else (row, *map(slice, image.original_size))
+                yield image, {head: array[part].copy() for head, array in result.items()}
+
+    def in_tiles(
+        self,
+        kind: Result,
+        arrays: Mapping[str, Any],
+        out: Mapping[str, Any] | None = None,
+        progress: Callable[[float], object] | None = None,
+    ) -> dict[str, Any]:
+        """The result of one image, by head: that of the whole, computed in tiles.
+
+        Pixels are read, and results written, tile by tile. Tiles overlap by the network's receptive
+        field (`fcn_jax.inference.tiling`): with VGG16 an FCN-8s keeps 512 of 1024 pixels a side,
+        1536 of 2048.
+
+        Args:
+            kind: What is computed.
+            arrays: The image as `opened` gives it.
+            out: Arrays for the results, by head.
+            progress: Called after each tile with the part that is done.
+        """
+        assert isinstance(self.model, FCN)  # of others the overlap is not known
+        size = _size_of(arrays)
+        tiles, canvas = tiling.tiles(self.model, size, self.tile)
+        out = out or self._out_by_head(kind, size, None)
+        images = (CanvasImage(t, self._pixels(arrays, t.seen), t.size, canvas) for t in tiles)
+        for done, (image, result) in enumerate(self.each_image(kind, images), 1):
+            for head, part in result.items():
+                out[head][image.source.kept] = part[image.source.kept_inside]
+            if progress is not None:
+                progress(done / len(tiles))
+        return dict(out)
+
+    def _predict(
+        self,
+        kind: Result,
+        images: Any,
+        out: Any,
+        progress: Callable[[float], object] | None,
+        choose: Callable[[dict[str, np.ndarray], Size], dict[str, np.ndarray]] | None = None,
+    ) -> Any:
+        """The results of one image or several; ``choose`` makes them of those by head."""
+        one = _is_one_image(images)
+        if out is not None and not one:
+            raise ValueError("out is for the result of one image")
+        results: dict[int, Any] = {}
+        given: dict[str, Any] = {}  # out by head
+
+        def report(part: float = 0.0) -> None:
+            if progress is not None:
+                progress(len(results) + part)
+
+        def finish(number: int, size: Size, result: dict[str, Any]) -> None:
+            if choose is not None:
+                result = choose(result, size)
+            results[number] = result if len(result) > 1 else next(iter(result.values()))
+            report()
+
+        def in_one_piece() -> Iterator[CanvasImage]:
+            for number, image in enumerate([images] if one else images):
+                try:
+                    arrays = self.opened(image)
+                    size = _size_of(arrays)
+                    if out is not None:
+                        given.update(self._out_by_head(kind, size, out))
+                    if self.is_tiled(arrays):
+                        finish(number, size, self.in_tiles(kind, arrays, given, report))
+                    else:
+                        yield self.on_canvas(number, arrays)
+                except ValueError as error:
+                    if one:
+                        raise
+                    raise ValueError(f"image {number}: {error}") from error
+
+        for image, result in self.each_image(kind, in_one_piece()):
+            for head, array in given.items():
+                array[...] = result[head]
+            finish(image.source, image.original_size, given or result)
+        return results[0] if one else [results[number] for number in range(len(results))]
+
+    def _out_by_head(self, kind: Result, size: Size, out: Any) -> dict[str, Any]:
+        """The arrays for an image's results; checked if they were given, else made."""
+        if not isinstance(self.model, FCN) or self.classifies:
+            raise ValueError("out is for an FCN that scores every pixel")
+        heads = dict(self.model.heads)
+        arrays: dict[str, Any] = dict(out) if isinstance(out, Mapping) else {}
+        if out is not None and not arrays and len(heads) == 1:
+            arrays = dict.fromkeys(heads, out)
+        if out is not None and set(arrays) != set(heads):
+            raise ValueError(f"out must be a dictionary of arrays for {', '.join(heads)}")
+        dtype = np.dtype(np.uint8 if kind == "labels" else np.float32)
+        for head, classes in heads.items():
+            shape = size if kind == "labels" else (*size, classes)
+            if out is None:
+                arrays[head] = np.empty(shape, dtype)
+            elif tuple(arrays[head].shape) != shape or arrays[head].dtype != dtype:
+                raise ValueError(
+                    f"out must be {dtype} {shape}, got {arrays[head].dtype} {arrays[head].shape}"
+                )
+        return arrays
 
 
-# ======================================================================== the same as functions
+def _is_one_image(images: Any) -> bool:
+    """Whether this is an image, and no iterable of them."""
+    if isinstance(images, str | os.PathLike | Mapping):
+        return True
+    return len(getattr(images, "shape", ())) in (2, 3) or hasattr(images, "getbands")  # Pillow's
 
 
-def predict(
-    model: nn.Module,
-    variables: Any,
-    images: Iterable[UInt8[np.ndarray, "h w 3"] | Features],
-    *,
-    preprocessing: Preprocessing | Inputs = CAFFE,
-    scores: bool = False,
-    scale: float = 1.0,
-    batch_size: int = 8,
-    canvas: Canvas = canvas_side,
-    tile: int = LARGEST_SIDE,
-    mesh: Mesh | None = None,
-    progress: Callable[[int], object] | None = None,
-) -> list[Any]:
-    """Label maps, or scores, of any number of images of any sizes, in their order.
-
-    The host prepares the next batch and fetches the last one while the device computes. A canvas
-    is compiled once in a call.
-
-    Args:
-        model: The network.
-        variables: Its parameters, ``{"params": ...}``, or the tree of parameters itself.
-        images: Any iterable of uint8 RGB arrays (h, w, 3), or of dictionaries of features where
-            the network reads several, such as ``{"image": …, "depth": uint16 (h, w)}``.
-        preprocessing: How the network was trained to see pixels.
-        scores: Return the logits of all classes instead of labels.
-        scale: See `Predictor`, also for the following.
-        batch_size: Images at a time.
-        canvas: The rule for canvases, or one canvas.
-        tile: The side beyond which images are computed in tiles.
-        mesh: The devices.
-        progress: Called with the number of images done since the last call.
-
-    Returns:
-        For each image uint8 (h, w), or float32 (h, w, c) with ``scores``; of a classifier by
-        cells instead of pixels; with several heads a dictionary of them. Numpy arrays.
-
-    Raises:
-        ValueError: If an image is not uint8 of the shape (h, w, 3), a feature is missing, or an
-            image does not fit the canvas; tells which image.
-
-    Example:
-        >>> labels = predict(model, params, [image, another])  # [uint8 (h, w), uint8 (h2, w2)]
-    """
-    predictor = Predictor(
-        model, variables, preprocessing, scale, batch_size, canvas, tile=tile, mesh=mesh
-    )
-    return predictor(images, scores=scores, progress=progress)
-
-
-def predict_tiled(
-    model: FCN,
-    variables: Any,
-    image: Any,
-    *,
-    preprocessing: Preprocessing | Inputs = CAFFE,
-    scores: bool = False,
-    tile: int = LARGEST_SIDE,
-    out: Any = None,
-    mesh: Mesh | None = None,
-    progress: Callable[[int, int], object] | None = None,
-) -> Any:
-    """The result of one image of any size, computed in tiles: that of the whole image.
-
-    Memory does not grow with the image, apart from the image and the result themselves, which may
-    both be files (``np.memmap``): pixels are read tile by tile, results written likewise. Tiles
-    overlap by the network's receptive field (`fcn_jax.inference.tiling`): with VGG16 an FCN-8s keeps 512 of
-    1024 pixels a side, 1536 of 2048.
-
-    Args:
-        model: The network; no classifier.
-        variables: Its parameters, ``{"params": ...}``, or the tree of parameters itself.
-        image: uint8 (h, w, 3), or a dictionary of features: arrays, or anything else with a
-            ``shape`` whose slices ``image[rows, columns]`` are arrays.
-        preprocessing: How the network was trained to see pixels.
-        scores: Return the logits of all classes instead of labels.
-        tile: The largest side of a tile in pixels.
-        out: Where the result is written, of the type and shape that are returned; with several
-            heads a dictionary. None makes an array.
-        mesh: Splits a batch of tiles over its axis ``data``; None runs on one device.
-        progress: Called after each tile with the number done, and that of all.
-
-    Returns:
-        ``out``: uint8 (h, w), or float32 (h, w, c) with ``scores``; with several heads a
-        dictionary of them.
-
-    Raises:
-        ValueError: If the image is none, ``out`` does not fit, tiles are too small for the
-            network's receptive field, or the network is a classifier.
-    """
-    predictor = Predictor(model, variables, preprocessing, tile=tile, mesh=mesh)
-    return predictor.tiled(image, scores=scores, out=out, progress=progress)
-
-
-# ======================================================================== on the host
+def _size_of(arrays: Mapping[str, Any]) -> Size:
+    height, width = next(iter(arrays.values())).shape[:2]
+    return height, width
 
 
 def takes_canvas(model: nn.Module) -> bool:
@@ -410,89 +524,29 @@ def takes_canvas(model: nn.Module) -> bool:
     return isinstance(model, FCN) and not model.classifies
 
 
-def canvas_rule(model: nn.Module, canvas: Canvas) -> Canvas:
-    """The rule for canvases that a network allows."""
-    return canvas if takes_canvas(model) else exactly
-
-
-def place(
-    source: Any, example: Mapping[str, Any], inputs: Inputs, scale: float, canvas: Canvas
-) -> CanvasImage:
-    """Brings an example's features to the network's scale, and chooses their canvas.
-
-    Raises:
-        ValueError: If a feature is of no kind that there is, or does not fit the canvas.
-    """
-    own = {name: np.asarray(example[name]) for name in inputs.modalities}
-    seen = resize_features(own, scale)
-    (height, width), (seen_height, seen_width) = (
-        features[inputs.modalities[0]].shape[:2] for features in (own, seen)
-    )
-    return CanvasImage(source, seen, (height, width), canvas_for((seen_height, seen_width), canvas))
-
-
-def _by_name(image: Any, inputs: Inputs) -> dict[str, Any]:
-    """An example's features; a bare image stands for the only one."""
-    features = dict(image) if isinstance(image, Mapping) else {inputs.modalities[0]: image}
-    if missing := [name for name in inputs.modalities if name not in features]:
-        raise ValueError(
-            f"the network reads {', '.join(inputs.modalities)}; {', '.join(missing)} is missing: "
-            "pass a dictionary with all of them"
-        )
-    sizes = {name: getattr(features[name], "shape", ())[:2] for name in inputs.modalities}
-    for name, size in sizes.items():
-        if len(size) < 2:
-            raise ValueError(
-                f"{name} must be an array of the axes (h, w, channels), or depth (h, w), got "
-                f"{type(features[name]).__name__} {getattr(features[name], 'shape', '')}; "
-                "fcn_jax.data.images.read_image makes one of any file"
-            )
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"the features of an image must have one size, got {sizes}")
-    return features
-
-
-def _results_array(model: FCN, size: Size, scores: bool, out: Any) -> Any:
-    """Where an image's results go, by head if there are several; checked if it was given."""
-    results = {} if out is None else dict(out) if isinstance(out, Mapping) else {"": out}
-    dtype = np.dtype(np.float32 if scores else np.uint8)
-    names = [name for name, _ in model.heads] if len(model.heads) > 1 else [""]
-    if out is not None and set(results) != set(names):
-        raise ValueError(f"out must be a dictionary of arrays for {', '.join(names)}")
-    for name, (_, classes) in zip(names, model.heads, strict=True):
-        shape = (*size, classes) if scores else size
-        if out is None:
-            results[name] = np.empty(shape, dtype)
-        elif tuple(results[name].shape) != shape or results[name].dtype != dtype:
-            raise ValueError(
-                f"out must be {dtype} {shape}, got {results[name].dtype} {results[name].shape}"
-            )
-    return results if len(model.heads) > 1 else results[""]
-
-
 def over_image(
-    scores: Float[np.ndarray, "h w"],
+    values: Float[np.ndarray, "h w"],
     cells: Geometry,
-    size: tuple[int, int],
+    size: Size,
     scale: float = 1.0,
 ) -> Float[np.ndarray, "height width"]:
     """Spreads a coarse map over the image that it was computed from, bilinearly.
 
     Args:
-        scores: One value for each cell.
+        values: One for each cell.
         cells: Where the cells lie (``model.alignment.geometry``).
         size: Height and width of the image. Beyond the outermost cells their values go on.
         scale: Factor at which the network saw the image.
     """
-    for axis, pixels in enumerate(size):
-        seen = (np.arange(pixels) + 0.5) * max(1, round(pixels * scale)) / pixels - 0.5
-        place = (seen - float(cells.offset)) / float(cells.stride)
-        place = place.clip(0, scores.shape[axis] - 1)
-        low = np.floor(place).astype(int)
-        high = np.minimum(low + 1, scores.shape[axis] - 1)
-        part = (place - low).reshape([-1 if a == axis else 1 for a in range(2)])
-        scores = scores.take(low, axis) * (1 - part) + scores.take(high, axis) * part
-    return scores
+    from scipy import ndimage
+
+    places = [
+        ((np.arange(side) + 0.5) * max(1, round(side * scale)) / side - 0.5 - float(cells.offset))
+        / float(cells.stride)
+        for side in size
+    ]
+    grid = np.meshgrid(*places, indexing="ij")
+    return ndimage.map_coordinates(values, grid, order=1, mode="nearest")
 
 
 # ======================================================================== on the device
@@ -503,56 +557,151 @@ def full_size_logits(
     variables: Any,
     batch: Batch,
     *,
-    preprocessing: Preprocessing | Inputs,
+    inputs: Inputs,
+    heads: tuple[str, ...],
     canvas: Size,
-) -> Any:
+) -> dict[str, Float[Array, "b _ _ _"]]:
     """Normalises, runs the network, and interpolates its logits to the images' own sizes; jit-able.
 
     Args:
         model: The network.
         variables: Its parameters.
         batch: Images at the size that the network is to see.
-        preprocessing: Applied on the device.
+        inputs: Applied on the device.
+        heads: The heads' names.
         canvas: Height and width of the result, in which each image has its own size
             (`fcn_jax.canvas.original_canvas`); a classifier's map stays as it is.
 
     Returns:
-        float32 (b, height, width, classes), 0 beyond an image; with several heads a dictionary of
-        them.
+        By head float32 (b, height, width, classes), 0 beyond an image.
     """
-    inputs = Inputs.of(preprocessing).apply(batch.arrays, batch.valid_size)
     sizes: dict[str, Any] = {"valid_size": batch.valid_size} if takes_canvas(model) else {}
-    logits = model.apply(variables, inputs, train=False, **sizes)
+    logits: Any = model.apply(
+        variables, inputs.apply(batch.arrays, batch.valid_size), train=False, **sizes
+    )
+    by_head = logits if isinstance(logits, dict) else {next(iter(heads), "label"): logits}
     if isinstance(model, FCN) and model.classifies:
-        return logits
+        return by_head
 
     def resize(logits: Float[Array, "b h w c"]) -> Float[Array, "b height width c"]:
         if logits.shape[1:3] == canvas:  # so no image was scaled
             return logits
         return ops.resize_bilinear_on_canvas(logits, batch.valid_size, batch.original_size, *canvas)
 
-    return jax.tree.map(resize, logits)
+    return {head: resize(values) for head, values in by_head.items()}
 
 
-def most_likely(logits: Any) -> Any:
-    """The class of the largest logit of each pixel, uint8 (b, h, w); for each head.
-
-    int32 where there are more than 256 classes, as some classifiers have.
-    """
-
-    def choose(logits: Float[Array, "b h w c"]) -> Shaped[Array, "b h w"]:
-        dtype = jnp.uint8 if logits.shape[-1] <= 256 else jnp.int32
-        return jnp.argmax(logits, axis=-1).astype(dtype)
-
-    return jax.tree.map(choose, logits)
+def most_likely(logits: Float[Array, "b h w c"]) -> Shaped[Array, "b h w"]:
+    """The class of the largest logit of each pixel: uint8, or int32 of more than 256 classes."""
+    return jnp.argmax(logits, axis=-1).astype(jnp.uint8 if logits.shape[-1] <= 256 else jnp.int32)
 
 
 # Modules and inputs are frozen dataclasses: as static arguments they share one cache of compiled
 # functions between all predictors of the same network.
-@jit_in_least_memory(static_argnames=("model", "inputs", "canvas", "scores"))
+@jit_in_least_memory(static_argnames=("model", "inputs", "heads", "canvas", "kind"))
 def _compute(
-    model: nn.Module, variables: Any, batch: Batch, *, inputs: Inputs, canvas: Size, scores: bool
-) -> Any:
-    """Logits, or labels, of a batch at the images' own sizes."""
-    logits = full_size_logits(model, variables, batch, preprocessing=inputs, canvas=canvas)
-    return logits if scores else most_likely(logits)
+    model: nn.Module,
+    variables: Any,
+    batch: Batch,
+    *,
+    inputs: Inputs,
+    heads: tuple[str, ...],
+    canvas: Size,
+    kind: Result,
+) -> dict[str, Array]:
+    """The results of a batch, by head."""
+    logits = full_size_logits(model, variables, batch, inputs=inputs, heads=heads, canvas=canvas)
+    finish: dict[Result, Callable[[Array], Array]] = {
+        "labels": most_likely,
+        "logits": lambda values: values,
+        "probabilities": lambda values: jax.nn.softmax(values, axis=-1),
+    }
+    return {head: finish[kind](values) for head, values in logits.items()}
+
+
+# ======================================================================== from files
+
+
+def load(
+    source: str | Path,
+    *,
+    stage: str | None = None,
+    which: Which = "best",
+    network: str | None = None,
+    padding: Padding | None = None,
+    modality: Literal["image", "hha"] | None = None,
+    classes: str | Path | list[str] | None = None,
+    precision: str | None = None,
+    **options: Any,
+) -> Predictor:
+    """A trained network, ready to predict.
+
+    Args:
+        source: The folder of a run or of one of its stages (``RUN/checkpoints/fcn8s``), or a weight
+            file of any kind that `fcn_jax.load_weights` reads, also of a classifier.
+        stage: Of a run, such as ``fcn16s``; None is the last that has a checkpoint.
+        which: Of a run, the checkpoint of the highest mean IU on the validation split, or the last.
+        network: Of a file, such as ``fcn8s_atonce``, where its layers suggest another.
+        padding: Of a file; None is ``reference`` as the published networks have, of a classifier
+            ``native``. Networks trained here have ``same`` unless their config says otherwise.
+        modality: What a file with one input of three channels reads.
+        classes: Of a file, the names of the classes, or the file that holds them; None is as usual
+            for their number.
+        precision: ``float32``, ``tf32`` or ``bfloat16``; None is as in training, or float32.
+        **options: Fields of `Predictor`, such as ``tile``.
+
+    Raises:
+        FileNotFoundError: If there is no such file, or the folder is no run's.
+        ValueError: If the file cannot be read or is of no known network, or an argument has no
+            meaning with the source.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> import fcn_jax
+        >>> model = fcn_jax.create_model("fcn32s", num_classes=21, width=1 / 16, fc_width=8)
+        >>> variables = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+        >>> fcn_jax.save_weights("fcn32s.npz", variables["params"])
+        >>> predictor = fcn_jax.load("fcn32s.npz", padding="same")
+        >>> predictor(np.zeros((40, 50, 3), np.uint8)).shape
+        (40, 50)
+        >>> predictor.heads["label"].names[:3]
+        ('background', 'aeroplane', 'bicycle')
+    """
+    path = Path(source).expanduser()
+    of_file = {"network": network, "padding": padding, "modality": modality, "classes": classes}
+    unused = of_file if path.is_dir() else {"stage": stage}
+    if given := [name for name, value in unused.items() if value is not None]:
+        what = "the folder of a run" if path.is_dir() else "a weight file"
+        raise ValueError(f"{', '.join(given)}: of no meaning with {what} ({path})")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is neither a weight file nor the folder of a training run")
+    if path.is_dir():
+        from fcn_jax.runs import load_run
+
+        if path.parent.name == "checkpoints" and not (path / "config.json").exists():
+            path, stage = path.parents[1], path.name
+        run = load_run(path, stage, which, precision)
+        options = {"scale": run.config.scale, **options}
+        return Predictor(run.model, run.variables, run.inputs, run.heads, **options)
+
+    from fcn_jax import data, weights
+
+    loaded = weights.load(path)
+    model = weights.network_of(loaded, network, padding)
+    model = model.clone(precision=precision or model.precision)
+    names = read_names(classes) if isinstance(classes, str | Path) else classes
+    numbers = list(dict(model.heads).values())
+    if names is not None and [len(names)] != numbers:
+        raise ValueError(
+            f"{classes if isinstance(classes, str | Path) else 'classes'} names {len(names)} "
+            f"classes, the network has {' and '.join(map(str, numbers))}"
+        )
+    heads = {head: classes_of(names or data.usual_names(n)) for head, n in model.heads}
+    inputs = weights.usual_inputs(loaded, model, modality)
+    params = weights.params_of(loaded, model)
+    return Predictor(model, {"params": params}, inputs, heads, **options)
+
+
+def classes_of(names: list[str]) -> ClassTable | tuple[str, ...]:
+    """The table of some classes; their names alone where they are too many for label maps."""
+    return table_from_names(names) if len(names) <= MAX_CLASSES else tuple(names)

@@ -1,12 +1,12 @@
 """Where to cut an image into tiles whose results, put together, are those of the whole image.
 
 A tile is a window of the image that the network sees as an image of its own. It gets the whole
-image's scores if two things hold. Its first pixel lies at a multiple of all strides, so that the
+image's logits if two things hold. Its first pixel lies at a multiple of all strides, so that the
 cells of every map lie over the same pixels as those of the whole image. And only pixels whose
 receptive field lies inside the tile are kept, since the others see its border (the padding of
 every layer, and poolings that round up); where the tile's border is that of the image, they are
 right to see it. So neighbouring tiles overlap by twice the context: half a receptive field, 245
-pixels for FCN-8s with VGG16. `fcn_jax.inference.predictor.predict_tiled` computes them.
+pixels for FCN-8s with VGG16. `fcn_jax.Predictor` computes them.
 """
 
 from __future__ import annotations
@@ -31,6 +31,11 @@ class Span:
     kept: slice
 
     @property
+    def length(self) -> int:
+        """Pixels that the network sees."""
+        return self.seen.stop - self.seen.start
+
+    @property
     def kept_inside(self) -> slice:
         """``kept`` in pixels of the tile."""
         return slice(self.kept.start - self.seen.start, self.kept.stop - self.seen.start)
@@ -49,6 +54,11 @@ class Tile:
         return self.rows.seen, self.columns.seen
 
     @property
+    def size(self) -> Size:
+        """Height and width of what the network sees."""
+        return self.rows.length, self.columns.length
+
+    @property
     def kept(self) -> tuple[slice, slice]:
         """Where the results go in the image."""
         return self.rows.kept, self.columns.kept
@@ -60,8 +70,17 @@ class Tile:
 
 
 def context(model: FCN) -> int:
-    """Pixels on each side of a pixel on which its scores may depend."""
-    final = _final(model)
+    """Pixels on each side of a pixel on which its logits may depend.
+
+    Raises:
+        ValueError: If the network is a classifier.
+    """
+    final = model.alignment.final
+    if final is None:
+        raise ValueError(
+            "a classifier's map is not computed in tiles; reduce the image, or build a network "
+            "that scores every pixel (fcn32s, fcn16s, fcn8s, fcn8s_atonce)"
+        )
     return math.ceil((model.alignment.geometry[final].receptive_field - 1) / 2)
 
 
@@ -69,16 +88,6 @@ def total_stride(model: FCN) -> int:
     """The pixels by which an image must be shifted to shift all maps by whole cells."""
     strides = [geometry.stride for geometry in model.alignment.geometry.values()]
     return math.lcm(*(stride.numerator for stride in strides))
-
-
-def _final(model: FCN) -> str:
-    final = model.alignment.final
-    if final is None:
-        raise ValueError(
-            "a classifier's map is not computed in tiles; reduce the image, or build a network "
-            "that scores every pixel (fcn32s, fcn16s, fcn8s, fcn8s_atonce)"
-        )
-    return final
 
 
 def tiles(model: FCN, size: Size, tile: int) -> tuple[list[Tile], Size]:
@@ -106,34 +115,25 @@ def _spans(size: int, tile: int, context: int, stride: int) -> tuple[list[Span],
     least = round_up(2 * context + stride, stride)
     if tile < least:
         raise ValueError(
-            f"tiles of {tile} pixels are too small: scores depend on {context} pixels on each "
+            f"tiles of {tile} pixels are too small: logits depend on {context} pixels on each "
             f"side, so that they must have at least {least}"
         )
-    side = _balanced(size, tile - tile % stride, context, stride)
-    step = _step(side, context, stride)
+    tile -= tile % stride
+    kept = (tile - 2 * context) // stride * stride  # the pixels between two tiles
+    # The smallest tiles of which no more are needed: an image a little larger than a tile would
+    # else be computed twice along this axis. Multiples of 128, so that images of similar size
+    # share a program.
+    number = 1 + math.ceil((size - tile) / kept)
+    overlaps = (number - 1) * (2 * context + stride - 1)
+    side = round_up(math.ceil((size + overlaps) / number), 128)
+    side = min(tile, round_up(side, stride))
+    kept = (side - 2 * context) // stride * stride
     # The last tile ends at or just beyond the image, wherever its first pixel may lie.
     last = round_up(size - side, stride)
-    starts = [*range(0, last, step), last]
+    starts = [*range(0, last, kept), last]
     cuts = [0, *(start + context for start in starts[1:]), size]
     spans = [
         Span(slice(start, min(start + side, size)), slice(first, stop))
         for start, first, stop in zip(starts, cuts[:-1], cuts[1:], strict=True)
     ]
     return spans, side
-
-
-def _step(side: int, context: int, stride: int) -> int:
-    """Pixels between two tiles: as many as they can keep, in whole strides."""
-    return (side - 2 * context) // stride * stride
-
-
-def _balanced(size: int, tile: int, context: int, stride: int) -> int:
-    """The side of the smallest tiles of which no more are needed than of ``tile``.
-
-    An image a little larger than a tile would else be computed twice along this axis. Multiples
-    of 128, so that images of similar size share a program.
-    """
-    number = 1 + math.ceil((size - tile) / _step(tile, context, stride))
-    overlaps = (number - 1) * (2 * context + stride - 1)
-    side = round_up(math.ceil((size + overlaps) / number), 128)
-    return min(tile, round_up(side, stride))

@@ -26,6 +26,7 @@ from fcn_jax.data import loader
 from fcn_jax.data.transforms import Augmentation
 from fcn_jax.inference.evaluation import evaluate
 from fcn_jax.inference.metrics import Metrics, compute_metrics
+from fcn_jax.inference.predictor import Predictor
 from fcn_jax.models.decoders import SEGMENTERS
 from fcn_jax.models.fcn import FCN, abstract_params, initial_params
 from fcn_jax.models.inputs import Inputs
@@ -338,18 +339,18 @@ def _count(training: Training, state: TrainState, keep: Any) -> dict[str, np.nda
     if not part:
         counts = {head: np.zeros((n, n), np.int64) for head, n in num_classes.items()}
         return devices.sum_over_processes(counts)
-    counts = evaluate(
+    predictor = Predictor(
         training.model,
-        {"params": jax.tree.map(lambda x: x.addressable_data(0), state.params)},
-        loader.evaluation_examples(task.eval_source, part),
-        num_classes=num_classes,
-        preprocessing=task.inputs,
-        scale=task.config.scale,
-        batch_size=task.config.eval_batch_size,
-        canvas=rule_for(task.eval_source.sizes),
+        jax.tree.map(lambda x: x.addressable_data(0), state.params),
+        task.inputs,
+        task.heads,
+        task.config.scale,
+        task.config.eval_batch_size,
+        rule_for(task.eval_source.sizes),
         mesh=devices.local_mesh(),
-        visit=keep,
     )
+    examples = loader.evaluation_examples(task.eval_source, part)
+    counts = evaluate(predictor, examples, visit=keep)
     return devices.sum_over_processes(counts)
 
 
