@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 import sys
@@ -9,10 +10,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from PIL import Image
 
+import fcn_jax
 from fcn_jax import ops
-from fcn_jax.models.fcn import abstract_params
+from fcn_jax.models.fcn import abstract_params, initial_params
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -50,6 +54,32 @@ def test_a_page_without_a_place_for_a_table_is_refused(generator, monkeypatch):
     monkeypatch.setattr(generator, "TABLES", {"cakes": lambda: ""})
     with pytest.raises(ValueError, match="0 places for the table of cakes"):
         generator.replaced("# Networks")
+
+
+def test_the_examples_of_the_readme(tmp_path, monkeypatch):
+    """The code blocks run in turn, with narrow networks, where the files that they name exist."""
+    narrow = functools.partial(fcn_jax.create_model, width=1 / 16, fc_width=8)
+    monkeypatch.setattr(fcn_jax, "create_model", narrow)
+    monkeypatch.chdir(tmp_path)
+    params = initial_params(narrow("fcn8s", padding="reference"), jax.random.key(0))
+    Path("runs").mkdir()
+    for name in ("runs/mine", "fcn8s-heavy-pascal.caffemodel"):  # told by content
+        fcn_jax.save_weights("saved.npz", params)
+        Path("saved.npz").rename(name)
+    for name in ("photo.jpg", "another.png"):
+        Image.new("RGB", (50, 40)).save(name)
+
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
+        exec(block, names)
+    assert names["labels"].shape == (40, 50)
+    assert names["labels"].dtype == np.uint8
+    assert [labels.shape for labels in names["several"]] == [(40, 50), (40, 50)]
+    assert names["probabilities"].shape == (40, 50, 21)
+    assert names["logits"].shape == (1, 375, 500, 21)
+    assert names["model"].alignment.geometry["fc7"].stride == 32
+    assert names["model"].alignment.geometry["fc7"].receptive_field == 404
+    assert len(names["report"].copied) == len(jax.tree.leaves(params))
 
 
 def test_the_example_of_a_backbone_of_your_own(generator):
