@@ -2,7 +2,7 @@
 
     python benchmarks/convolutionalization.py [--side=384] [--turns=3] [--width=1.0]
 
-The VGG16 classifier gives a map of scores for an image of 384x384; without convolutionalisation
+The VGG16 classifier gives a map of logits for an image of 384x384; without convolutionalisation
 its 36 entries take 36 windows of 224x224 at a stride of 32. Times, in turns (A B C A B C), the one
 pass, the windows one by one, and the windows in batches. Prints medians and their ratios.
 """
@@ -64,10 +64,8 @@ def main(argv: list[str]) -> None:
         run()  # compiles
     times = take_turns(kinds, TURNS.value)
 
-    scores = forward(variables, image)
-    print(
-        f"{BACKBONE.value}, {SIDE.value}x{SIDE.value} pixels, a map of {scores.shape[1:3]} scores"
-    )
+    rows, columns = forward(variables, image).shape[1:3]
+    print(f"{BACKBONE.value}, {SIDE.value}x{SIDE.value} pixels, a map of {rows}x{columns} logits")
     one = statistics.median(times["one pass"])
     for name, values in times.items():
         median = statistics.median(values)

@@ -207,21 +207,19 @@ def errors(variants: Sequence[Variant]) -> list[float]:
     Raises:
         SystemExit: If two that compute in float32 differ.
     """
-    truth = next((v for v in variants if v.is_torch and v.logits is not None), None)
-    if truth is None or truth.logits is None:
+    peer = next((v for v in variants if v.is_torch and v.logits is not None), None)
+    if peer is None or peer.logits is None:
         return [math.nan] * len(variants)
     found = []
     for variant in variants:
         if variant.logits is None:
             found.append(math.nan)
             continue
-        found.append(
-            float(np.abs(variant.logits - truth.logits).max() / np.abs(truth.logits).max())
-        )
-        both = variant.precision == truth.precision == "float32"
+        found.append(float(np.abs(variant.logits - peer.logits).max() / np.abs(peer.logits).max()))
+        both = variant.precision == peer.precision == "float32"
         if both and not found[-1] < LARGEST_ERROR:
             raise SystemExit(
-                f"fcn8s.py: the logits of {variant.name} differ from those of {truth.name} by "
+                f"fcn8s.py: the logits of {variant.name} differ from those of {peer.name} by "
                 f"{found[-1]:.1e} of the largest; times of two functions cannot be compared"
             )
     return found

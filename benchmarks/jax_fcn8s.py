@@ -73,6 +73,7 @@ class Inference:
 
     def run(self, passes: int) -> None:
         """So many passes, until the last is done."""
+        logits = None
         for _ in range(passes):
             logits = self.compiled(*self.arguments)
         jax.block_until_ready(logits)
@@ -125,8 +126,8 @@ class Training:
     def run(self, steps: int) -> None:
         """So many steps, until the last is done."""
         for _ in range(steps):
-            self.state, figures = self.compiled(self.state, self.batch)
-        jax.block_until_ready((self.state, figures))
+            self.state, _ = self.compiled(self.state, self.batch)
+        jax.block_until_ready(self.state)
 
 
 def matrix_product(precision: str, side: int) -> Callable[[int], None]:
@@ -140,6 +141,7 @@ def matrix_product(precision: str, side: int) -> Callable[[int], None]:
         return jnp.dot(*factors, precision=rounding, preferred_element_type=jnp.float32)
 
     def run(products: int) -> None:
+        result = None
         for _ in range(products):
             result = product(factors)
         jax.block_until_ready(result)

@@ -52,8 +52,8 @@ def main(argv: list[str]) -> None:
         def bare() -> None:
             nonlocal state
             for _ in range(STEPS.value):
-                state, figures = step(state, fixed)
-            jax.block_until_ready((state, figures))
+                state, _ = step(state, fixed)
+            jax.block_until_ready(state)
 
         def loop() -> None:
             nonlocal state

@@ -32,7 +32,10 @@ TURNS = flags.DEFINE_integer("turns", 5, "Turns of each kind.")
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """An operation and its input (b, h, w, i); no outputs: pooling; a factor: transposed convolution."""
+    """An operation and its input (b, h, w, i).
+
+    Without outputs it is a pooling, with a factor a transposed convolution.
+    """
 
     shape: tuple[int, int, int, int]
     outputs: int = 0
@@ -188,17 +191,17 @@ def report(name: str, layer: Layer) -> None:
         assert list(shape[1:3]) == sizes
     cotangent = np.random.default_rng(1).standard_normal(shape, np.float32)
     peers = torch_passes(layer, arrays, cotangent)
-    placed = jax.device_put((arrays, cotangent))
+    on_device = jax.device_put((arrays, cotangent))
     for kind, function in passes(layer).items():
         runs: dict[str, Callable[[], Any]] = {}
         results, memory = {}, {}
         for form in ("plain", "fast"):
             with ops.plain_forms(form == "plain"):
-                compiled = jax.jit(function).lower(*placed).compile()
-            results[form] = np.asarray(compiled(*placed))
+                compiled = jax.jit(function).lower(*on_device).compile()
+            results[form] = np.asarray(compiled(*on_device))
             analysis = compiled.memory_analysis()
             memory[form] = analysis.temp_size_in_bytes / 2**20 if analysis else float("nan")
-            runs[form] = lambda run=compiled: jax.block_until_ready(run(*placed))
+            runs[form] = lambda run=compiled: jax.block_until_ready(run(*on_device))
         if kind in peers:
             runs["torch"] = peers[kind]
         medians = measure(runs)

@@ -1,4 +1,4 @@
-"""PyTorch's side of the benchmarks: a straightforward FCN-8s, its passes and its train step.
+"""PyTorch's side of the benchmarks: passes and train steps of the FCN-8s of `torch_fcn`.
 
 What a careful user of PyTorch would write, and no more: in-place ReLU, the fused optimiser, and
 cuDNN's search for the best kernels.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,85 +27,37 @@ from cases import (
 )
 from torch import nn
 from torch.nn import functional
-
-# Of score_pool4 and score_pool3 against the upsampled scores (of which as much is cut off where
-# the number is negative), and of the last transposed convolution against the image. Those of `reference`
-# are the Crop layers of the published voc-fcn8s; `fcn_jax.models.decoders.align` derives both.
-CROPS = {"reference": (5, 9, 31), "same": (-1, -1, 4)}
-
-CONVOLUTIONS = (2, 2, 3, 3, 3)
-FEATURES = (64, 128, 256, 512, 512)
+from torch_fcn import TorchFCN
 
 
 class FCN8s(nn.Module):
-    """FCN-8s with a VGG16 backbone; images uint8 (b, h, w, 3) in, float32 logits (b, c, h, w) out."""
+    """FCN-8s with VGG16, from images uint8 (b, h, w, 3) to logits float32 (b, classes, h, w)."""
 
     mean: torch.Tensor
 
-    def __init__(self, case: Case):
+    def __init__(self, case: Case, params: Any = None):
         super().__init__()
-        self.crops = CROPS[case.padding]
         self.memory_format = torch.contiguous_format
         self.register_buffer("mean", torch.tensor(MEAN_BGR), persistent=False)
-        wide = case.padding == "reference"
-        inputs = 3
-        for stage, (count, features) in enumerate(zip(CONVOLUTIONS, FEATURES, strict=True), 1):
-            for index in range(1, count + 1):
-                pad = 100 if wide and stage == index == 1 else 1
-                layer = nn.Conv2d(inputs, case.channels(features), 3, padding=pad)
-                self.add_module(f"conv{stage}_{index}", layer)
-                inputs = case.channels(features)
-        self.fc6 = nn.Conv2d(inputs, case.fc_width, 7, padding=0 if wide else 3)
-        self.fc7 = nn.Conv2d(case.fc_width, case.fc_width, 1)
-        self.score_fr = nn.Conv2d(case.fc_width, CLASSES, 1)
-        self.score_pool4 = nn.Conv2d(case.channels(FEATURES[3]), CLASSES, 1)
-        self.score_pool3 = nn.Conv2d(case.channels(FEATURES[2]), CLASSES, 1)
-        self.upscore2 = nn.ConvTranspose2d(CLASSES, CLASSES, 4, 2, bias=False)
-        self.upscore_pool4 = nn.ConvTranspose2d(CLASSES, CLASSES, 4, 2, bias=False)
-        self.upscore8 = nn.ConvTranspose2d(CLASSES, CLASSES, 16, 8, bias=False)
-        for layer in (self.upscore2, self.upscore_pool4, self.upscore8):
-            layer.requires_grad_(False)
+        self.net = TorchFCN(
+            "fcn8s",
+            padding=case.padding,
+            heads=CLASSES,
+            width=case.width,
+            fc_width=case.fc_width,
+            dropout=DROPOUT,
+        )
+        if params is None:
+            self.net.initialize()
+        else:
+            self.net.load(params)
+        for layer in self.net.children():
+            layer.requires_grad_(not isinstance(layer, nn.ConvTranspose2d))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        height, width = images.shape[1:3]
         x = (images.flip(-1).float() - self.mean).permute(0, 3, 1, 2)
-        x = x.to(self.fc6.weight.dtype).contiguous(memory_format=self.memory_format)
-        pools = []
-        for stage, count in enumerate(CONVOLUTIONS, 1):
-            for index in range(1, count + 1):
-                x = functional.relu(getattr(self, f"conv{stage}_{index}")(x), inplace=True)
-            x = functional.max_pool2d(x, 2, 2, ceil_mode=True)
-            pools.append(x)
-        for layer in (self.fc6, self.fc7):
-            x = functional.relu(layer(x), inplace=True)
-            x = functional.dropout(x, DROPOUT, self.training)
-        x = self.score_fr(x)
-        x = add_skip(self.upscore2(x), self.score_pool4(pools[3]), self.crops[0])
-        x = add_skip(self.upscore_pool4(x), self.score_pool3(pools[2]), self.crops[1])
-        crop = self.crops[2]
-        x = self.upscore8(x)[:, :, crop : crop + height, crop : crop + width]
-        return x.float()
-
-    @classmethod
-    def with_params(cls, case: Case, params: Mapping[str, Mapping[str, Any]]) -> FCN8s:
-        """The network with copies of our parameters, ``{layer: {kernel, bias}}``."""
-        state = {}
-        for layer, arrays in params.items():
-            axes = (2, 3, 0, 1) if layer.startswith("up") else (3, 2, 0, 1)
-            kernel = np.asarray(arrays["kernel"]).transpose(axes)
-            state[f"{layer}.weight"] = torch.from_numpy(kernel.copy())
-            if "bias" in arrays:
-                state[f"{layer}.bias"] = torch.from_numpy(np.array(arrays["bias"]))
-        model = cls(case)
-        model.load_state_dict(state)
-        return model
-
-
-def add_skip(up: torch.Tensor, fine: torch.Tensor, crop: int) -> torch.Tensor:
-    """The sum of upsampled and finer scores, where both are."""
-    if crop >= 0:
-        return up + fine[:, :, crop : crop + up.shape[2], crop : crop + up.shape[3]]
-    return up[:, :, -crop : fine.shape[2] - crop, -crop : fine.shape[3] - crop] + fine
+        x = x.to(next(self.net.parameters()).dtype).contiguous(memory_format=self.memory_format)
+        return self.net(x).float()
 
 
 # ======================================================================== passes and steps
@@ -137,11 +89,9 @@ class Inference:
     def __init__(self, case: Case, precision: str, form: str, device: str, params: Any = None):
         self.precision, self.device = precision, device
         self.images = torch.from_numpy(case.random_batch()["image"]).to(device)
-        model = FCN8s.with_params(case, params) if params else FCN8s(case)
-        model = place(model, device, form != "eager").eval()
+        model = place(FCN8s(case, params), device, form != "eager").eval()
         if precision == "bfloat16":
-            for layer in model.children():  # but not the mean of the pixels
-                layer.bfloat16()
+            model.net.bfloat16()  # but not the mean of the pixels
         self.model = torch.compile(model) if form == "compile" else model
 
     def run(self, passes: int) -> None:
@@ -167,8 +117,7 @@ class Training:
         batch = case.random_batch()
         self.images = torch.from_numpy(batch["image"]).to(device)
         self.labels = torch.from_numpy(batch["label"]).to(device)
-        model = FCN8s.with_params(case, params) if params else FCN8s(case)
-        model = place(model, device, form != "eager").train()
+        model = place(FCN8s(case, params), device, form != "eager").train()
         self.optimizer = make_optimizer(model)
         self.model = torch.compile(model) if form == "compile" else model
 
@@ -249,7 +198,7 @@ class OnnxInference:
         import onnxruntime  # pyright: ignore[reportMissingImports]
 
         self.images = case.random_batch()["image"]
-        model = FCN8s.with_params(case, params).eval()
+        model = FCN8s(case, params).eval()
         with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
             path = str(Path(folder) / "fcn8s.onnx")
             images = torch.from_numpy(self.images)

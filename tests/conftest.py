@@ -32,6 +32,7 @@ CHECKED = [
     "fcn_jax.data.images",
     "fcn_jax.canvas",
     "fcn_jax.geometry",
+    "fcn_jax.ops",
 ]
 install_import_hook(CHECKED, "beartype.beartype")
 

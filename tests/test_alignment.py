@@ -51,7 +51,7 @@ def test_published_crops(net, crops):
     ],
 )
 def test_crops_of_same_padding(net, crops):
-    """Derived by hand in `torch_reference`."""
+    """Derived by hand in `benchmarks/torch_fcn.py`."""
     assert fcn_jax.create_model(net, padding="same").alignment.crops == crops
 
 
@@ -93,7 +93,7 @@ def test_published_crop_of_fcn_alexnet():
     ("backbone", "padding", "net", "crops", "kernels"),
     [
         ("alexnet", "reference", "fcn32s", {"upscore": 18}, (63,)),  # published
-        # The others are derived by hand in `torch_reference_family`.
+        # The others are derived by hand in `benchmarks/torch_fcn.py`.
         ("alexnet", "reference", "fcn16s", {"score_pool2": 5, "upscore16": 18}, (3, 31)),
         ("alexnet", "same", "fcn32s", {"upscore": 47}, (63,)),
         ("googlenet", "reference", "fcn32s", {"upscore": 98}, (63,)),

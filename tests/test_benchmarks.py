@@ -19,11 +19,6 @@ pytest.importorskip("torch", reason="the benchmarks' peer is PyTorch: pip instal
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-@pytest.fixture(autouse=True)
-def _import_benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-
-
 def run(*arguments: str) -> str:
     """What a benchmark prints, of plain programs, which compile quickly also if optimised."""
     settings = {"XLA_FLAGS": "", "FCN_JAX_PLAIN_OPS": "1", "OMP_NUM_THREADS": "1"}
@@ -38,6 +33,7 @@ def run(*arguments: str) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_both_networks_give_the_same_logits():
     """The benchmark compares them itself, with random weights, in both paddings."""
     text = run(
@@ -58,16 +54,6 @@ def test_both_networks_give_the_same_logits():
         assert 0 < float(ours[8]) < 1e-5  # equal but for rounding
         assert float(theirs[4]) == float(theirs[5]) == 1
         assert float(ours[4]) > 0
-
-
-@pytest.mark.parametrize("padding", ["reference", "same"])
-def test_the_crops_of_the_peer_are_ours(padding):
-    from cases import Case
-    from jax_fcn8s import build_model
-    from torch_fcn8s import CROPS
-
-    model = build_model(Case("inference", padding, (1, 32, 32), width=1 / 16))
-    assert tuple(model.alignment.crops.values()) == CROPS[padding]
 
 
 @pytest.mark.usefixtures("one_torch_thread")
@@ -91,9 +77,9 @@ def test_a_step_of_both(monkeypatch):
             assert np.any(after != params[layer][name]) != layer.startswith("up")
 
     theirs = torch_fcn8s.Training(case, "float32", "eager", "cpu")
-    before = {name: value.clone() for name, value in theirs.model.state_dict().items()}
+    before = {name: value.clone() for name, value in theirs.model.net.state_dict().items()}
     theirs.run(2)
-    for name, after in theirs.model.state_dict().items():
+    for name, after in theirs.model.net.state_dict().items():
         assert bool((after != before[name]).any()) != name.startswith("up")
 
 

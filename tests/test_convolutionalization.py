@@ -1,9 +1,9 @@
 """The paper's figure 2: a classifier slid over an image, in one pass.
 
-The truth is the dense classifier in PyTorch (`torch_reference_family.dense_classifier`). With no
-padding in the backbone both agree at every position. With it they differ by the border of zeros that
-every window brings along, where the map sees the image: the second half of this file says where
-that border reaches and where it must not, and bounds what it does to the scores.
+The truth is the dense classifier in PyTorch (`benchmarks/torch_fcn.py`). With no padding in the
+backbone both agree at every position. With it they differ by the border of zeros that every window
+brings along, where the map sees the image: the second half of this file says where that border
+reaches and where it must not, and bounds what it does to the scores.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ import fcn_jax
 import fcn_jax.weights
 from fcn_jax.models.backbones import BACKBONES, Backbone, Conv
 
-reference = pytest.importorskip("torch_reference_family")
-torch = reference.torch
+torch_fcn = pytest.importorskip("torch_fcn")
+torch = torch_fcn.torch
 
 CLASSES = 11
 
-pytestmark = pytest.mark.usefixtures("exact_products")
+pytestmark = pytest.mark.usefixtures("exact_products", "one_torch_thread")
 
 
 def small_classifier(backbone="vgg16", width=1 / 16, **options):
@@ -63,13 +63,12 @@ def scores_and_maps(model, params, images):
     return np.asarray(scores), {name: np.asarray(value) for name, value in maps.items()}
 
 
-def dense_scores(params, images, backbone, padding="native"):
+def dense_scores(params, images, backbone, padding="native", width=1 / 16):
+    network = torch_fcn.TorchFCN(
+        "classifier", backbone, padding, heads=CLASSES, width=width, fc_width=24
+    )
     with torch.inference_mode():
-        layers = reference.Layers(params)
-        x = reference.nchw(images).double()
-        scores = reference.dense_classifier(layers, x, backbone, padding)
-    assert layers.used == set(params)
-    return scores.numpy()
+        return network.load(params).double().eval()(torch_fcn.nchw(images).double()).numpy()
 
 
 # ======================================================================== at the training size
@@ -90,7 +89,8 @@ def test_at_the_training_size_it_is_the_dense_network(backbone, size, fc6):
     images = random_image(size, size)
     ours, _ = scores_and_maps(model, params, images)
     assert ours.shape == (1, 1, 1, CLASSES)
-    assert relative_error(ours[:, 0, 0], dense_scores(dense, images, backbone)) < BOUND
+    truth = dense_scores(dense, images, backbone, width=1 / 8)
+    assert relative_error(ours[:, 0, 0], truth) < BOUND
 
 
 @pytest.mark.parametrize("backbone", ["vgg11", "alexnet", "googlenet"])

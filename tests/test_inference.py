@@ -218,7 +218,7 @@ def alone(model, params, image: np.ndarray, scale: float = 1.0) -> np.ndarray:
 
     def run(params, seen):
         logits = model.apply({"params": params}, CAFFE.apply(seen))
-        return fcn_jax.ops.resize_bilinear(logits, *image.shape[:2])
+        return jax.image.resize(logits, (1, *image.shape[:2], logits.shape[3]), "bilinear")
 
     return np.asarray(jax.jit(run)(params, resize_image(image, scale)[None])[0])
 

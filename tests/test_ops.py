@@ -44,16 +44,16 @@ CONVOLUTIONS = {
     "winograd, strips of a batch": ((3, 45, 42, 32), (3, 3, 32, 32), SAME, 1, "convolve"),
     "winograd, uneven border": ((1, 35, 30, 32), (3, 3, 32, 32), ((0, 2), (5, 0)), 1, "convolve"),
     "winograd, wide": ((1, 33, 37, 260), (3, 3, 260, 256), SAME, 1, "convolve"),
-    "taps": ((2, 9, 11, 7), (3, 3, 7, 5), SAME, 1, "_kernel_gradient_by_taps"),
-    "taps of few tiles": ((1, 9, 11, 40), (3, 3, 40, 40), SAME, 1, "_kernel_gradient_by_taps"),
-    "taps 5x5": ((2, 13, 9, 16), (5, 5, 16, 8), ((2, 2),) * 2, 1, "_kernel_gradient_by_taps"),
+    "taps": ((2, 9, 11, 7), (3, 3, 7, 5), SAME, 1, "kernel_gradient_by_taps"),
+    "taps of few tiles": ((1, 9, 11, 40), (3, 3, 40, 40), SAME, 1, "kernel_gradient_by_taps"),
+    "taps 5x5": ((2, 13, 9, 16), (5, 5, 16, 8), ((2, 2),) * 2, 1, "kernel_gradient_by_taps"),
     "patches of an image": (
-        (2, 13, 10, 3), (3, 3, 3, 32), ((100, 100),) * 2, 1, "_kernel_gradient_by_patches",
+        (2, 13, 10, 3), (3, 3, 3, 32), ((100, 100),) * 2, 1, "kernel_gradient_by_patches",
     ),
-    "patches, fc6": ((2, 9, 8, 12), (7, 7, 12, 64), ((0, 0),) * 2, 1, "_convolution_by_patches"),
-    "patches, fc6 same": ((1, 3, 4, 8), (7, 7, 8, 16), ((3, 3),) * 2, 1, "_convolution_by_patches"),
-    "one by one": ((2, 7, 9, 8), (1, 1, 8, 5), ((0, 0),) * 2, 1, "_convolution_by_patches"),
-    "groups": ((2, 13, 13, 64), (5, 5, 32, 48), ((2, 2),) * 2, 2, "_convolution_by_groups"),
+    "patches, fc6": ((2, 9, 8, 12), (7, 7, 12, 64), ((0, 0),) * 2, 1, "convolution_by_patches"),
+    "patches, fc6 same": ((1, 3, 4, 8), (7, 7, 8, 16), ((3, 3),) * 2, 1, "convolution_by_patches"),
+    "one by one": ((2, 7, 9, 8), (1, 1, 8, 5), ((0, 0),) * 2, 1, "convolution_by_patches"),
+    "groups": ((2, 13, 13, 64), (5, 5, 32, 48), ((2, 2),) * 2, 2, "convolution_by_groups"),
     "winograd in groups": ((4, 17, 18, 64), (3, 3, 32, 64), SAME, 2, "convolve"),
 }  # fmt: skip
 
@@ -133,7 +133,7 @@ def pytorchs(function, arrays, cotangent, to_torch, to_ours):
 # The axes of maps and kernels in PyTorch's order, and back in ours.
 NCHW, NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
 OIHW, HWIO = (3, 2, 0, 1), (2, 3, 1, 0)
-IOHW, HWIO_OF_UP = (2, 3, 0, 1), (2, 3, 0, 1)
+IOHW, HWIO_OF_TRANSPOSED = (2, 3, 0, 1), (2, 3, 0, 1)
 MAP = {"to_torch": (NCHW,), "to_ours": (NHWC, NHWC)}
 
 
@@ -167,10 +167,10 @@ def called(monkeypatch):
     for name in ("convolve", "input_gradient", "kernel_gradient"):
         spy(winograd, name)
     for name in (
-        "_convolution_by_patches",
-        "_convolution_by_groups",
-        "_kernel_gradient_by_taps",
-        "_kernel_gradient_by_patches",
+        "convolution_by_patches",
+        "convolution_by_groups",
+        "kernel_gradient_by_taps",
+        "kernel_gradient_by_patches",
     ):
         spy(convolutions, name)
     return names
@@ -180,7 +180,7 @@ def called(monkeypatch):
 
 
 # Kernel, stride, padding, groups: all that the backbones have.
-WINDOWS_OF_TRUNKS = (
+WINDOWS_OF_BACKBONES = (
     *((11, 4, pad, 1) for pad in (2, 100)),
     (7, 2, 3, 1),
     *((size, 1, pad, 1) for size in (6, 7) for pad in (0, 3)),
@@ -192,7 +192,7 @@ WINDOWS_OF_TRUNKS = (
 )
 
 
-@pytest.mark.parametrize("window", WINDOWS_OF_TRUNKS, ids=str)
+@pytest.mark.parametrize("window", WINDOWS_OF_BACKBONES, ids=str)
 def test_convolution_is_pytorchs(window):
     """As the networks call it: Flax's layer on our function."""
     size, stride, pad, groups = window
@@ -316,7 +316,7 @@ def test_max_pool_and_its_gradient_are_pytorchs(window, shape):
 
 
 def test_max_pool_of_maps_smaller_than_the_window():
-    x = np.full((1, 1, 1, 2), -7.0, np.float32)
+    x = jnp.full((1, 1, 1, 2), -7.0)
     for window in (WINDOWS[0], WINDOWS[2]):
         np.testing.assert_array_equal(ops.max_pool(x, window), x)
     with pytest.raises(ValueError, match="too small"):  # no window even begins
@@ -360,7 +360,7 @@ def test_average_pool_is_pytorchs(kernel):
 @pytest.mark.parametrize("window", [Window(2, pad=1), Window(2, stride=2, ceil=True)])
 def test_average_pool_of_padding_is_refused(window):
     with pytest.raises(ValueError, match="average pooling has no padding"):
-        ops.average_pool(np.zeros((1, 4, 4, 1), np.float32), window)
+        ops.average_pool(jnp.zeros((1, 4, 4, 1)), window)
 
 
 # ======================================================================== normalisation
@@ -403,7 +403,7 @@ def test_conv_transpose_is_pytorchs(window):
     cotangent = random_cotangent(run, x, kernel)
     truth = pytorchs(
         lambda torch, x, k: torch.nn.functional.conv_transpose2d(x, k, stride=factor),
-        *([x, kernel], cotangent, [NCHW, IOHW], [NHWC, NHWC, HWIO_OF_UP]),
+        *([x, kernel], cotangent, [NCHW, IOHW], [NHWC, NHWC, HWIO_OF_TRANSPOSED]),
     )
     assert truth[0].shape[1] == TransposedWindow(size, factor).output_size(3)
     assert_close(value_and_gradients(run, x, kernel, cotangent=cotangent), truth, 1e-5)
@@ -432,8 +432,8 @@ def test_bilinear_kernel_interpolates_a_plane_exactly(factor):
     rows, columns = np.meshgrid(np.arange(5.0), np.arange(6.0), indexing="ij")
     planes = np.stack([2 * rows - columns, rows + 3 * columns + 1], axis=-1)
     window = TransposedWindow.bilinear(factor)
-    kernel = ops.bilinear_kernel(window.kernel, 2)
-    up = np.asarray(ops.conv_transpose(planes[None].astype(np.float32), kernel, factor))[0]
+    kernel = jnp.asarray(ops.bilinear_kernel(window.kernel, 2))
+    up = np.asarray(ops.conv_transpose(jnp.asarray(planes[None], jnp.float32), kernel, factor))[0]
     first = (window.kernel - 1) / 2  # where cell (0, 0) lies in the output
     for row in range(window.kernel, up.shape[0] - window.kernel):
         for column in range(window.kernel, up.shape[1] - window.kernel):
@@ -442,15 +442,22 @@ def test_bilinear_kernel_interpolates_a_plane_exactly(factor):
             np.testing.assert_allclose(up[row, column], truth, atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [(7, 5), (12, 31), (30, 14)], ids=str)
-def test_resize_bilinear_beside_torch(size):
+def test_resize_bilinear_on_canvas_is_pytorchs():
     torch = pytest.importorskip("torch")
-    x = np.random.default_rng(0).normal(size=(2, 12, 15, 3)).astype(np.float32)
-    theirs = torch.nn.functional.interpolate(
-        torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), size, mode="bilinear", antialias=True
+    x = np.random.default_rng(0).normal(size=(3, 12, 15, 3)).astype(np.float32)
+    sizes, targets = [(12, 15), (12, 15), (9, 14)], [(7, 5), (12, 31), (30, 14)]
+    ours = ops.resize_bilinear_on_canvas(
+        jnp.asarray(x), jnp.asarray(sizes), jnp.asarray(targets), height=30, width=31
     )
-    ours = ops.resize_bilinear(jnp.asarray(x), *size)
-    np.testing.assert_allclose(ours, theirs.numpy().transpose(0, 2, 3, 1), atol=1e-5)
+    for image, got, (h, w), target in zip(x, ours, sizes, targets, strict=True):
+        theirs = torch.nn.functional.interpolate(
+            torch.from_numpy(image[None, :h, :w].transpose(NCHW).copy()),
+            target,
+            mode="bilinear",
+            antialias=True,
+        )
+        truth = theirs.numpy().transpose(NHWC)[0]
+        np.testing.assert_allclose(got[: target[0], : target[1]], truth, atol=1e-5)
 
 
 # ======================================================================== the choice of form
@@ -508,7 +515,7 @@ def test_an_unknown_value_of_the_environment_variable(monkeypatch):
 
 
 def test_the_environment_variable_is_read_at_import():
-    code = "from fcn_jax.ops import forms; print(forms.plain_chosen())"
+    code = "from fcn_jax import ops; print(ops.plain_chosen())"
     environment = {**os.environ, "FCN_JAX_PLAIN_OPS": "1", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60

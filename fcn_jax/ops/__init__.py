@@ -1,11 +1,11 @@
 """Array operations the networks are made of: pure functions, no parameters, no modules.
 
-Some have two forms. The plain one is what `jax.lax` offers, and defines the operation. The fast one
-gives the same function (up to rounding) on the CPU, where XLA's own is slow; it is chosen when a
-program is lowered for a CPU, never by the caller. What gains nothing has the plain form only.
-Gains in the docstrings are time, fast over plain, on 2 cores of a shared machine with AVX-512, in
-float32, for VGG16's layers at 500x375 pixels with the reference padding where they do not say
-otherwise; ``benchmarks/operations.py`` measures them again.
+Some have two forms. The plain form is what `jax.lax` offers, and defines the operation. The fast
+form computes the same function (up to rounding) on the CPU, where XLA's own is slow. It is chosen
+when a program is lowered for a CPU, never by the caller. An operation that would gain nothing has
+the plain form only. Gains in the docstrings are time, fast over plain, on 2 cores of a shared
+machine with AVX-512, in float32, for VGG16's layers at 500x375 pixels with the reference padding
+unless they say otherwise; ``benchmarks/operations.py`` measures them again.
 
 `plain_forms` asks for the plain form everywhere, for study or on a new backend.
 """
@@ -14,12 +14,7 @@ from fcn_jax.ops.convolutions import convolution
 from fcn_jax.ops.dispatch import plain_chosen, plain_forms
 from fcn_jax.ops.normalization import local_response_norm
 from fcn_jax.ops.pooling import average_pool, max_pool
-from fcn_jax.ops.upsampling import (
-    bilinear_kernel,
-    conv_transpose,
-    resize_bilinear,
-    resize_bilinear_on_canvas,
-)
+from fcn_jax.ops.upsampling import bilinear_kernel, conv_transpose, resize_bilinear_on_canvas
 
 __all__ = [
     "average_pool",
@@ -30,6 +25,5 @@ __all__ = [
     "max_pool",
     "plain_chosen",
     "plain_forms",
-    "resize_bilinear",
     "resize_bilinear_on_canvas",
 ]

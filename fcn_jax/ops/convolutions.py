@@ -16,15 +16,16 @@ from fcn_jax.ops import winograd
 from fcn_jax.ops.dispatch import fast_on_cpu, in_float32, plain_chosen
 
 Padding: TypeAlias = Sequence[tuple[int, int]]
+"""Zeros before and after the maps along both axes; negative numbers crop."""
 Convolve: TypeAlias = Callable[[Array, Array], Array]
 """From input and kernel."""
 
 
 def convolution(
-    x: Float[Array, "b h w i"],
-    kernel: Float[Array, "k k i o"],
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "k l i o"],
     strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
+    padding: Padding | str,
     **options: Any,
 ) -> Float[Array, "b h2 w2 o"]:
     """`jax.lax.conv_general_dilated`, computed another way on the CPU where that is faster.
@@ -32,9 +33,9 @@ def convolution(
     For `flax.linen.Conv(conv_general_dilated=…)`. Square kernels of stride 1 have fast forms:
 
     - 3x3 from and to 32 channels or more, with its two gradients: `fcn_jax.ops.winograd`;
-    - other kernel gradients: `_kernel_gradient_by_taps` and `_kernel_gradient_by_patches`;
-    - 1x1, and large kernels on small maps (fc6): `_convolution_by_patches`;
-    - few groups: a convolution for each, `_convolution_by_groups`.
+    - other kernel gradients: `kernel_gradient_by_taps` and `kernel_gradient_by_patches`;
+    - 1x1, and large kernels on small maps (fc6): `convolution_by_patches`;
+    - few groups: a convolution for each, `convolution_by_groups`.
 
     They compute in float32; bfloat16 and float16 are rounded once, at the end. In float64 the form
     is plain. `jit`, `vmap`, `jax.checkpoint` and sharded arrays are fine. Forward-mode
@@ -46,24 +47,24 @@ def convolution(
     )
     if plain_chosen() or not _has_fast_form(x, kernel, strides, padding, options):
         return plain(x, kernel)
+    assert not isinstance(padding, str)
     groups = options.get("feature_group_count", 1)
     if groups > 1:
-        one = functools.partial(
-            convolution,
-            strides=strides,
-            padding=padding,
-            **{**options, "feature_group_count": 1},
-        )
-        by_groups = functools.partial(_convolution_by_groups, one, groups)
-        return fast_on_cpu(by_groups, plain)(x, kernel)
-    if kernel.shape[0] == 1 or _patches_are_few(x, kernel, padding):
-        by_patches = functools.partial(_convolution_by_patches, padding)
-        return fast_on_cpu(in_float32(by_patches), plain)(x, kernel)
+        of_a_group = {**options, "feature_group_count": 1}
+        one = functools.partial(convolution, strides=strides, padding=padding, **of_a_group)
+        fast = functools.partial(convolution_by_groups, one, groups)
+        return fast_on_cpu(fast, plain)(x, kernel)
+    size, _, _, outputs = kernel.shape
+    cells = x.shape[0] * math.prod(_output_size(x, size, padding))
+    patches_are_small = 0 < cells <= outputs  # they take no more memory than the kernel
+    if size == 1 or patches_are_small:
+        fast = functools.partial(convolution_by_patches, padding)
+        return fast_on_cpu(in_float32(fast), plain)(x, kernel)
     return _with_fast_gradients(plain, padding)(x, kernel)
 
 
 def _has_fast_form(
-    x: Array, kernel: Array, strides: Sequence[int], padding: Padding, options: dict[str, Any]
+    x: Array, kernel: Array, strides: Sequence[int], padding: Padding | str, options: dict[str, Any]
 ) -> bool:
     """Whether this is a convolution of stride 1, square and not dilated, in float32 or less."""
     ordinary = {
@@ -72,7 +73,7 @@ def _has_fast_form(
         "batch_group_count": (1,),
         "preferred_element_type": (None, x.dtype),
     }
-    # A group of few channels is no better off alone, and many groups are many operations.
+    # A group of few channels is no faster by itself, and many groups are many operations.
     wide_groups = options.get("feature_group_count", 1) == 1 or kernel.shape[2] >= 16
     return (
         kernel.shape[0] == kernel.shape[1]
@@ -95,7 +96,9 @@ def _output_size(x: Array, size: int, padding: Padding) -> tuple[int, ...]:
 # ======================================================================== whole forms
 
 
-def _convolution_by_groups(one: Convolve, groups: int, x: Array, kernel: Array) -> Array:
+def convolution_by_groups(
+    one: Convolve, groups: int, x: Float[Array, "b h w c"], kernel: Float[Array, "k k i o"]
+) -> Float[Array, "b h2 w2 o"]:
     """Each group by itself.
 
     Gains: AlexNet's conv2 (5x5, 2 groups, 4 maps of 27x27) 0.22 forward, 0.18 input gradient;
@@ -105,13 +108,9 @@ def _convolution_by_groups(one: Convolve, groups: int, x: Array, kernel: Array) 
     return jnp.concatenate([one(x, kernel) for x, kernel in parts], axis=-1)
 
 
-def _patches_are_few(x: Array, kernel: Array, padding: Padding) -> bool:
-    """Whether the patches take no more memory than the kernel: small maps before many channels."""
-    cells = x.shape[0] * math.prod(_output_size(x, kernel.shape[0], padding))
-    return 0 < cells <= kernel.shape[-1]
-
-
-def _convolution_by_patches(padding: Padding, x: Array, kernel: Array) -> Array:
+def convolution_by_patches(
+    padding: Padding, x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"]
+) -> Float[Array, "b h2 w2 o"]:
     """One product of all patches with the kernel as a matrix; so are its gradients.
 
     Gains: fc6 (7x7, 512 to 4096 channels) 0.36 forward, 0.27 input and 0.56 kernel gradient.
@@ -148,7 +147,7 @@ def _matrix_gradient(
 
 
 def _taps(x: Array, padding: Padding, size: int) -> list[Array]:
-    """The padded input shifted as each tap of a kernel sees it, row by row; all (b, h2, w2, i)."""
+    """What each tap of a kernel reads for all outputs, row by row; all (b, h2, w2, i)."""
     height, width = _output_size(x, size, padding)
     x = _pad(x, padding)
     return [
@@ -159,7 +158,6 @@ def _taps(x: Array, padding: Padding, size: int) -> list[Array]:
 
 
 def _pad(x: Array, padding: Padding) -> Array:
-    """Zeros around the maps; negative padding crops."""
     pads = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
     return lax.pad(x, jnp.zeros((), x.dtype), pads)
 
@@ -173,7 +171,8 @@ def _with_fast_gradients(plain: Convolve, padding: Padding) -> Convolve:
     def compute(x: Array, kernel: Array) -> Array:
         if not _winograd_gains(x, kernel, padding):
             return plain(x, kernel)
-        return fast_on_cpu(in_float32(_winograd(padding)), plain)(x, kernel)
+        fast = functools.partial(winograd.convolve, padding=padding)
+        return fast_on_cpu(in_float32(fast), plain)(x, kernel)
 
     def forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
         return compute(x, kernel), (x, kernel)
@@ -191,7 +190,7 @@ def _with_fast_gradients(plain: Convolve, padding: Padding) -> Convolve:
 
 
 def _winograd_gains(x: Array, kernel: Array, padding: Padding) -> bool:
-    """Whether channels and tiles are enough to pay for the way of data and kernel to the points.
+    """Whether channels and tiles are enough to pay for the transforms to the points and back.
 
     Gains: conv2_2 (128 channels) 0.50 forward, 0.49 input and 0.13 kernel gradient; conv4_2 (512)
     0.42, 0.48, 0.17; conv1_2 (64) 0.76, 0.87, 0.20. No gain below about 64 tiles.
@@ -203,25 +202,19 @@ def _winograd_gains(x: Array, kernel: Array, padding: Padding) -> bool:
     return x.shape[0] * -(-rows // winograd.TILE) * -(-columns // winograd.TILE) >= 64
 
 
-def _winograd(padding: Padding) -> Convolve:
-    return lambda x, kernel: winograd.convolve(x, kernel, padding)
-
-
 def _input_gradient(
     plain: Convolve, padding: Padding, x: Array, kernel: Array, gradient: Array
 ) -> Array:
-    """The convolution of the gradient with the kernel turned by half a turn."""
+    """The convolution of the gradient with the kernel rotated by 180 degrees."""
 
     def by_lax(gradient: Array, kernel: Array) -> Array:
         (transposed,) = jax.linear_transpose(lambda x: plain(x, kernel), x)(gradient)
         return transposed
 
-    def by_winograd(gradient: Array, kernel: Array) -> Array:
-        return winograd.input_gradient(gradient, kernel, padding)
-
     if not _winograd_gains(x, kernel, padding):
         return by_lax(gradient, kernel)
-    return fast_on_cpu(in_float32(by_winograd), by_lax)(gradient, kernel)
+    fast = functools.partial(winograd.input_gradient, padding=padding)
+    return fast_on_cpu(in_float32(fast), by_lax)(gradient, kernel)
 
 
 def _kernel_gradient(
@@ -234,31 +227,23 @@ def _kernel_gradient(
         return transposed
 
     def fast(x: Array, gradient: Array) -> Array:
-        inner, gradient = _without_empty_windows(size, padding, gradient)
+        # Windows that lie wholly in the border, whose inputs are zeros, are left out.
+        inner = [(min(low, size - 1), min(high, size - 1)) for low, high in padding]
+        crops = [
+            (new - old, end - last) for (new, end), (old, last) in zip(inner, padding, strict=True)
+        ]
+        gradient = _pad(gradient, crops)
         if _winograd_gains(x, kernel, padding):
             return winograd.kernel_gradient(x, gradient, inner)
         if size**2 * inputs <= outputs:
-            return _kernel_gradient_by_patches(size, inner, x, gradient)
-        return _kernel_gradient_by_taps(size, inner, x, gradient)
+            return kernel_gradient_by_patches(size, inner, x, gradient)
+        return kernel_gradient_by_taps(size, inner, x, gradient)
 
     return fast_on_cpu(in_float32(fast), by_lax)(x, gradient)
 
 
-def _without_empty_windows(
-    size: int, padding: Padding, gradient: Array
-) -> tuple[list[tuple[int, int]], Array]:
-    """Leaves out the windows that lie wholly in the border, whose inputs are zeros.
-
-    Returns:
-        The padding that remains, less than a window, and the gradient of what remains.
-    """
-    inner = [(min(low, size - 1), min(high, size - 1)) for low, high in padding]
-    crops = [(new[0] - old[0], new[1] - old[1]) for new, old in zip(inner, padding, strict=True)]
-    return inner, _pad(gradient, crops)
-
-
-def _kernel_gradient_by_patches(
-    size: int, padding: Padding, x: Array, gradient: Array
+def kernel_gradient_by_patches(
+    size: int, padding: Padding, x: Float[Array, "b h w i"], gradient: Float[Array, "b h2 w2 o"]
 ) -> Float[Array, "k k i o"]:
     """One product of all patches with the gradient: for few channels, as of an image.
 
@@ -269,10 +254,10 @@ def _kernel_gradient_by_patches(
     return _matrix_gradient(patches, gradient).reshape(size, size, -1, outputs)
 
 
-def _kernel_gradient_by_taps(
-    size: int, padding: Padding, x: Array, gradient: Array
+def kernel_gradient_by_taps(
+    size: int, padding: Padding, x: Float[Array, "b h w i"], gradient: Float[Array, "b h2 w2 o"]
 ) -> Float[Array, "k k i o"]:
-    """A product for each tap of the kernel, one after the other to hold one shifted input.
+    """A product for each tap of the kernel, in turn, so that one shifted input is held at a time.
 
     Gains: AlexNet's conv2 (5x5, 2 groups of 48 to 128 channels, 4 maps of 27x27) 0.15.
     """
@@ -282,8 +267,8 @@ def _kernel_gradient_by_taps(
 
     def product(tap: Array) -> Array:
         start = (0, tap // size, tap % size, 0)
-        seen = lax.dynamic_slice(x, start, (batch, height, width, x.shape[-1]))
-        return seen.reshape(-1, x.shape[-1]).T @ rows
+        shifted = lax.dynamic_slice(x, start, (batch, height, width, x.shape[-1]))
+        return shifted.reshape(-1, x.shape[-1]).T @ rows
 
     products = lax.map(product, jnp.arange(size**2))
     return products.reshape(size, size, x.shape[-1], outputs)

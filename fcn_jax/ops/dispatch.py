@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,11 @@ VARIABLE = "FCN_JAX_PLAIN_OPS"
 
 
 def plain_by_environment() -> bool:
+    """Whether the environment variable ``FCN_JAX_PLAIN_OPS`` asks for plain forms.
+
+    Raises:
+        ValueError: If its value is neither 0 nor 1.
+    """
     value = os.environ.get(VARIABLE, "0")
     if value not in ("", "0", "1"):
         raise ValueError(
@@ -47,14 +51,14 @@ def plain_forms(plain: bool = True) -> contextlib.AbstractContextManager[None]:
 
 
 def plain_chosen() -> bool:
-    """Whether the code that is traced now is to have plain forms only."""
+    """Whether what is traced now is computed in plain forms only."""
     return bool(_PLAIN.value)
 
 
 def fast_on_cpu(fast: Callable[..., Array], plain: Callable[..., Array]) -> Callable[..., Array]:
     """A function of arrays that is ``fast`` in programs for the CPU and ``plain`` in others."""
 
-    def choose(*arrays: Array) -> Any:
+    def choose(*arrays: Array) -> Array:
         return lax.platform_dependent(*arrays, cpu=fast, default=plain)
 
     return choose

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int8
 
 from fcn_jax.geometry import Window
 from fcn_jax.ops.dispatch import fast_on_cpu, plain_chosen
@@ -20,10 +20,10 @@ def max_pool(x: Float[Array, "b h w c"], window: Window) -> Float[Array, "b h2 w
     Padding never wins: it counts as minus infinity. The gradient of a window goes to its largest
     value; to the first of them, row by row, where several are equal (as in PyTorch).
 
-    On the CPU the forward pass of training remembers which value that was, in 8 bits, and the
-    gradient goes there; XLA searches the windows again. Gains, forward and gradient: 0.3 to 0.4 for
-    pool1 (2x2), 0.10 for pool3; 0.14 for AlexNet's pool1 (3x3, stride 2), 0.30 for GoogLeNet's
-    inception_3a/pool (3x3, stride 1), 4 images each.
+    On the CPU the forward pass of training remembers in 8 bits which value that was, and the
+    gradient goes there; XLA would search the windows again. Gains, forward and gradient: 0.3 to
+    0.4 for pool1 (2x2), 0.10 for pool3; 0.14 for AlexNet's pool1 (3x3, stride 2), 0.30 for
+    GoogLeNet's inception_3a/pool (3x3, stride 1), 4 images each.
 
     Forward-mode differentiation (`jax.jvp`) raises JAX's TypeError on custom_vjp, on all backends;
     it works inside `fcn_jax.ops.plain_forms`.
@@ -50,7 +50,7 @@ def _pads(window: Window, x: Array) -> list[tuple[int, int]]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _max_pool_that_remembers(window: Window, x: Array) -> Array:
-    """`_max_pool`; windows that overlap as a maximum of shifted maps.
+    """`_max_pool`, where windows overlap as the maximum of shifted maps.
 
     Gains without the gradient: 0.19 for AlexNet's pool1, 0.35 for inception_3a/pool.
     """
@@ -60,16 +60,28 @@ def _max_pool_that_remembers(window: Window, x: Array) -> Array:
 
 
 def _forward(window: Window, x: Array) -> tuple[Array, tuple[Array, tuple[int, ...]]]:
+    """Also returns which cell of each window holds its first maximum, and the input's shape."""
     cells = _cells(window, x)
     pooled = functools.reduce(jnp.maximum, cells)
-    return pooled, (_first(cells, pooled), x.shape)
+    first = jnp.full(pooled.shape, len(cells) - 1, jnp.int8)
+    for index, cell in reversed(list(enumerate(cells[:-1]))):
+        first = jnp.where(cell == pooled, jnp.int8(index), first)
+    return pooled, (first, x.shape)
 
 
 def _backward(
     window: Window, saved: tuple[Array, tuple[int, ...]], gradient: Array
 ) -> tuple[Array]:
+    """Adds the gradient of each window to the cell that held its first maximum."""
     first, shape = saved
-    return (_spread(window, shape, first, gradient),)
+    if window.kernel == window.stride and window.pad == 0:
+        return (_spread_apart(window, shape, first, gradient),)
+    like = jax.ShapeDtypeStruct(shape, gradient.dtype)
+    cells = tuple(
+        jnp.where(first == jnp.int8(index), gradient, jnp.zeros((), gradient.dtype))
+        for index in range(window.kernel**2)
+    )
+    return jax.linear_transpose(lambda x: tuple(_cells(window, x, 0.0)), like)(cells)
 
 
 _max_pool_that_remembers.defvjp(_forward, _backward)
@@ -87,34 +99,13 @@ def _cells(window: Window, x: Array, border: float = -jnp.inf) -> list[Array]:
     ]
 
 
-def _first(cells: list[Array], pooled: Array) -> Int[Array, "b h2 w2 c"]:
-    """int8: which cell of each window holds its first maximum."""
-    first = jnp.full(pooled.shape, len(cells) - 1, jnp.int8)
-    for index, cell in reversed(list(enumerate(cells[:-1]))):
-        first = jnp.where(cell == pooled, jnp.int8(index), first)
-    return first
-
-
-def _spread(
-    window: Window, shape: tuple[int, ...], first: Int[Array, "b h2 w2 c"], gradient: Array
-) -> Float[Array, "b h w c"]:
-    """Adds the gradient of each window to the cell that ``first`` names, in a map of ``shape``."""
-    if window.kernel == window.stride and window.pad == 0:
-        return _spread_apart(window, shape, first, gradient)
-    like = jax.ShapeDtypeStruct(shape, gradient.dtype)
-    (spread,) = jax.linear_transpose(lambda x: tuple(_cells(window, x, 0.0)), like)(
-        tuple(
-            jnp.where(first == jnp.int8(index), gradient, jnp.zeros((), gradient.dtype))
-            for index in range(window.kernel**2)
-        )
-    )
-    return spread
-
-
 def _spread_apart(
-    window: Window, shape: tuple[int, ...], first: Int[Array, "b h2 w2 c"], gradient: Array
+    window: Window,
+    shape: tuple[int, ...],
+    first: Int8[Array, "b h2 w2 c"],
+    gradient: Float[Array, "b h2 w2 c"],
 ) -> Float[Array, "b h w c"]:
-    """`_spread` for windows that do not overlap: each cell asks whether its window names it."""
+    """`_backward` of windows that do not overlap: each cell asks whether it is the first."""
     batch, rows, columns, channels = first.shape
     size = window.kernel
 
@@ -125,9 +116,9 @@ def _spread_apart(
         return cells.reshape(batch, rows * size, columns * size, channels)
 
     row, column = (jnp.arange(cells * size, dtype=jnp.int8) % size for cells in (rows, columns))
-    place = row[None, :, None, None] * size + column[None, None, :, None]
-    named = enlarge(first) == place
-    spread = jnp.where(named, enlarge(gradient), jnp.zeros((), gradient.dtype))
+    index = row[None, :, None, None] * size + column[None, None, :, None]
+    is_first = enlarge(first) == index
+    spread = jnp.where(is_first, enlarge(gradient), jnp.zeros((), gradient.dtype))
     return spread[:, : shape[1], : shape[2]]
 
 

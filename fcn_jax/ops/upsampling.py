@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -27,12 +26,12 @@ def conv_transpose(
     Deconvolution and PyTorch's ``conv_transpose2d`` (whose weight is this kernel with the axes
     in the order i, o, k, k; no flip). The output has ``(h - 1) * factor + k`` rows.
 
-    The output is computed as blocks of ``factor`` x ``factor`` cells. A block is written by the
-    same few neighbouring input cells (2 x 2 for the usual kernel ``2 * factor``), so that the
-    whole is one matrix product. XLA's own dilated form multiplies by the zeros between the input
-    cells: on 2 CPU cores 849 ms against 12 ms for 16x16 cells, 21 classes and factor 32; upscore8
-    0.36 forward, 0.23 input and 0.13 kernel gradient. It has fewer operations on any backend, so
-    this form is taken on all.
+    The output is computed in blocks of ``factor`` x ``factor`` cells. All cells of a block are
+    written by the same few neighbouring input cells (2 x 2 for the usual kernel ``2 * factor``),
+    so that the whole is one matrix product. XLA's own dilated convolution multiplies by the zeros
+    between the input cells: on 2 CPU cores 849 ms against 12 ms for 16x16 cells, 21 classes and
+    factor 32; upscore8 0.36 forward, 0.23 input and 0.13 kernel gradient. This form has fewer
+    operations on any backend, so it is taken on all.
     """
     if plain_chosen():
         return _conv_transpose_dilated(x, kernel, factor, precision)
@@ -101,36 +100,31 @@ def bilinear_kernel(size: int, channels: int) -> Float[np.ndarray, "k k c c"]:
     return kernel
 
 
-def resize_bilinear(x: Float[Array, "b h w c"], height: int, width: int) -> Array:
-    """Bilinear interpolation to (height, width), pixel centres aligned (half-pixel rule).
-
-    Shrinking averages over the pixels that fall together (antialiasing).
-    """
-    return jax.image.resize(x, (x.shape[0], height, width, x.shape[3]), "bilinear")
-
-
 def resize_bilinear_on_canvas(
     x: Float[Array, "b h w c"],
-    sizes: Int[Array | np.ndarray, "b 2"],
-    targets: Int[Array | np.ndarray, "b 2"],
+    valid_size: Int[Array | np.ndarray, "b 2"],
+    target_size: Int[Array | np.ndarray, "b 2"],
     height: int,
     width: int,
-) -> Float[Array, "b height width c"]:
-    """`resize_bilinear` for images of different sizes on one canvas, each as if it were alone.
+) -> Float[Array, "b {height} {width} c"]:
+    """`jax.image.resize` by ``bilinear`` for images of different sizes, each as if it were alone.
+
+    Pixel centres are aligned (the half-pixel rule); where an image shrinks, the pixels that fall
+    together are averaged (antialiasing).
 
     Args:
-        x: Each image's values lie in the top left corner; what lies beyond counts nothing, but
-            must be finite.
-        sizes: Height and width of each image's part of ``x``.
-        targets: Height and width that each is brought to, at most 32767.
+        x: Each image's values lie in the top left corner; the others do not count, but must be
+            finite.
+        valid_size: Height and width of each image's part of ``x``.
+        target_size: Height and width that each image is brought to, at most 32767.
         height: Of the resulting canvas.
         width: See ``height``.
 
     Returns:
-        0 beyond each target.
+        The images in the top left corners, 0 beyond them.
     """
-    rows = _bilinear_weights(sizes[:, 0], targets[:, 0], x.shape[1], height)
-    columns = _bilinear_weights(sizes[:, 1], targets[:, 1], x.shape[2], width)
+    rows = _bilinear_weights(valid_size[:, 0], target_size[:, 0], x.shape[1], height)
+    columns = _bilinear_weights(valid_size[:, 1], target_size[:, 1], x.shape[2], width)
     return jnp.einsum("bhwc,bhy,bwx->byxc", x, rows, columns, precision="highest")
 
 
@@ -139,15 +133,15 @@ def _bilinear_weights(
     target: Int[Array | np.ndarray, " b"],
     cells: int,
     resized: int,
-) -> Float[Array, "b cells resized"]:
+) -> Float[Array, "b {cells} {resized}"]:
     """The weight of each cell in each resized cell, along one axis.
 
-    A triangle around the resized cell's centre, wider where the image shrinks; its weights add up
-    to 1 over the cells that are there.
+    A triangle around the resized cell's centre, wider where the image shrinks; the weights of the
+    image's cells add up to 1.
     """
     size, target = size[:, None, None], target[:, None, None]
     cell, new = jnp.arange(cells)[None, :, None], jnp.arange(resized)[None, None, :]
-    # Distances in cells times 2 target, in integers: in float32 the place of a cell some hundred
+    # Distances in cells times 2 target, in integers: in float32 the position of a cell some hundred
     # pixels from the border would be uncertain by more than 1e-5.
     distance = jnp.abs((2 * new + 1) * size - target - 2 * target * cell)
     reach = 2 * jnp.maximum(size, target)

@@ -10,8 +10,8 @@ Everything is exact but for rounding: in float32 2e-6 to 5e-6 of the largest out
 direct sum's error.
 
 The tiles are worked through in strips of rows, which stay in the cache. Whole maps at the points
-take 2.25 times the memory of the map, and are slower: their time goes to pages that the system
-hands out.
+would take 2.25 times the memory of the map, and be slower: much time would go to new pages of
+memory.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _POINTS = 6
 
 
 def _matrices(points: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The way to the points and back along one axis, by Toom and Cook (Lavin and Gray, 4.2).
+    """The transforms to the points and back along one axis, by Toom and Cook (Lavin and Gray, 4.2).
 
     Args:
         points: All points but infinity, which comes last.
@@ -100,7 +100,7 @@ def convolve(
     padding: Sequence[tuple[int, int]],
 ) -> Float[Array, "b h2 w2 o"]:
     """Convolution of stride 1 with zeros around the input; negative padding crops. float32."""
-    return _convolve(x, _kernel_at_points(kernel), "pqbyxi,pqio->pqbyxo", padding)
+    return _convolve(x, _transform(_KERNEL, kernel), "pqbyxi,pqio->pqbyxo", padding)
 
 
 def input_gradient(
@@ -110,11 +110,11 @@ def input_gradient(
 ) -> Float[Array, "b h w i"]:
     """The gradient of `convolve` to its input, from that to its output. float32.
 
-    It is the convolution with the kernel turned by half a turn.
+    It is the convolution with the kernel rotated by 180 degrees.
     """
-    turned = _kernel_at_points(jnp.flip(kernel, (0, 1)))
+    rotated = _transform(_KERNEL, jnp.flip(kernel, (0, 1)))
     border = [(2 - low, 2 - high) for low, high in padding]
-    return _convolve(gradient, turned, "pqbyxo,pqio->pqbyxi", border)
+    return _convolve(gradient, rotated, "pqbyxo,pqio->pqbyxi", border)
 
 
 def _convolve(x: Array, kernel: Array, products: str, padding: Sequence[tuple[int, int]]) -> Array:
@@ -125,8 +125,10 @@ def _convolve(x: Array, kernel: Array, products: str, padding: Sequence[tuple[in
     x = _pad_to_tiles(x, padding, height, width, strips)
 
     def outputs_of(rows: Array) -> Array:
-        values = jnp.einsum(products, _inputs_at_points(rows, strips), kernel)
-        return _outputs_from_points(values)[:, :, :width]
+        values = jnp.einsum(products, _tiles_at_points(_INPUT, rows, strips), kernel)
+        tiles = _transform(_OUTPUT, values)  # (row, column, b, y, x, o)
+        tiles = tiles.transpose(2, 3, 0, 4, 1, 5)
+        return tiles.reshape(batch, strips.rows, -1, tiles.shape[-1])[:, :, :width]
 
     if strips.count == 1:
         return outputs_of(x)[:, :height]
@@ -152,15 +154,16 @@ def kernel_gradient(
     x = _pad_to_tiles(x, padding, height, width, strips)
 
     def product(rows: Array, gradient: Array) -> Array:
-        gradient = _pad_rows_to_tiles(gradient, strips)
+        below, beside = strips.rows - gradient.shape[1], TILE * strips.tile_columns - width
+        gradient = jnp.pad(gradient, ((0, 0), (0, below), (0, beside), (0, 0)))
         return jnp.einsum(
             "pqbyxi,pqbyxo->pqio",
-            _inputs_at_points(rows, strips),
-            _gradients_at_points(gradient, strips),
+            _tiles_at_points(_INPUT, rows, strips),
+            _tiles_at_points(_OUTPUT.T, gradient, strips),
         )
 
     if strips.count == 1:
-        return _kernel_from_points(product(x, gradient))
+        return _transform(_KERNEL.T, product(x, gradient))
 
     def add_strip(strip: Array, total: Array) -> Array:
         start = strips.start(strip)
@@ -171,7 +174,7 @@ def kernel_gradient(
         return total + product(rows, part)
 
     zeros = jnp.zeros((_POINTS, _POINTS, x.shape[-1], outputs), x.dtype)
-    return _kernel_from_points(lax.fori_loop(0, strips.count, add_strip, zeros))
+    return _transform(_KERNEL.T, lax.fori_loop(0, strips.count, add_strip, zeros))
 
 
 def _pad_to_tiles(
@@ -183,12 +186,6 @@ def _pad_to_tiles(
     beside = TILE * strips.tile_columns - width
     pads = ((0, 0), (top, bottom + below), (left, right + beside), (0, 0))
     return lax.pad(x, jnp.zeros((), x.dtype), [(*pad, 0) for pad in pads])
-
-
-def _pad_rows_to_tiles(gradient: Array, strips: Strips) -> Array:
-    below = strips.rows - gradient.shape[1]
-    beside = TILE * strips.tile_columns - gradient.shape[2]
-    return jnp.pad(gradient, ((0, 0), (0, below), (0, beside), (0, 0)))
 
 
 # ======================================================================== to the points and back
@@ -211,45 +208,26 @@ def _weighted_sum(weights: np.ndarray, arrays: Sequence[Array]) -> Array:
     return sum(terms[1:], start=terms[0])
 
 
-def _every_fourth(x: Array, axis: int, tiles: int, places: int) -> list[Array]:
-    """What each of the ``places`` of a tile holds along an axis; tiles begin four cells apart."""
-    return [
-        lax.slice_in_dim(x, first, first + TILE * (tiles - 1) + 1, TILE, axis)
-        for first in range(places)
-    ]
-
-
 # The barriers keep XLA from computing the rows again for each column.
 
 
-def _inputs_at_points(x: Array, strips: Strips) -> Float[Array, "p p b y x i"]:
-    """Of (b, 4 y + 2, 4 x + 2, i)."""
-    rows = _combine(_INPUT, _every_fourth(x, 1, strips.tile_rows, _POINTS))
-    rows = lax.optimization_barrier(rows)
-    return _combine(_INPUT, _every_fourth(rows, 3, strips.tile_columns, _POINTS))
+def _transform(matrix: np.ndarray, values: Float[Array, "rows columns ..."]) -> Array:
+    """Applies a matrix along both leading axes; they change places."""
+    rows = lax.optimization_barrier(_combine(matrix, list(values)))
+    return _combine(matrix, list(jnp.moveaxis(rows, 1, 0)))
 
 
-def _gradients_at_points(gradient: Array, strips: Strips) -> Float[Array, "p p b y x o"]:
-    """Of (b, 4 y, 4 x, o)."""
-    rows = _combine(_OUTPUT.T, _every_fourth(gradient, 1, strips.tile_rows, TILE))
-    rows = lax.optimization_barrier(rows)
-    return _combine(_OUTPUT.T, _every_fourth(rows, 3, strips.tile_columns, TILE))
+def _tiles_at_points(
+    matrix: np.ndarray, x: Float[Array, "b h w c"], strips: Strips
+) -> Float[Array, "p p b y x c"]:
+    """The values at the points of tiles as wide as the matrix takes, which begin 4 cells apart."""
 
+    def cells(x: Array, axis: int, tiles: int) -> list[Array]:
+        """What each cell of a tile holds along an axis, for all tiles."""
+        return [
+            lax.slice_in_dim(x, first, first + TILE * (tiles - 1) + 1, TILE, axis)
+            for first in range(matrix.shape[1])
+        ]
 
-def _outputs_from_points(values: Float[Array, "p p b y x o"]) -> Float[Array, "b h w o"]:
-    _, _, batch, tile_rows, tile_columns, channels = values.shape
-    columns = _combine(_OUTPUT, list(values))  # (4, 6, b, y, x, o)
-    columns = lax.optimization_barrier(columns)
-    tiles = _combine(_OUTPUT, list(jnp.moveaxis(columns, 1, 0)))  # (row, column, b, y, x, o)
-    tiles = tiles.transpose(2, 3, 0, 4, 1, 5)
-    return tiles.reshape(batch, TILE * tile_rows, TILE * tile_columns, channels)
-
-
-def _kernel_at_points(kernel: Float[Array, "k k i o"]) -> Float[Array, "p p i o"]:
-    rows = lax.optimization_barrier(_combine(_KERNEL, list(kernel)))
-    return _combine(_KERNEL, list(jnp.moveaxis(rows, 1, 0)))
-
-
-def _kernel_from_points(values: Float[Array, "p p i o"]) -> Float[Array, "k k i o"]:
-    columns = lax.optimization_barrier(_combine(_KERNEL.T, list(values)))
-    return _combine(_KERNEL.T, list(jnp.moveaxis(columns, 1, 0)))
+    rows = lax.optimization_barrier(_combine(matrix, cells(x, 1, strips.tile_rows)))
+    return _combine(matrix, cells(rows, 3, strips.tile_columns))
