@@ -69,7 +69,8 @@ def test_a_step_of_both(monkeypatch):
     monkeypatch.setattr(jax_fcn8s, "LEARNING_RATE", 1e-6)
     monkeypatch.setattr(torch_fcn8s, "LEARNING_RATE", 1e-6)
     params = random_parameters(model, 0)
-    ours = jax_fcn8s.Training(case, "float32", params)
+    with fcn_jax.ops.plain_forms():
+        ours = jax_fcn8s.Training(case, "float32", params)
     ours.run(2)
     assert int(ours.state.step) == 2
     for layer, arrays in ours.state.params.items():

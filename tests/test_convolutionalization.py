@@ -220,6 +220,7 @@ def test_maps_agree_exactly_where_no_border_is_seen(one_pass_and_windows, name, 
                 assert difference[:, -1].max() > BOUND
 
 
+@pytest.mark.slow
 def test_the_difference_vanishes_with_a_margin_around_the_window():
     """A margin of m pixels moves the border m away: beyond (404 - 224) / 2 = 90 it is not seen."""
     model = small_classifier()

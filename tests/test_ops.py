@@ -1,7 +1,6 @@
-"""The operations beside an independent truth, and their fast forms beside the plain ones.
+"""The operations beside PyTorch's, and their fast forms beside the plain ones, in float64.
 
-The truth is PyTorch in float64, or the plain form in float64 where PyTorch has nothing to add. That
-a fast form is really taken is read from the program.
+That a fast form is really taken is read from the program.
 """
 
 from __future__ import annotations
@@ -287,7 +286,15 @@ WINDOWS = [
 
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
-@pytest.mark.parametrize("shape", [(2, 7, 5, 3), (3, 10, 13, 2), (1, 3, 3, 1)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2, 7, 5, 3),
+        pytest.param((3, 10, 13, 2), marks=pytest.mark.slow),
+        pytest.param((1, 3, 3, 1), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_max_pool_and_its_gradient_are_pytorchs(window, shape):
     """In both forms. Of equal values in a window the first takes the gradient."""
     rng = np.random.default_rng(0)
@@ -566,6 +573,7 @@ test_ops.compare_sharded_with_whole()
 """
 
 
+@pytest.mark.slow
 @only_on_the_cpu
 def test_sharded_over_devices():
     """The batch over two devices and the height over two: equal to one device."""
@@ -587,11 +595,11 @@ def compare_sharded_with_whole():
         arrays = random_arrays(*shapes)
         whole = value_and_gradients(function, *arrays)
         for spec in (P("data"), P("data", "rows")):
-            placed = [
+            sharded = [
                 jax.device_put(array, NamedSharding(mesh, spec if index == 0 else P()))
                 for index, array in enumerate(arrays)
             ]
-            assert_close(value_and_gradients(function, *placed), whole, 1e-5)
+            assert_close(value_and_gradients(function, *sharded), whole, 1e-5)
 
 
 # ======================================================================== memory
