@@ -235,9 +235,10 @@ def run_ahead(results: Iterable[T], ahead: int = 2) -> Iterator[T]:
 
 
 def fill_beyond(
-    x: Float[Array, "b h w c"], valid_size: ValidSize, fill: float = 0.0
+    x: Float[Array | np.ndarray, "b h w c"], valid_size: ValidSize, fill: float = 0.0
 ) -> Float[Array, "b h w c"]:
     """Overwrites the cells beyond each image's valid size."""
+    x = jnp.asarray(x)
     if valid_size is None:
         return x
     rows = jnp.arange(x.shape[1])[None, :] < valid_size[:, 0, None]

@@ -152,7 +152,9 @@ def side_by_side(
             entry = max(map(width_of, entries)) + 2.6 * letter
             legend = figure.legend(
                 handles=[
-                    Patch(facecolor=np.divide(color, 255), edgecolor="0.6", linewidth=1)
+                    Patch(
+                        facecolor="#{:02x}{:02x}{:02x}".format(*color), edgecolor="0.6", linewidth=1
+                    )
                     for color in entries.values()
                 ],
                 labels=["class"] * len(entries),

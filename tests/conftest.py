@@ -29,6 +29,12 @@ from jaxtyping import install_import_hook
 
 # Annotations are checked at run time in these modules, shapes and types of arrays included.
 CHECKED = [
+    "fcn_jax.drawing",
+    "fcn_jax.inference.evaluation",
+    "fcn_jax.inference.metrics",
+    "fcn_jax.inference.predictor",
+    "fcn_jax.inference.report",
+    "fcn_jax.inference.tiling",
     "fcn_jax.data.images",
     "fcn_jax.canvas",
     "fcn_jax.geometry",

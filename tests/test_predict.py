@@ -1,8 +1,9 @@
-"""predict.py with networks of every kind: runs, weight files, classifiers, depth, several heads."""
+"""``fcn-jax predict`` with networks of every kind: runs, files, classifiers, depth, heads."""
 
 from __future__ import annotations
 
 import functools
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,12 @@ import optax
 import pytest
 from PIL import Image
 from random_parameters import random_parameters
-from test_report import load_script
 
 import fcn_jax
 from fcn_jax import config as configs
 from fcn_jax import drawing, weights
 from fcn_jax.classes import ClassTable
+from fcn_jax.cli import predict as cli_predict
 from fcn_jax.data.nyudv2 import NYUDV2
 from fcn_jax.data.sift_flow import SIFT_FLOW_GEOMETRIC, SIFT_FLOW_SEMANTIC
 from fcn_jax.data.voc import VOC
@@ -54,11 +55,11 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
-def make_run(folder: Path, heads: dict[str, ClassTable], inputs: Inputs, **fields) -> Path:
-    """A run of FCN-32s with random parameters."""
+def make_run(folder: Path, heads: dict[str, ClassTable], inputs: Inputs) -> Path:
+    """A run of FCN-32s with random parameters, on a small backbone."""
     config = configs.default_config()
-    config.update(fields)
-    config.stages, config.width, config.fc_width, config.steps = ("fcn32s",), 1 / 16, 8, (1,)
+    config.backbone = f"{Path(__file__).with_name('toy_backbones.py')}:plain"
+    config.stages, config.width, config.fc_width, config.steps = ("fcn32s",), 1 / 4, 8, (1,)
     folder.mkdir()
     (folder / "config.json").write_text(config.to_json())
     params = random_parameters(build_model(config, "fcn32s", heads, inputs), seed=1)
@@ -68,7 +69,18 @@ def make_run(folder: Path, heads: dict[str, ClassTable], inputs: Inputs, **field
     return folder
 
 
-predict = load_script("predict").main
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory) -> Path:
+    return make_run(tmp_path_factory.mktemp("voc") / "run", {"label": VOC}, Inputs.of(CAFFE))
+
+
+@pytest.fixture(scope="module")
+def two_heads(tmp_path_factory) -> Path:
+    heads = {"sem": SIFT_FLOW_SEMANTIC, "geo": SIFT_FLOW_GEOMETRIC}
+    return make_run(tmp_path_factory.mktemp("sift_flow") / "run", heads, Inputs.of(CAFFE))
+
+
+predict = cli_predict.main
 
 
 # ======================================================================== heat maps
@@ -103,7 +115,7 @@ def test_heat_map_of_a_classifier(tmp_path, capsys):
         cells = model.apply({"params": params}, CAFFE.apply(image[None]))[0, :, :, 1]
         assert cells.shape == (2, 4)
         # Cell (0, 0) is the classifier on the first 227 x 227 pixels, whose middle is 113.
-        scores = over_image(np.asarray(cells), Geometry(32, 113, 355), (260, 300))
+        scores = over_image(np.asarray(cells), Geometry(*map(Fraction, (32, 113, 355))), (260, 300))
         expected = drawing.heatmap(image, scores)
         # The last bits of compiled scores may round a colour to its neighbour.
         np.testing.assert_allclose(drawn.astype(int), expected.astype(int), atol=1)
@@ -112,18 +124,16 @@ def test_heat_map_of_a_classifier(tmp_path, capsys):
 
 def test_over_image_is_linear_between_the_cells():
     scores = np.array([[0.0, 4.0], [8.0, 12.0]])
-    spread = over_image(scores, Geometry(4, 2, 1), (9, 8))
+    spread = over_image(scores, Geometry(*map(Fraction, (4, 2, 1))), (9, 8))
     rows, columns = np.clip(np.arange(9) - 2, 0, 4), np.clip(np.arange(8) - 2, 0, 4)
     np.testing.assert_allclose(spread, 2.0 * rows[:, None] + columns)
 
 
-def test_heat_map_of_a_run(tmp_path, photos):
-    workdir = make_run(tmp_path / "run", {"label": VOC}, Inputs.of(CAFFE))
+def test_heat_map_of_a_run(tmp_path, workdir, photos):
     out = tmp_path / "out"
     assert predict([str(photos), f"--workdir={workdir}", f"--output={out}", "--heatmap=cat"]) == 0
     image = pixels(photos / "a.png")
-    logits = load(workdir).logits(image)
-    cat = np.asarray(logits)[..., VOC.names.index("cat")]
+    cat = load(workdir).logits(image)[..., VOC.names.index("cat")]
     np.testing.assert_array_equal(pixels(out / "heatmaps/a.png"), drawing.heatmap(image, cat))
 
 
@@ -139,9 +149,7 @@ def test_heat_map_colours():
 # ======================================================================== large images
 
 
-def test_tiles_give_the_same_labels(tmp_path, photos, capsys):
-    toy = f"{Path(__file__).with_name('toy_backbones.py')}:plain"
-    workdir = make_run(tmp_path / "run", {"label": VOC}, Inputs.of(CAFFE), backbone=toy)
+def test_tiles_give_the_same_labels(tmp_path, workdir, photos, capsys):
     photo = np.random.default_rng(3).integers(0, 256, (200, 150, 3), np.uint8)
     Image.fromarray(photo).save(photos / "large.png")
     given = [str(photos / "a.png"), str(photos / "large.png"), f"--workdir={workdir}"]
@@ -158,6 +166,112 @@ def test_tiles_give_the_same_labels(tmp_path, photos, capsys):
     assert "a.png" not in error
     assert predict([*given, f"--output={tmp_path / 'tiles'}", "--tile=0"]) == 2
     assert "tile must be positive, got 0" in capsys.readouterr().err
+
+
+# ======================================================================== files
+
+
+def test_files_of_any_mode(workdir, tmp_path, capsys) -> None:
+    rng = np.random.default_rng(0)
+    folder, output = tmp_path / "photos", tmp_path / "photos" / "out"
+    (folder / "sub").mkdir(parents=True)
+    rgb = rng.integers(0, 256, (9, 14, 3), np.uint8)
+    Image.fromarray(rgb).save(folder / "a.png")
+    Image.fromarray(rgb).convert("RGBA").save(folder / "sub" / "a.PNG")
+    Image.fromarray(rgb[..., 0]).save(folder / "a.bmp")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated by a quarter
+    Image.fromarray(rgb).save(folder / "turned.jpg", exif=exif)
+    sixteen = rng.integers(0, 65536, (5, 8), np.uint16)
+    Image.fromarray(sixteen).save(tmp_path / "deep.png")
+    (folder / "broken.jpg").write_bytes(b"no photograph")
+    (folder / "notes.txt").touch()
+    arguments = [f"--workdir={workdir}", f"--output={output}"]
+    files = [folder, tmp_path / "deep.png", tmp_path / "missing.png", folder / "a.png"]
+    expected = {
+        "a.png": (9, 14),  # of a.bmp, the first
+        "a.png.png": (9, 14),
+        "sub/a.png": (9, 14),
+        "turned.png": (14, 9),
+        "deep.png": (5, 8),
+    }
+    for _ in range(2):  # what the first run wrote is no input of the second
+        assert predict([*arguments, *map(str, files)]) == 1
+        error = capsys.readouterr().err
+        assert "broken.jpg" in error
+        assert "missing.png" in error
+        assert "Traceback" not in error
+        for kind in ("labels", "overlays"):
+            written = sorted(p for p in (output / kind).rglob("*") if p.is_file())
+            assert {p.relative_to(output / kind).as_posix() for p in written} == set(expected)
+    predictor = load(workdir)
+    for name, size in expected.items():
+        with Image.open(output / "labels" / name) as labels:
+            assert labels.mode == "P"
+            assert labels.size == size[::-1]
+            assert np.asarray(labels).max() < VOC.num_classes
+            if name in ("a.png.png", "sub/a.png"):
+                np.testing.assert_array_equal(np.asarray(labels), predictor(rgb))
+        with Image.open(output / "overlays" / name) as overlay:
+            assert overlay.size == size[::-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["WORKDIR", "photo"], "nowhere is neither a weight file nor the folder"),
+        (["--stage=fcn16s", "photo"], "no checkpoint of 'fcn16s'"),
+        (["empty"], "no image in"),
+    ],
+)
+def test_what_is_wrong_is_one_line(workdir, tmp_path, capsys, arguments, message) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "photo.png")
+    (tmp_path / "empty").mkdir()
+    places = {
+        "WORKDIR": "--workdir=nowhere",
+        "photo": str(tmp_path / "photo.png"),
+        "empty": str(tmp_path / "empty"),
+    }
+    fixed = [f"--workdir={workdir}", f"--output={tmp_path / 'out'}"]
+    given = [places.get(argument, argument) for argument in arguments]
+    assert predict(fixed + given) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_names_never_overwrite_each_other(tmp_path) -> None:
+    names = ["a/x.jpg", "b/x.jpg", "b/X.png", "b/x.jpg.png", "c/x.jpg"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = cli_predict.find_images([tmp_path / name for name in names], tmp_path / "out")
+    assert len({str(name).casefold() for _, name in found}) == len(names)
+    assert str(found[0][1]) == "x"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--workdir=x", "--output=y"],
+        ["--output=y", "a.png"],
+        ["--workdir=x", "--output=y", "a.png", "--checkpoint=third"],
+        ["--workdir=x", "--output=y", "a.png", "--camera=1,2,3"],
+        ["--weights=x", "--output=y", "a.png", "--padding=valid"],
+    ],
+)
+def test_wrong_flags_end_with_code_2(arguments: list[str], capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        predict(arguments)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 2  # the usage and the error
+
+
+def test_the_folder_of_the_user(monkeypatch, tmp_path, workdir, photos):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine").symlink_to(workdir)
+    assert predict(["~/photos", "--workdir=~/mine", "--output=~/out"]) == 0
+    assert (tmp_path / "out/labels/b.png").is_file()
 
 
 # ======================================================================== weight files
@@ -266,13 +380,11 @@ def test_questions_that_a_network_cannot_answer(tmp_path, photos, capsys):
 # ======================================================================== inputs and heads
 
 
-def test_two_heads_give_two_label_maps(tmp_path, photos):
-    heads = {"sem": SIFT_FLOW_SEMANTIC, "geo": SIFT_FLOW_GEOMETRIC}
-    workdir = make_run(tmp_path / "run", heads, Inputs.of(CAFFE))
+def test_two_heads_give_two_label_maps(tmp_path, two_heads, photos):
     out = tmp_path / "out"
-    assert predict([str(photos), f"--workdir={workdir}", f"--output={out}"]) == 0
-    labels = load(workdir)(pixels(photos / "a.png"))
-    for head in heads:
+    assert predict([str(photos), f"--workdir={two_heads}", f"--output={out}"]) == 0
+    labels = load(two_heads)(pixels(photos / "a.png"))
+    for head in ("sem", "geo"):
         np.testing.assert_array_equal(pixels(out / f"labels_{head}/a.png"), labels[head])
         assert (out / f"overlays_{head}/a.png").is_file()
 
@@ -350,25 +462,26 @@ def test_one_depth_image_that_does_not_fit_leaves_the_others(tmp_path, photos, d
     assert (out / "labels/b.png").is_file()
 
 
-def test_the_folder_of_a_run_is_its_run(tmp_path, photos):
-    workdir = make_run(tmp_path / "run", {"label": VOC}, Inputs.of(CAFFE))
-    for number, source in enumerate((f"--workdir={workdir}", f"--weights={workdir}")):
-        assert predict([str(photos), source, f"--output={tmp_path / str(number)}"]) == 0
-    one, two = (pixels(tmp_path / f"{number}/labels/a.png") for number in (0, 1))
-    np.testing.assert_array_equal(one, two)
+def test_the_folder_of_a_run_is_its_run(workdir, photos):
+    """However it is given, and the photographs likewise."""
+    image = photos / "a.png"
+    expected = load(workdir)(image)
+    for source in (workdir / "checkpoints" / "fcn32s", str(workdir)):
+        np.testing.assert_array_equal(load(source)(pixels(image)), expected)
+    output = photos / "labels_of_weights"
+    assert predict([str(image), f"--weights={workdir}", f"--output={output}"]) == 0
+    np.testing.assert_array_equal(pixels(output / "labels/a.png"), expected)
 
 
-def test_a_class_of_one_of_two_heads(tmp_path, photos, capsys):
-    heads = {"sem": SIFT_FLOW_SEMANTIC, "geo": SIFT_FLOW_GEOMETRIC}
-    workdir = make_run(tmp_path / "run", heads, Inputs.of(CAFFE))
+def test_a_class_of_one_of_two_heads(tmp_path, two_heads, photos, capsys):
     out = tmp_path / "out"
-    given = [str(photos), f"--workdir={workdir}", f"--output={out}"]
+    given = [str(photos), f"--workdir={two_heads}", f"--output={out}"]
     assert predict([*given, "--heatmap=sky"]) == 2
     assert "may mean sem/sky, geo/sky" in capsys.readouterr().err
     assert predict([*given, "--heatmap=geo/sky"]) == 0
     image = pixels(photos / "a.png")
-    logits = load(workdir).logits(image)["geo"]
-    expected = drawing.heatmap(image, np.asarray(logits)[..., 0])
+    logits = load(two_heads).logits(image)["geo"]
+    expected = drawing.heatmap(image, logits[..., 0])
     drawn = pixels(out / "heatmaps/a.png")
     np.testing.assert_allclose(drawn.astype(int), expected.astype(int), atol=1)
 
@@ -389,7 +502,6 @@ def test_small_images_are_filled_up_for_a_classifier(tmp_path):
     ("flags", "message"),
     [
         (["--model=fcn9s"], "unknown model 'fcn9s'; choose one of"),
-        (["--padding=valid"], "unknown padding 'valid'"),
         (["--stage=fcn8s"], "stage: of no meaning with a weight file"),
     ],
 )

@@ -1,14 +1,11 @@
-"""The report folder and the two scripts, on a workdir of tiny networks with random parameters."""
+"""The report folder and ``fcn-jax eval``, on a run of tiny networks with random parameters."""
 
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import ClassVar
 
 import numpy as np
@@ -21,6 +18,7 @@ from rich.console import Console
 from fcn_jax import config as configs
 from fcn_jax import data
 from fcn_jax.classes import ClassRow, ClassTable
+from fcn_jax.cli import eval as cli_eval
 from fcn_jax.devices import data_mesh
 from fcn_jax.inference import report
 from fcn_jax.inference.metrics import compute_metrics
@@ -201,18 +199,7 @@ def test_many_classes_are_plotted(tmp_path) -> None:
         assert max(image.size) < 5000
 
 
-# ======================================================================== the scripts
-
-
-def load_script(name: str) -> ModuleType:
-    path = Path(__file__).resolve().parents[1] / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"script_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
+# ======================================================================== the command
 
 
 @pytest.fixture
@@ -223,7 +210,7 @@ def eval_main(monkeypatch):
         return FakeSource()
 
     monkeypatch.setattr(data, "open_source", open_source)
-    return load_script("eval").main
+    return cli_eval.main
 
 
 def test_eval_scores_one_stage(eval_main, workdir, tmp_path, capsys) -> None:
@@ -257,95 +244,10 @@ def test_eval_of_a_run_without_checkpoints(eval_main, tmp_path, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "arguments"),
-    [
-        ("eval", ["--workdir=x", "--pictres=3"]),
-        ("eval", ["--workdir=x", "--limit=-1"]),
-        ("eval", []),
-        ("predict", ["--workdir=x", "--output=y"]),
-        ("predict", ["--workdir=x", "--output=y", "a.png", "--checkpoint=third"]),
-    ],
+    "arguments", [["--workdir=x", "--pictres=3"], ["--workdir=x", "--limit=-1"], []]
 )
-def test_wrong_flags_end_with_code_2(script: str, arguments: list[str], capsys) -> None:
+def test_wrong_flags_end_with_code_2(arguments: list[str], capsys) -> None:
     with pytest.raises(SystemExit) as stop:
-        load_script(script).main(arguments)
+        cli_eval.main(arguments)
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 2  # the usage and the error
-
-
-def test_predict_takes_files_of_any_mode(workdir, tmp_path, capsys) -> None:
-    rng = np.random.default_rng(0)
-    folder, output = tmp_path / "photos", tmp_path / "photos" / "out"
-    (folder / "sub").mkdir(parents=True)
-    rgb = rng.integers(0, 256, (9, 14, 3), np.uint8)
-    Image.fromarray(rgb).save(folder / "a.png")
-    Image.fromarray(rgb).convert("RGBA").save(folder / "sub" / "a.PNG")
-    Image.fromarray(rgb[..., 0]).save(folder / "a.bmp")
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotated by a quarter
-    Image.fromarray(rgb).save(folder / "turned.jpg", exif=exif)
-    sixteen = rng.integers(0, 65536, (5, 8), np.uint16)
-    Image.fromarray(sixteen).save(tmp_path / "deep.png")
-    (folder / "broken.jpg").write_bytes(b"no photograph")
-    (folder / "notes.txt").touch()
-    main = load_script("predict").main
-    arguments = [f"--workdir={workdir}", f"--output={output}"]
-    files = [folder, tmp_path / "deep.png", tmp_path / "missing.png", folder / "a.png"]
-    expected = {
-        "a.png": (9, 14),  # of a.bmp, the first
-        "a.png.png": (9, 14),
-        "sub/a.png": (9, 14),
-        "turned.png": (14, 9),
-        "deep.png": (5, 8),
-    }
-    for _ in range(2):  # what the first run wrote is no input of the second
-        assert main([*arguments, *map(str, files)]) == 1
-        error = capsys.readouterr().err
-        assert "broken.jpg" in error
-        assert "missing.png" in error
-        assert "Traceback" not in error
-        for kind in ("labels", "overlays"):
-            written = sorted(p for p in (output / kind).rglob("*") if p.is_file())
-            assert {p.relative_to(output / kind).as_posix() for p in written} == set(expected)
-    predictor = load(workdir)
-    for name, size in expected.items():
-        with Image.open(output / "labels" / name) as labels:
-            assert labels.mode == "P"
-            assert labels.size == size[::-1]
-            if name == "a.png.png":
-                np.testing.assert_array_equal(np.asarray(labels), predictor(rgb))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["WORKDIR", "photo"], "nowhere is neither a weight file nor the folder"),
-        (["--stage=fcn16s", "photo"], "no checkpoint of 'fcn16s'"),
-        (["empty"], "no image in"),
-    ],
-)
-def test_predict_says_what_is_wrong(workdir, tmp_path, capsys, arguments, message) -> None:
-    Image.new("RGB", (4, 4)).save(tmp_path / "photo.png")
-    (tmp_path / "empty").mkdir()
-    places = {
-        "WORKDIR": "--workdir=nowhere",
-        "photo": str(tmp_path / "photo.png"),
-        "empty": str(tmp_path / "empty"),
-    }
-    fixed = [f"--workdir={workdir}", f"--output={tmp_path / 'out'}"]
-    given = [places.get(argument, argument) for argument in arguments]
-    assert load_script("predict").main(fixed + given) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
-
-
-def test_names_never_overwrite_each_other(tmp_path) -> None:
-    names = ["a/x.jpg", "b/x.jpg", "b/X.png", "b/x.jpg.png", "c/x.jpg"]
-    for name in names:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    find_images = load_script("predict").find_images
-    found = find_images([tmp_path / name for name in names], tmp_path / "out")
-    assert len({str(name).casefold() for _, name in found}) == len(names)
-    assert str(found[0][1]) == "x"

@@ -209,6 +209,27 @@ def test_large_images_are_tiled_without_asking(toy):
     np.testing.assert_array_equal(out, expected[1].argmax(-1))
 
 
+def test_large_images_are_scored_in_tiles(toy):
+    model, params = toy
+    images = [random_image(*size) for size in ((200, 180), (40, 50))]
+    labels = [np.random.default_rng(2).integers(0, 3, i.shape[:2], np.uint8) for i in images]
+    examples = [
+        {"image": image, "label": label, "id": str(number)}
+        for number, (image, label) in enumerate(zip(images, labels, strict=True))
+    ]
+    predictor = Predictor(model, params, tile=TILE)
+    visited = {}
+    counts = fcn_jax.evaluate(
+        predictor, examples, visit=lambda example, maps: visited.update({example["id"]: maps})
+    )["label"]
+    expected = np.zeros((3, 3), np.int64)
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        predicted = predictor(image)
+        np.testing.assert_array_equal(visited[str(number)]["label"], predicted)
+        np.add.at(expected, (label, predicted), 1)
+    np.testing.assert_array_equal(counts, expected)
+
+
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])
 def test_tiles_of_other_types_are_converted_alike(toy, dtype):
     """A tile that holds small values only is no picture from 0 to 1."""

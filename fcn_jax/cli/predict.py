@@ -52,8 +52,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--stage", help="such as fcn16s; default: the last trained")
     add("--checkpoint", choices=("best", "last"), default="best", help="default: best")
     add("--model", help="the weights' network; default: as their layers suggest")
-    add("--padding", help="of the weights' network; default: reference, of a classifier native")
-    add("--modality", help="what weights of one input read: image (default) or hha")
+    add(
+        "--padding",
+        choices=("reference", "same", "native"),
+        help="of the weights' network; default: reference, of a classifier native",
+    )
+    add("--modality", choices=("image", "hha"), help="what weights of one input read")
     add("--classes", type=path, help="file of class names for --weights; default: by their number")
     add("--heatmap", help="draw the logits of this class: a name, HEAD/NAME, or a number from 0")
     add("--depth", type=path, help="folder of the depth images, PNG of 16 bits in millimetres")

@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -42,18 +42,14 @@ from fcn_jax.classes import MAX_CLASSES, ClassTable, read_names, table_from_name
 from fcn_jax.devices import jit_in_least_memory, shardings
 from fcn_jax.geometry import Geometry
 from fcn_jax.inference import tiling
+from fcn_jax.models.backbones import Padding
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.inputs import CAFFE, Inputs
 
-if TYPE_CHECKING:
-    from fcn_jax.models.backbones import Padding
-    from fcn_jax.runs import Which
-
 Result: TypeAlias = Literal["labels", "logits", "probabilities"]
 
-Window: TypeAlias = tuple[slice, slice]
-
-WHOLE: Window = (slice(None), slice(None))
+Progress: TypeAlias = Callable[[float], object]
+"""Called with the number of images done; after a tile of an image it has a fraction."""
 
 
 # ======================================================================== a network for images
@@ -112,7 +108,7 @@ class Predictor:
 
     model: nn.Module
     variables: Any
-    inputs: Inputs = Inputs.of(CAFFE)
+    inputs: Inputs = dataclasses.field(default_factory=lambda: Inputs.of(CAFFE))
     heads: Mapping[str, ClassTable | tuple[str, ...]] = dataclasses.field(default_factory=dict)
     scale: float = 1.0
     batch_size: int = 8
@@ -136,13 +132,7 @@ class Predictor:
 
     # ---- results
 
-    def __call__(
-        self,
-        images: Any,
-        *,
-        out: Any = None,
-        progress: Callable[[float], object] | None = None,
-    ) -> Any:
+    def __call__(self, images: Any, *, out: Any = None, progress: Progress | None = None) -> Any:
         """The most likely class of every pixel: uint8 (h, w).
 
         int32 where a classifier has more than 256 classes.
@@ -152,7 +142,7 @@ class Predictor:
             out: Where one image's result is written, tile by tile if it is large: an array of the
                 type and shape that are returned, such as an ``np.memmap``; with several heads a
                 dictionary. None makes an array.
-            progress: Called with the number of images done; after a tile with a fraction.
+            progress: Called with the number of images done; after a tile it has a fraction.
 
         Returns:
             The label map, ``out`` if it was given; a list of them for an iterable.
@@ -165,13 +155,7 @@ class Predictor:
         """
         return self._predict("labels", images, out, progress)
 
-    def logits(
-        self,
-        images: Any,
-        *,
-        out: Any = None,
-        progress: Callable[[float], object] | None = None,
-    ) -> Any:
+    def logits(self, images: Any, *, out: Any = None, progress: Progress | None = None) -> Any:
         """The logits of every pixel, float32 (h, w, classes).
 
         Arguments and errors are those of calling the predictor.
@@ -179,11 +163,7 @@ class Predictor:
         return self._predict("logits", images, out, progress)
 
     def probabilities(
-        self,
-        images: Any,
-        *,
-        out: Any = None,
-        progress: Callable[[float], object] | None = None,
+        self, images: Any, *, out: Any = None, progress: Progress | None = None
     ) -> Any:
         """The probability of each class at every pixel, float32 (h, w, classes): softmax.
 
@@ -197,7 +177,7 @@ class Predictor:
         class_: str | int,
         head: str | None = None,
         *,
-        progress: Callable[[float], object] | None = None,
+        progress: Progress | None = None,
     ) -> Any:
         """The logits of one class over an image, float32 (h, w); also of a classifier.
 
@@ -294,22 +274,15 @@ class Predictor:
             )
         arrays = {}
         for name in self.modalities:
-            array = given[name]
+            array, is_depth = given[name], name in self._depths
             if isinstance(array, str | os.PathLike):
-                path = Path(array).expanduser()
-                array = read_depth(path) if name in self._depths else read_image(path)
-            elif name in self._depths and not hasattr(array, "shape"):
-                array = np.asarray(array)
-            elif name not in self._depths and getattr(array, "dtype", None) not in (
-                np.uint8,
-                np.uint16,
-            ):
-                array = to_rgb(array if hasattr(array, "getbands") else np.asarray(array))
+                array = (read_depth if is_depth else read_image)(Path(array).expanduser())
+            elif getattr(array, "dtype", None) not in (np.uint8, np.uint16):
+                is_pillow = hasattr(array, "getbands")
+                array = np.asarray(array) if is_depth or not is_pillow else array
+                array = array if is_depth else to_rgb(array)
             if len(array.shape) not in (2, 3) or 0 in array.shape:
-                raise ValueError(
-                    f"{name} must have the axes (h, w) or (h, w, channels), got {array.dtype} "
-                    f"{array.shape}"
-                )
+                raise ValueError(f"{name} is no image: {array.dtype} {array.shape}")
             arrays[name] = array
         sizes = {name: array.shape[:2] for name, array in arrays.items()}
         if len(set(sizes.values())) > 1:
@@ -348,7 +321,9 @@ class Predictor:
         parts = (part for _, parts in self.inputs.entries for part in parts)
         return {name for name, preprocessing in parts if preprocessing.channels == 1}
 
-    def _pixels(self, arrays: Mapping[str, Any], window: Window = WHOLE) -> dict[str, np.ndarray]:
+    def _pixels(
+        self, arrays: Mapping[str, Any], window: tuple[slice, slice] = np.s_[:, :]
+    ) -> dict[str, np.ndarray]:
         """A part of an image as uint8 RGB, or uint16 depth."""
         from fcn_jax.data.images import to_rgb
 
@@ -412,7 +387,7 @@ class Predictor:
         kind: Result,
         arrays: Mapping[str, Any],
         out: Mapping[str, Any] | None = None,
-        progress: Callable[[float], object] | None = None,
+        progress: Progress | None = None,
     ) -> dict[str, Any]:
         """The result of one image, by head: that of the whole, computed in tiles.
 
@@ -443,7 +418,7 @@ class Predictor:
         kind: Result,
         images: Any,
         out: Any,
-        progress: Callable[[float], object] | None,
+        progress: Progress | None,
         choose: Callable[[dict[str, np.ndarray], Size], dict[str, np.ndarray]] | None = None,
     ) -> Any:
         """The results of one image or several; ``choose`` makes them of those by head."""
@@ -453,7 +428,7 @@ class Predictor:
         results: dict[int, Any] = {}
         given: dict[str, Any] = {}  # out by head
 
-        def report(part: float = 0.0) -> None:
+        def report(part: float = 0) -> None:
             if progress is not None:
                 progress(len(results) + part)
 
@@ -626,7 +601,7 @@ def load(
     source: str | Path,
     *,
     stage: str | None = None,
-    which: Which = "best",
+    which: Literal["best", "last"] = "best",
     network: str | None = None,
     padding: Padding | None = None,
     modality: Literal["image", "hha"] | None = None,

@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -43,6 +43,7 @@ METRICS = {
 """The paper's four metrics: the field of `Metrics` and the heading of its column."""
 
 
+@runtime_checkable
 class Source(loader.Source, Protocol):
     """Random access to the images, their sizes, and the classes of their label maps."""
 
@@ -128,6 +129,7 @@ def evaluate_run(
         tasks = {stage: bar.add_task(stage, total=count) for stage in stages}
         for stage, task in tasks.items():  # one network in memory at a time
             run = load_run(workdir, stage, which, precision)
+            config: Any = run.config
             check_classes(stage, run.heads, source.label_maps)
             labels: dict[str, dict[int, np.ndarray]] = {head: {} for head in run.heads}
 
@@ -142,8 +144,8 @@ def evaluate_run(
                     run.variables,
                     run.inputs,
                     run.heads,
-                    scale=run.config.scale,
-                    batch_size=run.config.eval_batch_size,
+                    scale=config.scale,
+                    batch_size=config.eval_batch_size,
                     canvas=rule_for(source.sizes),
                     mesh=local_mesh(),
                 ),
