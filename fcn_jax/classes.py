@@ -85,7 +85,7 @@ class ClassTable:
             )
         if not self.scored:
             raise ValueError("a class table needs a class that is scored, but this one has none")
-        columns: dict[str, list[Any]] = {
+        columns: dict[str, list[object]] = {
             "name": [row.name for row in self.rows],
             "id": list(self.ids),
         }

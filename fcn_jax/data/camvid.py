@@ -59,7 +59,7 @@ def plan(manual_dir: Path | None) -> Plan:
         images = {path.stem: path for path in image_files(root / split)}
         labels = {path.stem: path for path in image_files(root / f"{split}annot")}
         unlabelled += [path for name, path in images.items() if name not in labels]
-        splits[split] = complete(images, {"image": images, "label": labels})
+        splits |= complete({split: images}, {"image": images, "label": labels})
     if unlabelled:
         raise FileNotFoundError(
             f"camvid: {len(unlabelled)} images have no label of the same name: {named(unlabelled)}"

@@ -90,18 +90,21 @@ def by_stem(folder: Path, suffixes: Sequence[str], prefix: str = "") -> dict[str
 
 
 def complete(
-    ids: Iterable[str], files: Mapping[str, Mapping[str, Path]]
-) -> dict[str, dict[str, Path]]:
+    lists: Mapping[str, Iterable[str]], files: Mapping[str, Mapping[str, Path]]
+) -> dict[str, dict[str, dict[str, Path]]]:
     """The files of every id that has all of them.
 
     Args:
-        ids: In the order wanted.
+        lists: The ids of every split, in the order wanted.
         files: For every array of an example ("image", "label") the files by id.
     """
     return {
-        name: {array: paths[name] for array, paths in files.items()}
-        for name in ids
-        if all(name in paths for paths in files.values())
+        split: {
+            name: {array: paths[name] for array, paths in files.items()}
+            for name in ids
+            if all(name in paths for paths in files.values())
+        }
+        for split, ids in lists.items()
     }
 
 

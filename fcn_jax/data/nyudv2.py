@@ -81,10 +81,8 @@ def plan(manual_dir: Path | None, *, camera: Sequence[float] = ()) -> Plan:
     if not training:
         training = ["trainval"] if (root / "trainval.txt").exists() else ["train", "val"]
     lists = split_lists("nyudv2", root, [*training, "test"], published=True, prefix="img_")
-    pictures, labels = by_id(root / "data/images"), by_id(root / "segmentation", ".mat")
-    ids = [
-        name for names in lists.values() for name in names if name in pictures and name in labels
-    ]
+    files = {"image": by_id(root / "data/images"), "label": by_id(root / "segmentation", ".mat")}
+    ids = [name for found in complete(lists, files).values() for name in found]
     inputs, computed, notes = _inputs(root, ids)
     readers: dict[str, Read] = {
         "image": encoded_image,
@@ -92,10 +90,9 @@ def plan(manual_dir: Path | None, *, camera: Sequence[float] = ()) -> Plan:
         "hha": functools.partial(computed_hha, camera=camera) if computed else encoded_image,
         "label": functools.partial(read_mat_labels, variable="segmentation", table=NYUDV2),
     }
-    files = {"image": pictures, **inputs, "label": labels}
     raw_depths = [raw_depth(inputs["hha"][name]) for name in ids] if computed else []
     return plan_files(
-        {split: complete(names, files) for split, names in lists.items()},
+        complete(lists, {**files, **inputs}),
         readers,
         {"label": NYUDV2},
         source=str(root),

@@ -98,7 +98,7 @@ def plan(manual_dir: Path | None, *, context: str | Path | None = None) -> Plan:
     names = labelled / "labels.txt"
     read = functools.partial(read_context_label, lookup=label_lookup(names))
     return plan_files(
-        {split: complete(ids, files) for split, ids in lists.items()},
+        complete(lists, files),
         {"image": encoded_image, "label": read},
         {"label": PASCAL_CONTEXT},
         source=f"{devkit}, {labelled}",

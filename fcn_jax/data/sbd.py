@@ -38,9 +38,8 @@ def plan(manual_dir: Path | None) -> Plan:
             "benchmark_RELEASE/dataset, which holds img, cls, train.txt and val.txt, as manual_dir"
         )
     lists = split_lists("sbd", root, FULL_SIZES)
-    files = sbd_files(root)
     return plan_files(
-        {split: complete(ids, files) for split, ids in lists.items()},
+        complete(lists, sbd_files(root)),
         READERS,
         {"label": VOC},
         source=str(root),

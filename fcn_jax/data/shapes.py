@@ -141,7 +141,7 @@ def box(u: Map, v: Map, px: float, *, rng: np.random.Generator) -> Map:
     q, r = np.abs(u) - a, np.abs(v - 0.2) - b
     body = np.hypot(np.maximum(q, 0), np.maximum(r, 0)) + np.minimum(np.maximum(q, r), 0)
     half = rng.uniform(1.5, 2.0) * px
-    post, bar = ((0, 0), (0, -0.95)), ((-0.5, -0.95), (0.5, -0.95))
+    post, bar = ((0.0, 0.0), (0.0, -0.95)), ((-0.5, -0.95), (0.5, -0.95))
     return _union(body, _capsule(u, v, *post, half), _capsule(u, v, *bar, half))
 
 
@@ -160,7 +160,8 @@ def ring(u: Map, v: Map, px: float, *, rng: np.random.Generator) -> Map:
     hub = np.hypot(u, v) - 0.2
     half = rng.uniform(1.5, 1.8) * px
     angles = rng.uniform(0, np.pi) + np.arange(3) * 2 * np.pi / 3
-    spokes = [_capsule(u, v, (0, 0), (0.8 * np.cos(t), 0.8 * np.sin(t)), half) for t in angles]
+    ends = [(0.8 * np.cos(t), 0.8 * np.sin(t)) for t in angles]
+    spokes = [_capsule(u, v, (0.0, 0.0), end, half) for end in ends]
     return _union(rim, hub, *spokes)
 
 

@@ -84,7 +84,7 @@ def plan(manual_dir: Path | None) -> Plan:
     excluded = [name for name in WITHOUT_ANNOTATIONS if files["image"].pop(name, None)]
     notes = [f"left out for lack of annotations: {', '.join(excluded)}"] if excluded else []
     return plan_files(
-        {split: complete(ids, files) for split, ids in lists.items()},
+        complete(lists, files),
         READERS,
         {"sem": SIFT_FLOW_SEMANTIC, "geo": SIFT_FLOW_GEOMETRIC},
         source=str(root),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -48,7 +49,6 @@ class Source:
     def __init__(self, path: str | Path, split: str) -> None:
         self.path = Path(path)
         self.split = split
-        self._reader: Any = None
         metadata = json.loads((self.path / "metadata.json").read_text())
         info = json.loads((self.path / "dataset_info.json").read_text())
         self.name = "/".join(filter(None, (info["name"], info.get("configName"), info["version"])))
@@ -74,6 +74,16 @@ class Source:
         """The class table of the first label map."""
         return next(iter(self.label_maps.values()))
 
+    @functools.cached_property
+    def _reader(self) -> Sequence[dict[str, Any]]:
+        """The records of the split, images as the bytes of their files."""
+        import tensorflow_datasets as tfds
+
+        # Undecoded: TFDS would decode with OpenCV on one machine, with Pillow on another.
+        skip = dict.fromkeys((*self.modalities, *self.label_maps), tfds.decode.SkipDecoding())
+        builder: Any = tfds.builder_from_directory(str(self.path))
+        return builder.as_data_source(split=self.split, decoders=skip)
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -81,8 +91,6 @@ class Source:
         position = index.__index__()
         if not -len(self) <= position < len(self):
             raise IndexError(f"{self!r} has no example {position}")
-        if self._reader is None:
-            self._reader = _open_reader(self.path, self.split, (*self.modalities, *self.label_maps))
         record = self._reader[position % len(self)]
         example_id = record["id"].decode()
         inputs = {
@@ -103,7 +111,7 @@ class Source:
         return f"Source({self.name!r}, split={self.split!r}, examples={len(self)})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_reader": None}
+        return {name: value for name, value in self.__dict__.items() if name != "_reader"}
 
 
 def check_disjoint(train: Source, val: Source) -> None:
@@ -163,12 +171,3 @@ def split_sizes(path: str | Path) -> dict[str, int]:
     """The number of examples in every split of a prepared data set."""
     metadata = json.loads((Path(path) / "metadata.json").read_text())
     return {name: len(ids) for name, ids in metadata["ids"].items()}
-
-
-def _open_reader(path: Path, split: str, arrays: tuple[str, ...]) -> Any:
-    import tensorflow_datasets as tfds
-
-    # The bytes come undecoded: TFDS would decode with OpenCV on one machine, Pillow on another.
-    skip = tfds.decode.SkipDecoding()
-    builder: Any = tfds.builder_from_directory(str(path))
-    return builder.as_data_source(split=split, decoders=dict.fromkeys(arrays, skip))

@@ -122,9 +122,7 @@ def _plan_extracted(
         "image": by_stem(devkit / "JPEGImages", PHOTOGRAPHS),
         "label": by_stem(devkit / "SegmentationClass", (".png",)),
     }
-    splits = {
-        split: complete(ids, files) for split, ids in {**lists, "seg11valid": held_out}.items()
-    }
+    splits = complete({**lists, "seg11valid": held_out}, files)
     if sbd_root is not None:
         sbd = sbd_files(sbd_root)
         ids = split_lists("voc2012", sbd_root, ["train"])["train"]
@@ -134,7 +132,8 @@ def _plan_extracted(
             "image": {**files["image"], **sbd["image"]},
             "label": {**{name: path for name, path in of_train.items() if path}, **sbd["label"]},
         }
-        splits["sbd_train"] = complete(ids or sorted({*sbd["label"]} - {*held_out}), joined)
+        ids = ids or sorted({*sbd["label"]} - {*held_out})
+        splits |= complete({"sbd_train": ids}, joined)
     return plan_files(
         splits,
         READERS,
