@@ -1,11 +1,13 @@
 """Small trees of files in the layouts in which data sets are published, with random contents.
 
-A tree's function returns what it wrote: the arrays of each image by its id.
+A tree's function returns what it wrote: the arrays of each image by its id. `TREES` says what the
+data sets must make of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,15 @@ import pytest
 import scipy.io
 from PIL import Image
 
+from fcn_jax.classes import ClassTable
 from fcn_jax.data import prepare
+from fcn_jax.data.camvid import CAMVID
+from fcn_jax.data.nyudv2 import NYUDV2
 from fcn_jax.data.pascal_context import PASCAL_CONTEXT
+from fcn_jax.data.sift_flow import SIFT_FLOW_GEOMETRIC, SIFT_FLOW_SEMANTIC
 from fcn_jax.data.voc import VOC
+
+Written = dict[str, dict[str, np.ndarray]]
 
 # ======================================================================== files
 
@@ -70,7 +78,7 @@ def random_size(rng: np.random.Generator) -> tuple[int, int]:
 # ======================================================================== trees
 
 
-def camvid_tree(root: Path, rng: np.random.Generator) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def camvid_tree(root: Path, rng: np.random.Generator) -> Written:
     written = {}
     for split, names in {"train": ("b.jpg", "a.png", "c.png"), "val": ("d.jpeg",)}.items():
         for name in names:
@@ -78,27 +86,45 @@ def camvid_tree(root: Path, rng: np.random.Generator) -> dict[str, tuple[np.ndar
             image = random_image(root / split / name, rng, size)
             ids = rng.integers(0, 12, size)
             save_grey(root / f"{split}annot" / f"{Path(name).stem}.png", ids)
-            written[Path(name).stem] = image, np.where(ids == 11, 255, ids)
-    return written
-
-
-def voc_tree(root: Path, rng: np.random.Generator, ids: dict[str, list[str]]) -> dict:
-    """VOC2012 in `root`, with the images of every split in `ids`; the lists name two more."""
-    written = {}
-    for split, names in ids.items():
-        path = root / f"ImageSets/Segmentation/{split}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join([*names, f"absent_{split}"]) + "\n")
-        for name in names:
-            size = random_size(rng)
-            image = random_image(root / f"JPEGImages/{name}.jpg", rng, size)
-            label = rng.choice([*range(21), 255], size)
-            save_palette(root / f"SegmentationClass/{name}.png", label)
-            written[name] = image, label
+            label = np.where(ids == 11, 255, ids).astype(np.uint8)
+            written[Path(name).stem] = {"image": image, "label": label}
     return written
 
 
 VOC_IDS = {"train": ["2008_1", "2008_2"], "val": ["2007_000033", "2008_3"]}
+
+
+def voc_tree(
+    root: Path, rng: np.random.Generator, ids: Mapping[str, list[str]] = VOC_IDS
+) -> Written:
+    """VOC2012 in `root`, with the images of every split in `ids`; the lists name two more."""
+    written = {}
+    for split, names in ids.items():
+        lines = [*names, f"absent_{split}", ""]
+        write_list(root / f"ImageSets/Segmentation/{split}.txt", lines)
+        for name in names:
+            size = random_size(rng)
+            image = random_image(root / f"JPEGImages/{name}.jpg", rng, size)
+            label = rng.choice([*range(21), 255], size).astype(np.uint8)
+            save_palette(root / f"SegmentationClass/{name}.png", label)
+            written[name] = {"image": image, "label": label}
+    return written
+
+
+SBD_IDS = {"train": ["2008_000002", "2010_000001"], "val": ["2009_000009"]}
+
+
+def sbd_tree(root: Path, rng: np.random.Generator) -> Written:
+    written = {}
+    for split, names in SBD_IDS.items():
+        write_list(root / f"{split}.txt", [*names, f"absent_{split}"])
+        for name in names:
+            size = random_size(rng)
+            label = rng.integers(0, 21, size).astype(np.uint8)
+            save_sbd(root / f"cls/{name}.mat", label)
+            image = random_image(root / f"img/{name}.jpg", rng, size)
+            written[name] = {"image": image, "label": label}
+    return written
 
 
 NYU_IDS = {"train": ["5449", "6140"], "val": ["5010"], "test": ["5133", "6002"]}
@@ -110,7 +136,7 @@ def nyu_tree(
     ids: dict[str, list[str]] = NYU_IDS,
     kinds: tuple[str, ...] = ("depth", "hha"),
     size: tuple[int, int] | None = None,
-) -> dict[str, dict[str, np.ndarray]]:
+) -> Written:
     written = {}
     for name in (name for names in ids.values() for name in names):
         shape = size or random_size(rng)
@@ -133,8 +159,15 @@ def nyu_tree(
 SIFT_FLOW_FOLDER = "spatial_envelope_256x256_static_8outdoorcategories"
 
 
-def sift_flow_tree(root: Path, rng: np.random.Generator, names) -> dict[str, dict]:
+SIFT_FLOW_IDS = ("coast_natu975", "forest_for121", "insidecity_art947", "street_bost64")
+
+
+def sift_flow_tree(
+    root: Path, rng: np.random.Generator, names: Iterable[str] = SIFT_FLOW_IDS
+) -> Written:
     written = {}
+    # A photograph that has no labels, on purpose.
+    random_image(root / f"Images/{SIFT_FLOW_FOLDER}/highway_bost181.jpg", rng, (9, 9))
     for name in names:
         size = random_size(rng)
         sem, geo = rng.integers(0, 34, size), rng.integers(-1, 4, size)
@@ -146,9 +179,6 @@ def sift_flow_tree(root: Path, rng: np.random.Generator, names) -> dict[str, dic
             "geo": np.where(geo < 1, 255, geo - 1).astype(np.uint8),
         }
     return written
-
-
-SIFT_FLOW_IDS = ("coast_natu975", "forest_for121", "insidecity_art947", "street_bost64")
 
 
 def write_labels_txt(path: Path, rng: np.random.Generator) -> dict[int, str]:
@@ -164,9 +194,12 @@ def write_labels_txt(path: Path, rng: np.random.Generator) -> dict[int, str]:
     return dict(enumerate(names, start=1))
 
 
-def context_tree(root: Path, rng: np.random.Generator) -> tuple[dict, dict[str, list[str]]]:
+CONTEXT_IDS = {"train": ["2008_000008", "2008_000015"], "val": ["2008_000002"]}
+
+
+def context_tree(root: Path, rng: np.random.Generator) -> Written:
     devkit = root / "VOCdevkit/VOC2010"
-    root.mkdir(exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
     names = write_labels_txt(root / "labels.txt", rng)
     called = {"table": "diningtable", "bedclothes": "bedcloth", "cloth": "clothes"}
     labels = np.zeros(460, np.uint8)
@@ -175,9 +208,8 @@ def context_tree(root: Path, rng: np.random.Generator) -> tuple[dict, dict[str, 
         if name in PASCAL_CONTEXT.names:
             labels[number] = PASCAL_CONTEXT.names.index(name)
     assert (labels > 0).sum() == 59
-    ids = {"train": ["2008_000008", "2008_000015"], "val": ["2008_000002"]}
     written = {}
-    for split, split_ids in ids.items():
+    for split, split_ids in CONTEXT_IDS.items():
         write_list(devkit / f"ImageSets/Main/{split}.txt", [*split_ids, f"2009_{split}"])
         random_image(devkit / f"JPEGImages/2009_{split}.jpg", rng, (4, 4))  # has no label file
         for name in split_ids:
@@ -186,12 +218,77 @@ def context_tree(root: Path, rng: np.random.Generator) -> tuple[dict, dict[str, 
             save_mat(root / f"trainval/{name}.mat", "LabelMap", raw, np.uint16)
             image = random_image(devkit / f"JPEGImages/{name}.jpg", rng, size)
             written[name] = {"image": image, "label": labels[raw]}
-    return written, ids
+    return written
 
 
-def assert_holds(
-    source: Iterable[Any], written: dict[str, dict[str, np.ndarray]], arrays: tuple[str, ...]
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """What a data set must make of its small tree.
+
+    Attributes:
+        make: Writes it.
+        ids: Of every split.
+        label_maps: The class tables.
+        places: Where the tree may lie in a folder, and what of that folder is then given.
+        note: One of the notes.
+        modalities: The inputs.
+    """
+
+    make: Callable[[Path, np.random.Generator], Written]
+    ids: Mapping[str, Iterable[str]]
+    label_maps: Mapping[str, ClassTable]
+    places: tuple[tuple[str, str], ...]
+    note: str = ""
+    modalities: tuple[str, ...] = ("image",)
+
+
+TREES = {
+    "camvid": Tree(
+        camvid_tree,
+        {"train": ("a", "b", "c"), "val": ("d",)},
+        {"label": CAMVID},
+        (("CamVid", ""), ("CamVid", "CamVid")),
+    ),
+    "voc2012": Tree(
+        voc_tree,
+        {**VOC_IDS, "seg11valid": ("2007_000033",)},
+        {"label": VOC},
+        tuple(("VOCdevkit/VOC2012", place) for place in ("", "VOCdevkit", "VOCdevkit/VOC2012")),
+        "seg11valid has 1 of the 736 images",
+    ),
+    "sbd": Tree(
+        sbd_tree,
+        SBD_IDS,
+        {"label": VOC},
+        (("", ""), ("benchmark_RELEASE/dataset", "")),
+        "val has 1 of the 2857 images",
+    ),
+    "nyudv2": Tree(
+        nyu_tree,
+        NYU_IDS,
+        {"label": NYUDV2},
+        (("", ""), ("nyud", "")),
+        "test has 2 of the 654 images",
+        ("image", "depth", "hha"),
+    ),
+    "sift_flow": Tree(
+        sift_flow_tree,
+        {"trainval": SIFT_FLOW_IDS[1::2], "test": SIFT_FLOW_IDS[::2]},
+        {"sem": SIFT_FLOW_SEMANTIC, "geo": SIFT_FLOW_GEOMETRIC},
+        (("", ""), ("SiftFlowDataset", "")),
+        "left out for lack of annotations: highway_bost181",
+    ),
+    "pascal_context": Tree(
+        context_tree,
+        CONTEXT_IDS,
+        {"label": PASCAL_CONTEXT},
+        tuple(("", place) for place in ("", "VOCdevkit", "VOCdevkit/VOC2010")),
+        "train has 2 of the 4998 images",
+    ),
+}
+
+
+def assert_holds(source: Iterable[Any], written: Written, arrays: tuple[str, ...]) -> None:
     """A source's examples hold these arrays, as they were written, and their ids."""
     for example in source:
         assert set(example) == {*arrays, "id"}

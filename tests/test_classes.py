@@ -1,13 +1,12 @@
-"""Class tables and the reading of image and label files."""
+"""Class tables: labels, colours, files of classes, and the tables of the published data sets."""
 
 from __future__ import annotations
 
-import io
 import json
+import re
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from fcn_jax.classes import (
     ClassRow,
@@ -17,9 +16,13 @@ from fcn_jax.classes import (
     table_from_names,
     voc_color,
 )
+from fcn_jax.data import usual_names
 from fcn_jax.data.camvid import CAMVID
-from fcn_jax.data.images import encoded_image, image_files, read_image, read_label
+from fcn_jax.data.nyudv2 import NYUDV2
+from fcn_jax.data.pascal_context import PASCAL_CONTEXT
 from fcn_jax.data.shapes import SHAPES
+from fcn_jax.data.sift_flow import SIFT_FLOW_GEOMETRIC, SIFT_FLOW_SEMANTIC
+from fcn_jax.data.tfds import CITYSCAPES, OXFORD_IIIT_PET, SCENE_PARSE_150, SCENE_PARSE_OBJECTS
 from fcn_jax.data.voc import VOC
 
 TABLE = ClassTable(
@@ -69,10 +72,11 @@ def test_unknown_ids_are_refused(value):
         TABLE.to_labels(np.array([[7, value]], np.int32))
 
 
-@pytest.mark.parametrize("table", [SHAPES, CAMVID, VOC, TABLE])
+@pytest.mark.parametrize("table", [SHAPES, CAMVID, CITYSCAPES, SIFT_FLOW_SEMANTIC, VOC, TABLE])
 def test_json_round_trip(table):
     again = ClassTable.from_dict(json.loads(json.dumps(table.to_dict())))
     assert again == table
+    assert again.scored == table.scored
     assert hash(again) == hash(table)
 
 
@@ -90,6 +94,102 @@ def test_json_round_trip(table):
 def test_bad_tables(rows, message):
     with pytest.raises(ValueError, match=message):
         ClassTable(rows)
+
+
+# ---- Tables of data sets
+
+TABLES = {
+    "nyudv2": (NYUDV2, 40, 1),
+    "sift_flow sem": (SIFT_FLOW_SEMANTIC, 33, 1),
+    "sift_flow geo": (SIFT_FLOW_GEOMETRIC, 3, 1),
+    "pascal_context": (PASCAL_CONTEXT, 60, 0),
+    "oxford_iiit_pet": (OXFORD_IIIT_PET, 2, 1),
+    "scene_parse150": (SCENE_PARSE_150, 150, 1),
+    "scene parsing objects": (SCENE_PARSE_OBJECTS, 101, 0),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_number_of_classes_and_ids_without_gaps(name):
+    table, classes, first = TABLES[name]
+    assert table.num_classes == classes
+    raw = np.arange(first, first + classes)
+    np.testing.assert_array_equal(table.to_labels(raw), np.arange(classes))
+    if first == 1 and table is not OXFORD_IIIT_PET:
+        assert table.to_labels(np.zeros(1, int)).tolist() == [255]
+    with pytest.raises(ValueError, match="belong to no class"):
+        table.to_labels(np.array([classes + 2]))
+
+
+def test_names_are_the_published_ones(shared):
+    folder = shared / "data/splits"
+    nyud = (folder / "nyud/classes.txt").read_text().split("\n\n")[0].splitlines()
+    assert NYUDV2.names == tuple(nyud)
+    text = (folder / "sift-flow/classes.txt").read_text()
+    names = re.findall(r"^\d\d (.+)$", text, re.MULTILINE)
+    assert SIFT_FLOW_SEMANTIC.names + SIFT_FLOW_GEOMETRIC.names == tuple(names)
+    pascal = (folder / "pascal/classes.txt").read_text().split("\n\n")[0].split()
+    assert VOC.names == tuple(pascal)
+    context = (folder / "pascal-context/classes-59.txt").read_text().splitlines()
+    assert PASCAL_CONTEXT.names == tuple(line.split(": ")[1] for line in context)
+
+
+def test_names_by_the_number_of_classes():
+    tables = (VOC, NYUDV2, SIFT_FLOW_SEMANTIC, SIFT_FLOW_GEOMETRIC, PASCAL_CONTEXT)
+    assert all(usual_names(table.num_classes) == list(table.names) for table in tables)
+    assert usual_names(2) == ["class 0", "class 1"]
+
+
+def test_sift_flow_leaves_absent_classes_out_of_the_mean():
+    names = SIFT_FLOW_SEMANTIC.names
+    unscored = set(range(33)) - set(SIFT_FLOW_SEMANTIC.scored)
+    assert {names[label] for label in unscored} == {"cow", "desert", "moon"}
+    assert SIFT_FLOW_GEOMETRIC.scored == (0, 1, 2)
+
+
+def test_scored_is_all_that_counts_unless_a_row_says_no():
+    assert CAMVID.scored == tuple(range(11))
+    table = ClassTable(
+        (
+            ClassRow("a", (1, 1, 1)),
+            ClassRow("void", (2, 2, 2), ignored=True, scored=False),
+            ClassRow("b", (3, 3, 3), scored=False),
+            ClassRow("c", (4, 4, 4)),
+        )
+    )
+    assert table.scored == (0, 2)  # labels, which void rows do not number
+    with pytest.raises(ValueError, match="needs a class that is scored"):
+        ClassTable((ClassRow("a", (1, 1, 1), scored=False),))
+
+
+def test_tables_of_before_there_was_scored_are_read():
+    fields = VOC.to_dict()
+    for row in fields["classes"]:
+        del row["scored"]
+    assert ClassTable.from_dict(fields) == VOC
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_class_files_may_leave_classes_out_of_the_mean(tmp_path, kind):
+    path = tmp_path / f"classes.{kind}"
+    if kind == "csv":
+        path.write_text("name,scored\nsky,\ncow,false\nmoon,0\nsea,true\n")
+    else:
+        rows = [{"name": "sky"}, {"name": "cow", "scored": False}]
+        rows += [{"name": "moon", "scored": 0}, {"name": "sea", "scored": True}]
+        path.write_text(json.dumps(rows))
+    table = load_class_table(path)
+    assert [table.names[label] for label in table.scored] == ["sky", "sea"]
+    (tmp_path / "again.json").write_text(json.dumps(table.to_dict()))
+    assert load_class_table(tmp_path / "again.json") == table
+
+
+def test_with_void():
+    table = table_from_names(["a", "b", "c"], first_id=1).with_void((2, 9, 255))
+    assert table.names == ("a", "c")
+    raw = np.array([[1, 2, 3], [9, 255, 1]])
+    assert table.to_labels(raw).tolist() == [[0, 255, 1], [255, 255, 0]]
+    assert VOC.with_void(()) == VOC
 
 
 # ---- Files of class tables
@@ -155,140 +255,3 @@ def test_bad_class_files_are_named(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=rf"{name}: not a class table"):
         load_class_table(tmp_path / name)
-
-
-# ---- Images
-
-
-def write(path, array, mode=None, **options):
-    image = Image.fromarray(array)
-    (image.convert(mode) if mode else image).save(path, **options)
-    return path
-
-
-@pytest.mark.parametrize("size", [(1, 1), (7, 13)])
-def test_modes_without_loss(tmp_path, rng, size):
-    rgb = rng.integers(0, 256, (*size, 3), np.uint8)
-    grey = rgb[..., 0]
-    alpha = rng.integers(0, 256, (*size, 1), np.uint8)
-    repeated = np.repeat(grey[..., None], 3, -1)
-    files = {
-        write(tmp_path / "rgb.png", rgb): rgb,
-        write(tmp_path / "rgba.png", np.concatenate([rgb, alpha], -1)): rgb,
-        write(tmp_path / "grey.png", grey): repeated,
-        write(tmp_path / "grey16.png", grey.astype(np.uint16) * 257): repeated,
-        write(tmp_path / "float.tiff", grey.astype(np.float32) / 255): repeated,
-        write(tmp_path / "bit.png", (grey > 99) * np.uint8(255), "1"): (repeated > 99) * 255,
-        write(tmp_path / "cmyk.tiff", rgb, "CMYK"): rgb,
-    }
-    palette = Image.fromarray(grey % 4, mode="L")
-    palette = Image.frombytes("P", palette.size, palette.tobytes())
-    palette.putpalette([v for color in VOC.palette[:4] for v in color.tolist()])
-    palette.save(tmp_path / "palette.png")
-    files[tmp_path / "palette.png"] = VOC.palette[grey % 4]
-    for path, expected in files.items():
-        image = read_image(path)
-        assert image.dtype == np.uint8, path.name
-        np.testing.assert_array_equal(image, expected, err_msg=path.name)
-        content, size_read = encoded_image(path)
-        assert size_read == size
-        np.testing.assert_array_equal(read_image(content), expected, err_msg=path.name)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation(tmp_path, rng, orientation):
-    rgb = rng.integers(0, 256, (5, 8, 3), np.uint8)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    path = write(tmp_path / "a.png", rgb, exif=exif)
-    turned = {  # the definition in the EXIF standard: where row 0 and column 0 of the file belong
-        1: rgb,
-        2: rgb[:, ::-1],
-        3: rgb[::-1, ::-1],
-        4: rgb[::-1],
-        5: rgb.transpose(1, 0, 2),
-        6: np.rot90(rgb, -1),
-        7: rgb[::-1, ::-1].transpose(1, 0, 2),
-        8: np.rot90(rgb, 1),
-    }[orientation]
-    np.testing.assert_array_equal(read_image(path), turned)
-    content, size = encoded_image(path)
-    assert size == turned.shape[:2]
-    np.testing.assert_array_equal(read_image(content), turned)
-
-
-def test_broken_images_are_named(tmp_path, rng):
-    write(tmp_path / "good.png", rng.integers(0, 256, (40, 40, 3), np.uint8))
-    content = (tmp_path / "good.png").read_bytes()
-    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
-    (tmp_path / "text.jpg").write_text("no picture")
-    (tmp_path / "empty.png").touch()
-    for name in ("cut.png", "text.jpg", "empty.png"):
-        for read in (read_image, read_label, encoded_image):
-            with pytest.raises(ValueError, match=name):
-                read(tmp_path / name)
-    with pytest.raises(FileNotFoundError, match=r"none\.png: no such file"):
-        read_image(tmp_path / "none.png")
-
-
-def test_image_files_are_sorted_and_other_files_left(tmp_path):
-    for name in ("b.JPG", "a.png", ".hidden.png", "notes.txt", "c.tif"):
-        (tmp_path / name).touch()
-    assert [path.name for path in image_files(tmp_path)] == ["a.png", "b.JPG", "c.tif"]
-
-
-# ---- Labels
-
-
-def test_label_files_of_ids(tmp_path, rng):
-    ids = rng.integers(0, 3, (6, 11)).astype(np.uint8)
-    palette = Image.frombytes("P", ids.shape[::-1], ids.tobytes())
-    palette.putpalette(VOC.palette.ravel().tolist())
-    palette.save(tmp_path / "palette.png")
-    write(tmp_path / "grey.png", ids)
-    write(tmp_path / "wide.png", ids.astype(np.uint16) * 300)
-    write(tmp_path / "rgb.png", np.repeat(ids[..., None], 3, -1))
-    Image.merge("LA", [Image.fromarray(ids)] * 2).save(tmp_path / "alpha.png")
-    for name, factor in {"palette": 1, "grey": 1, "wide": 300, "rgb": 1, "alpha": 1}.items():
-        np.testing.assert_array_equal(
-            read_label(tmp_path / f"{name}.png"), ids.astype(int) * factor, err_msg=name
-        )
-
-
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
-def test_label_files_of_colors(tmp_path, rng, mode):
-    ids = rng.choice([0, 7, 26], (6, 11))
-    colors = {0: (9, 9, 9), 7: (128, 64, 128), 26: (0, 0, 142)}
-    rgb = np.array([[colors[i] for i in row] for row in ids.tolist()], np.uint8)
-    image = Image.fromarray(rgb)
-    (image.quantize(3) if mode == "P" else image.convert(mode)).save(tmp_path / "m.png")
-    kind = "color" if mode == "P" else "auto"
-    np.testing.assert_array_equal(read_label(tmp_path / "m.png", TABLE, kind), ids)
-
-
-def test_colors_of_no_class_are_listed(tmp_path):
-    rgb = np.array([[(9, 9, 9), (1, 2, 3)]], np.uint8)
-    path = write(tmp_path / "m.png", rgb)
-    with pytest.raises(ValueError, match=r"m\.png.*no class: \(1, 2, 3\)"):
-        read_label(path, TABLE)
-    with pytest.raises(ValueError, match=r"m\.png.*name,r,g,b"):
-        read_label(path)
-
-
-def test_jpeg_labels_are_refused():
-    buffer = io.BytesIO()
-    Image.fromarray(np.zeros((9, 9), np.uint8)).save(buffer, "JPEG")
-    with pytest.raises(ValueError, match=r"mask\.jpg.*PNG"):
-        read_label(buffer.getvalue(), name="mask.jpg")
-
-
-def test_published_label_as_index_and_as_color(shared):
-    """VOC's own palette PNG holds ids; the same drawing in colours gives the same ids."""
-    ids = read_label(shared / "data/caffe_fcn_demo/label.png", VOC)
-    assert set(np.unique(ids)) <= {*range(21), 255}
-    np.testing.assert_array_equal(
-        read_label(shared / "data/caffe_fcn_demo/label.png", VOC, "color"), ids
-    )
-    assert set(np.unique(read_label(shared / "data/caffe_fcn_demo/output.png", VOC))) <= {
-        *range(21)
-    }

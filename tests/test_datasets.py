@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import functools
 import json
-import multiprocessing
-import os
 import pickle
 import shutil
-import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from dataset_trees import nyu_tree
-from PIL import Image
 
 from fcn_jax.data import DATASETS, Source, check_disjoint, open_source, prepare, row_of
 
@@ -121,48 +118,75 @@ def test_unknown_names_list_what_exists(tmp_path):
             prepare(name, data_dir=tmp_path)
 
 
-def test_no_tensorflow_and_a_cheap_import(tmp_path):
-    code = (
-        "import sys, fcn_jax.data as d\n"
-        "assert 'tensorflow_datasets' not in sys.modules\n"
-        f"s = d.open_source('shapes', 'val', data_dir={str(tmp_path)!r}, train=1, val=1)\n"
-        "s[0]\n"
-        "assert 'tensorflow' not in sys.modules\n"
+# A process that prepares one set completely, and is killed while it prepares another.
+PREPARING = """
+import sys
+import fcn_jax.data
+assert "tensorflow_datasets" not in sys.modules  # importing is cheap
+import fcn_jax.data.shapes as shapes
+
+folder, draw, drawn = sys.argv[1], shapes.draw_example, []
+
+def draw_slowly(*args):
+    drawn.append(args)
+    if len(drawn) == 5:
+        print("writing", flush=True)
+        sys.stdin.readline()
+    return draw(*args)
+
+shapes.draw_example = draw_slowly
+for seed in (0, 1):
+    drawn.clear()
+    fcn_jax.data.prepare("shapes", data_dir=folder, train=6, val=3, size=48, seed=seed)
+    assert "tensorflow" not in sys.modules
+    print("prepared", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def preparing(tmp_path) -> Iterator[tuple[subprocess.Popen[str], Callable[[], None], Callable]]:
+    """The process, what lets it go on, and what waits for a line of it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PREPARING, str(tmp_path)],
+        cwd=Path(__file__).parents[1],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    assert process.stdin is not None
+    assert process.stdout is not None
+    yield process, functools.partial(print, file=process.stdin, flush=True), process.stdout.readline
+    process.kill()
+    process.wait()
 
 
-def test_killed_preparation_is_never_taken_for_complete(tmp_path):
-    options = {**SMALL, "train": 700}
-    code = (
-        "import fcn_jax.data as d\n"
-        f"d.prepare('shapes', data_dir={str(tmp_path)!r}, train=700, val=3, size=48)\n"
-    )
-    root = Path(__file__).parents[1]
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=root, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.rglob("*array_record*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(0.3)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    (config_dir,) = (tmp_path / "shapes").iterdir()
-    assert [path.name[:11] for path in config_dir.iterdir()] == ["incomplete."]
-    source = open_source("shapes", "train", data_dir=tmp_path, **options)
-    assert len(source) == 700
-    assert source[699]["image"].shape == (48, 48, 3)
-    assert [path.name for path in config_dir.iterdir()] == ["2.1.0"]  # and nothing left over
+def test_processes_wait_for_one_another(tmp_path, preparing, capsys):
+    process, go_on, said = preparing
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        assert said() == "writing\n"
+        waiting = pool.submit(prepare, "shapes", data_dir=tmp_path, **SMALL)
+        assert not concurrent.futures.wait([waiting], timeout=0.3).done
+        go_on()
+        assert said() == "prepared\n"
+        path = waiting.result(timeout=60)
+        assert "Preparing" not in capsys.readouterr().err
+        changed = {file.stat().st_mtime_ns for file in path.iterdir()}
+        go_on()
 
-
-def _prepare_small(data_dir: Path) -> str:
-    return str(prepare("shapes", data_dir=data_dir, train=60, val=3, size=48))
-
-
-def test_processes_may_prepare_at_once(tmp_path):
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        paths = pool.map(_prepare_small, [tmp_path, tmp_path])
-    assert paths[0] == paths[1]
-    assert len(Source(paths[0], "train")) == 60
+        # What a killed process leaves is never taken for complete; its lock is dropped.
+        assert said() == "writing\n"
+        (folder,) = tmp_path.glob("shapes/*-seed1")
+        assert [path.name[:11] for path in folder.iterdir()] == ["incomplete."]
+        waiting = pool.submit(prepare, "shapes", data_dir=tmp_path, **SMALL, seed=1)
+        assert not concurrent.futures.wait([waiting], timeout=0.3).done
+        process.kill()
+        source = Source(waiting.result(timeout=60), "train")
+    assert source[5]["image"].shape == (48, 48, 3)
+    assert [path.name for path in folder.iterdir()] == ["2.1.0"]  # and nothing left over
+    # Who waited for the first copy found it.
+    assert len(Source(path, "train")) == 6
+    assert {file.stat().st_mtime_ns for file in path.iterdir()} == changed
 
 
 def test_the_documentation_has_every_data_set():
@@ -171,25 +195,6 @@ def test_the_documentation_has_every_data_set():
         assert f"| `{name}` |" in text
         if name != "folder":  # which has a page of its own
             assert f"## `{name}`" in text
-
-
-@pytest.mark.parametrize("name", ["nyudv2", "sift_flow", "pascal_context", "sbd"])
-def test_without_files_the_message_says_what_to_put_where(tmp_path, name):
-    for manual_dir in (None, tmp_path):
-        with pytest.raises(FileNotFoundError, match=f"^{name}: .*http") as caught:
-            prepare(name, data_dir=tmp_path / "d", manual_dir=manual_dir)
-        assert "manual_dir" in str(caught.value)
-        assert manual_dir is None or str(manual_dir) in str(caught.value)
-
-
-def test_a_copy_of_an_earlier_version_is_not_read(tmp_path, rng):
-    nyu_tree(tmp_path / "m", rng)
-    where = {"data_dir": tmp_path / "d", "manual_dir": tmp_path / "m"}
-    path = prepare("nyudv2", **where)
-    path.rename(path.with_name("1.0.0"))
-    with pytest.raises(FileNotFoundError, match="nyudv2: no data"):
-        prepare("nyudv2", data_dir=tmp_path / "d")
-    assert prepare("nyudv2", **where) == path
 
 
 def test_preprocessing_is_the_references():
@@ -202,24 +207,6 @@ def test_preprocessing_is_the_references():
     assert DATASETS["sift_flow"].preprocessing["image"].mean == (114.578, 115.294, 108.353)
     assert DATASETS["pascal_context"].preprocessing["image"].mean == (104.007, 116.669, 122.679)
     assert row_of("tfds:anything").preprocessing == {}
-
-
-def test_real_camvid_and_voc(shared, tmp_path):
-    camvid = {"data_dir": tmp_path, "manual_dir": shared / "data/CamVid"}
-    train, val = (open_source("camvid", split, **camvid) for split in ("train", "val"))
-    assert (len(train), len(val)) == (367, 101)
-    check_disjoint(train, val)
-    raw = np.array(Image.open(shared / f"data/CamVid/valannot/{val.ids[0]}.png"))
-    np.testing.assert_array_equal(val[0]["label"], np.where(raw == 11, 255, raw))
-    voc = {"data_dir": tmp_path, "manual_dir": shared / "data"}
-    train, val = (open_source("voc2012", split, **voc) for split in ("train", "val"))
-    assert (len(train), len(val)) == (60, 40)
-    check_disjoint(train, val)
-    with pytest.raises(ValueError, match="seg11valid has 0 of the 736 images"):
-        open_source("voc2012", "seg11valid", **voc)  # none of the sample is in it
-    for example in val:
-        assert example["image"].shape[:2] == example["label"].shape
-        assert set(np.unique(example["label"])) <= {*range(21), 255}
 
 
 def test_prepared_copies_are_plain_tfds(tmp_path):

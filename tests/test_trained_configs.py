@@ -79,7 +79,7 @@ def made_data(dataset: str, root: Path) -> dict[str, object]:
 def make_voc_and_sbd(root: Path, rng: np.random.Generator) -> None:
     written = voc_tree(root / "VOCdevkit/VOC2012", rng, VOC_IDS)
     for name in VOC_IDS["train"]:
-        labels = rng.integers(0, 21, written[name][1].shape)
+        labels = rng.integers(0, 21, written[name]["label"].shape)
         save_sbd(root / f"SBD/cls/{name}.mat", labels)
 
 

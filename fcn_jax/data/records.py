@@ -29,6 +29,13 @@ VERSION = "2.1.0"
 Kind = Literal["picture", "depth"]
 """What an input is: a picture, uint8 (h, w, 3); or depth, uint16 (h, w), in millimetres."""
 
+STORED = {
+    "picture": (3, np.uint8, None),
+    "depth": (1, np.uint16, "png"),
+    "labels": (1, np.uint8, "png"),
+}
+"""Channels, type and file format of what is stored; pictures stay in the format they come in."""
+
 PICTURE: Mapping[str, Kind] = {"image": "picture"}
 
 Part = Encoded | UInt16[np.ndarray, "h w"] | UInt8[np.ndarray, "h w"]
@@ -164,7 +171,13 @@ def write(contents: Contents, path: Path, description: str) -> None:
     incomplete = path.with_name(f"incomplete.{version}")
     shutil.rmtree(incomplete, ignore_errors=True)
     incomplete.mkdir(parents=True)
-    arrays = {**contents.modalities, **dict.fromkeys(contents.label_maps, "labels")}
+    kinds = {**contents.modalities, **dict.fromkeys(contents.label_maps, "labels")}
+    arrays = {}
+    for array, kind in kinds.items():
+        channels, dtype, encoding = STORED[kind]
+        arrays[array] = tfds.features.Image(
+            shape=(None, None, channels), dtype=dtype, encoding_format=encoding
+        )
     metadata = tfds.core.MetadataDict(
         modalities=dict(contents.modalities),
         label_maps={name: table.to_dict() for name, table in contents.label_maps.items()},
@@ -181,21 +194,7 @@ def write(contents: Contents, path: Path, description: str) -> None:
             config_name=copy,
         ),
         description=description,
-        features=tfds.features.FeaturesDict(
-            {
-                **{
-                    name: tfds.features.Image(shape=(None, None, 3))
-                    if kind == "picture"
-                    else tfds.features.Image(
-                        shape=(None, None, 1),
-                        dtype=np.uint16 if kind == "depth" else np.uint8,
-                        encoding_format="png",
-                    )
-                    for name, kind in arrays.items()
-                },
-                "id": tfds.features.Text(),
-            }
-        ),
+        features=tfds.features.FeaturesDict({**arrays, "id": tfds.features.Text()}),
         metadata=metadata,
         disable_shuffling=True,
     )
