@@ -56,7 +56,7 @@ def _matrices(points: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 # The usual points 0, +-1, +-2 have whole numbers in their matrices and five times the error.
 _NEAR, _FAR = math.sqrt(1 / 2), math.sqrt(2)
-_INPUT, _KERNEL, _OUTPUT = _matrices((0, _NEAR, -_NEAR, _FAR, -_FAR))
+_INPUT, _KERNEL, _OUTPUT = _matrices((0.0, _NEAR, -_NEAR, _FAR, -_FAR))
 
 
 @dataclasses.dataclass(frozen=True)
