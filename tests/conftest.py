@@ -51,6 +51,7 @@ CHECKED = [
     "fcn_jax.canvas",
     "fcn_jax.geometry",
     "fcn_jax.ops",
+    "fcn_jax.weights",
 ]
 install_import_hook(CHECKED, "beartype.beartype")
 

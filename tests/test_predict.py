@@ -29,7 +29,6 @@ from fcn_jax.runs import (
     describe_run,
 )
 from fcn_jax.training.step import init_state
-from fcn_jax.weights import identify
 
 HHA = Preprocessing("rgb", (132.431, 94.076, 118.477))
 NYUD = {
@@ -89,7 +88,7 @@ predict = cli_predict.main
 def save_classifier(path: Path, classes: int) -> tuple[fcn_jax.FCN, dict]:
     model = small("classifier", backbone="alexnet", num_classes=classes)
     params = random_parameters(model, 0)
-    weights.save(path, params, preprocessing=CAFFE)
+    weights.save(path, params, inputs=Inputs.of(CAFFE))
     return model, params
 
 
@@ -281,7 +280,7 @@ def test_the_folder_of_the_user(monkeypatch, tmp_path, workdir, photos):
 def test_weights_alone_segment(tmp_path, photos, suffix):
     model = small("fcn16s", num_classes=21, padding="reference", learned_upsampling="none")
     params = random_parameters(model, 0)
-    weights.save(tmp_path / f"net.{suffix}", params, preprocessing=HHA)
+    weights.save(tmp_path / f"net.{suffix}", params, inputs=Inputs.of(HHA))
     out = tmp_path / "out"
     given = [str(photos), f"--weights={tmp_path / f'net.{suffix}'}", f"--output={out}"]
     assert predict(given) == 0
@@ -289,59 +288,6 @@ def test_weights_alone_segment(tmp_path, photos, suffix):
     expected = Predictor(model, {"params": params}, Inputs.of(HHA))(pixels(photos / "b.png"))
     np.testing.assert_array_equal(labels, expected)
     assert (out / "overlays/b.png").is_file()
-
-
-NETWORKS = [
-    {"name": "fcn8s"},
-    {"name": "fcn16s", "backbone": "vgg19"},
-    {"name": "fcn32s", "backbone": "vgg11", "num_classes": 5},
-    {"name": "fcn32s", "backbone": "vgg13"},
-    {"name": "fcn32s", "backbone": "alexnet"},
-    {"name": "fcn8s", "backbone": "googlenet"},
-    {"name": "fcn32s", "num_classes": {"geo": 3, "sem": 33}},
-    {"name": "fcn32s", "num_classes": 40, "inputs": {"color": 3, "hha": 3}},
-    {"name": "fcn32s", "num_classes": 40, "inputs": 4},
-    *(
-        {"name": "classifier", "backbone": backbone, "num_classes": 1000}
-        for backbone in ("vgg16", "alexnet_torchvision", "googlenet_torchvision", "googlenet")
-    ),
-]
-
-
-@pytest.mark.parametrize(
-    "network", NETWORKS, ids=lambda network: "-".join(map(str, network.values()))
-)
-def test_weights_tell_their_network(network):
-    padding = "native" if network["name"] == "classifier" else "reference"
-    model = small(**network, padding=padding, learned_upsampling="none")
-    params = random_parameters(model, 0)
-    flat = weights.flatten(params)
-    found = identify.network_of(dict(sorted(flat.items())))
-    assert found == model
-    back = weights.flatten(identify.params_of(flat, found))
-    assert set(back) == set(flat)
-    for name, value in flat.items():
-        np.testing.assert_array_equal(back[name], value)
-
-
-def test_the_scale_layers_of_the_published_network_tell_at_once():
-    model = small("fcn8s_atonce", padding="reference", learned_upsampling="none")
-    flat = weights.Weights(weights.flatten(random_parameters(model, 0)))
-    assert identify.network_of(flat) != model
-    flat.skipped = ("scale_pool3 (Scale, 1 arrays)", "scale_pool4 (Scale, 1 arrays)")
-    assert identify.network_of(flat) == model
-    assert identify.network_of(flat, "fcn8s") != model
-
-
-def test_weights_without_conv_transposes_get_bilinear_ones():
-    model = small("fcn32s", padding="reference", learned_upsampling="none")
-    flat = weights.flatten(random_parameters(model, 0))
-    del flat["upscore/kernel"]
-    kernel = identify.params_of(flat, identify.network_of(flat))["upscore"]["kernel"]
-    np.testing.assert_array_equal(kernel, fcn_jax.ops.bilinear_kernel(64, 21))
-    del flat["fc7/bias"]
-    with pytest.raises(ValueError, match="missing in the file: fc7/bias"):
-        identify.params_of(flat, model)
 
 
 def test_weights_of_no_network_are_refused(tmp_path, photos, capsys):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from caffe_files import Layer, caffemodel, chunk, number
 
-from fcn_jax import Preprocessing
-from fcn_jax.weights import load
+from fcn_jax import Inputs, Preprocessing
+from fcn_jax.weights import caffe, load
 
 RNG = np.random.default_rng(0)
 
@@ -70,7 +70,7 @@ def test_every_age_of_the_format(tmp_path, generation, legacy, double, pieces, p
         assert weights[name].dtype == np.float32
         np.testing.assert_array_equal(weights[name], value, err_msg=name)
     assert weights.kind == "Caffe model"
-    assert weights.preprocessing == Preprocessing()
+    assert weights.inputs == Inputs.of(Preprocessing())
     assert weights.skipped == ()
 
 
@@ -226,12 +226,18 @@ def test_all_problems_in_one_message(tmp_path):
         (chunk(1, "net") + chunk(100, number(7, 3)), "field 7 is no message"),
         (chunk(1, "net") + chunk(100, chunk(7, b"")), "without a name"),
         (chunk(1, "net") + b"\xa2\x06\xff\xff\xff", "an integer without an end"),
-        (chunk(1, "net") + number(4, 1) * 400_000, "more fields than any network has"),
     ],
 )
 def test_damage_is_named(tmp_path, content, message):
     with pytest.raises(ValueError, match=rf"net\.weights: .*{message}"):
         read(tmp_path, content)
+
+
+def test_too_many_fields(tmp_path, monkeypatch):
+    assert caffe.MAX_FIELDS <= 300_000  # which take a second
+    monkeypatch.setattr(caffe, "MAX_FIELDS", 1000)
+    with pytest.raises(ValueError, match="more fields than any network has"):
+        read(tmp_path, chunk(1, "net") + number(4, 1) * 1000)
 
 
 def test_a_kernel_that_disagrees_with_its_shape(tmp_path):

@@ -21,7 +21,7 @@ from caffe_files import Layer, caffemodel, chunk
 
 from fcn_jax.weights import load, save
 
-MUTATIONS = 1000
+MUTATIONS = 60
 
 # ======================================================================== small files of each kind
 
@@ -127,13 +127,14 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_a_thousand_mutations(tmp_path, kind):
+@pytest.mark.parametrize("count", [MUTATIONS, pytest.param(1000, marks=pytest.mark.slow)])
+def test_mutations(tmp_path, kind, count):
     path, damaged = tmp_path / "whole", tmp_path / "damaged.bin"
     WRITERS[kind](path)
     truth, content = load(path), path.read_bytes()
     rng = np.random.default_rng(zlib.crc32(kind.encode()))
     refusals, slowest = [], 0.0
-    for _ in range(MUTATIONS):
+    for _ in range(count):
         damaged.write_bytes(mutated(content, rng))
         start = time.perf_counter()
         try:
@@ -146,7 +147,7 @@ def test_a_thousand_mutations(tmp_path, kind):
             assert sum(value.nbytes for value in loaded.values()) < 1 << 20
         slowest = max(slowest, time.perf_counter() - start)
     assert truth
-    assert len(refusals) > MUTATIONS // 20
+    assert len(refusals) > count // 20
     assert all("damaged.bin" in message and len(message) < 2000 for message in refusals)
     assert slowest < 2, "seconds for one file"
 
@@ -233,6 +234,11 @@ def legacy_torch(body: bytes, storages: bytes = b"") -> bytes:
     return magic + b"".join(b"\x80\x02" + part + b"." for part in rest) + storages
 
 
+def text(letters: int) -> bytes:
+    """The opcode of a text of that length."""
+    return b"X" + struct.pack("<I", letters) + b"a" * letters
+
+
 def torch_archive(pickled: bytes) -> bytes:
     return archive({"archive/data.pkl": pickled, "archive/data/0": bytes(64)}, zipfile.ZIP_STORED)
 
@@ -249,7 +255,8 @@ HOSTILE = {
     "Caffe, a shape of a thousand axes": (
         chunk(1, "n")
         + chunk(
-            100, chunk(1, "a") + chunk(2, "Scale") + chunk(7, chunk(7, chunk(1, b"\x01" * 999)))
+            100,
+            chunk(1, "a") + chunk(2, "Convolution") + chunk(7, chunk(7, chunk(1, b"\x01" * 999))),
         ),
         "more than 32 integers",
     ),
@@ -257,10 +264,13 @@ HOSTILE = {
     "npz, a length of 4 GiB": (npz_claims, "claims to hold"),
     "npz, members over each other": (npz_overlapping, "claims to hold"),
     "npz, a directory of 8 MB": (npz_long_directory, "list of members claims"),
-    "npz, an array of 4 GiB": (archive({"a/w.npy": npy((1 << 30, 1, 1, 1))}), "has 0 bytes for"),
+    "npz, an array of 4 GiB": (
+        archive({"a/w.npy": npy((1 << 30, 1, 1, 1))}),
+        " 0 bytes for an array",
+    ),
     "npz, objects": (
         npz_header(b"{'descr': '|O', 'fortran_order': False, 'shape': (1,)}\n"),
-        "has 0 bytes for",
+        " 0 bytes for an array of object",
     ),
     "npz, a header of brackets": (npz_header(b"(" * 9000), "no numpy array"),
     "npz, a header of calls": (
@@ -272,20 +282,20 @@ HOSTILE = {
     "safetensors, a header of 4 GiB": (b"\xff\xff\xff\xff\0\0\0\0" + b'{"a":', "claims 4294967295"),
     "safetensors, an array of 4 GiB": (
         safetensors({"a/kernel": tensor([1 << 30, 1], 0, 1 << 32)}),
-        "where there are 0",
+        "damaged: .*incomplete metadata, file not fully covered",
     ),
     "safetensors, arrays over each other": (
         safetensors({f"a{i}/kernel": tensor([2, 2], 0, 16) for i in range(100)}, bytes(16)),
-        "expected from 16 on",
+        "damaged: .*invalid offset",
     ),
     "safetensors, brackets": (safetensors(b'{"a":' + b"[" * 500_000), "header"),
     "safetensors, a number of a million digits": (
         safetensors(b'{"a":' + b"9" * 1_000_000 + b"}"),
-        "damaged header: Exceeds the limit",
+        "damaged: .*invalid JSON",
     ),
     "safetensors, negative": (
         safetensors({"a/kernel": tensor([-1, -4], 0, 16)}, bytes(16)),
-        "impossible",
+        "damaged: .*integer `-1`",
     ),
     "safetensors, a strange type": (
         safetensors({"a/kernel": tensor([4], 0, 16, "X" * 9999)}),
@@ -297,11 +307,11 @@ HOSTILE = {
     ),
     "PyTorch, a string of 4 GiB": (
         torch_archive(b"\x80\x02X\xff\xff\xff\xffabc."),
-        "expected 4294967295",
+        "ends early",
     ),
     "PyTorch, a string of 2^63 bytes": (
         torch_archive(b"\x80\x04\x8d" + b"\xff" * 7 + b"\x7fabc."),
-        "bytes",
+        "ends early",
     ),
     "PyTorch, a memo of 2^32 places": (
         torch_archive(b"\x80\x02}r\xff\xff\xff\xff."),
@@ -309,11 +319,45 @@ HOSTILE = {
     ),
     "PyTorch, nested without end": (
         torch_archive(b"\x80\x02" + b"]" * 400_000 + b"."),
-        "300000 steps",
+        "holds a list, not a dictionary",
+    ),
+    "PyTorch, dictionaries without end": (
+        torch_archive(b"\x80\x02" + b"}" * 400_000 + b"."),
+        "a dictionary without tensors",
+    ),
+    "PyTorch, an opcode that makes sets": (
+        torch_archive(b"\x80\x04(K\x01\x91."),
+        "an opcode that no dictionary of tensors needs",
     ),
     "PyTorch, a key nested deeply": (
         torch_archive(b"\x80\x02})" + b"\x85" * 200_000 + b"Ns."),
-        "a key that is a tuple",
+        r"nested key \(tuple\)",
+    ),
+    "PyTorch, a key of two million digits": (
+        torch_archive(
+            b"\x80\x02}\x8b" + struct.pack("<I", 1_000_000) + b"\x7f" * 1_000_000 + b"Ns."
+        ),
+        r"long or nested key \(int\)",
+    ),
+    "PyTorch, a text of a million letters as a key": (
+        torch_archive(b"\x80\x02}" + text(1_000_000) + b"Ns."),
+        r"long or nested key \(str\)",
+    ),
+    "PyTorch, a long text split into letters over and over": (
+        torch_archive(
+            b"\x80\x02" + text(500_000) + b"q\x00" + b"ctorch\nSize\nh\x00\x85R" * 9000 + b"."
+        ),
+        "copies the same values",
+    ),
+    "PyTorch, calls with a hundred thousand arguments": (
+        torch_archive(
+            b"\x80\x02(" + b"K\x01" * 100_000 + b"tq\x00" + b"ctorch\ndevice\nh\x00R" * 9000 + b"."
+        ),
+        "copies the same values",
+    ),
+    "PyTorch, a reference of a hundred thousand parts": (
+        torch_archive(b"\x80\x02(" + b"K\x01" * 100_000 + b"tQ."),
+        "a reference to something else",
     ),
     "PyTorch, sets the code of a function": (
         torch_archive(b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x08\x00\x00\x00__code__Nsb."),
@@ -332,7 +376,7 @@ HOSTILE = {
         torch_archive(
             b"\x80\x02" + b"\x8b" + struct.pack("<I", 15_000_000) + b"\x7f" * 15_000_000 + b"."
         ),
-        "not a dictionary",
+        "data.pkl has 15000008 bytes",
     ),
     "HDF5, cut to its signature": (b"\x89HDF\r\n\x1a\n" + bytes(2000), "damaged HDF5"),
     "HDF5, all lengths at once": (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import state_dicts
 
-from fcn_jax import Preprocessing
+from fcn_jax import Inputs, Preprocessing
 from fcn_jax.weights import load
 
 h5py = pytest.importorskip("h5py")
@@ -97,7 +97,7 @@ def test_every_path(tmp_path, path_of, name, top):
         np.testing.assert_array_equal(weights[f"conv{place}/kernel"], theirs["kernel"])
         np.testing.assert_array_equal(weights[f"conv{place}/bias"], theirs["bias"])
     assert weights.kind == f"Keras {name}"
-    assert weights.preprocessing == Preprocessing("bgr", (103.939, 116.779, 123.68))
+    assert weights.inputs == Inputs.of(Preprocessing("bgr", (103.939, 116.779, 123.68)))
     assert weights.skipped == ()
     if top:
         for theirs, ours in {"fc2": "fc7", "predictions": "fc8"}.items():
@@ -164,7 +164,7 @@ def test_all_that_is_wrong_in_one_message(tmp_path):
 def test_a_dense_layer_over_no_square_map(tmp_path):
     layers = vgg("vgg16")
     layers["fc1"]["kernel"] = np.zeros((48, 9), np.float32)
-    with pytest.raises(ValueError, match="no square map of 16 channels"):
+    with pytest.raises(ValueError, match="48 inputs: no square map of 16 channels"):
         load(write(tmp_path / "model.h5", layers))
 
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import state_dicts
 
-from fcn_jax import Preprocessing
+from fcn_jax import Inputs, Preprocessing
 from fcn_jax.weights import load
 
 torch = pytest.importorskip("torch")
 
-IMAGENET = Preprocessing("rgb", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1 / 255)
+IMAGENET = Inputs.of(Preprocessing("rgb", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1 / 255))
 
 
 def tensors(arrays):
@@ -61,7 +61,7 @@ def test_vgg(tmp_path, name, origin, legacy):
     names = state_dicts.vgg_names(name) | (TIMM if origin == "timm" else TORCHVISION)
     assert_layers_are(weights, arrays, names)
     assert weights.kind == f"{origin} {name}"
-    assert weights.preprocessing == IMAGENET
+    assert weights.inputs == IMAGENET
     assert weights.skipped == ()
 
 
@@ -76,7 +76,7 @@ def test_alexnet(tmp_path):
     arrays = state_dicts.alexnet()
     weights = load(saved(tmp_path, tensors(arrays)))
     assert_layers_are(weights, arrays, state_dicts.ALEXNET_NAMES)
-    assert (weights.kind, weights.preprocessing) == ("torchvision alexnet", IMAGENET)
+    assert (weights.kind, weights.inputs) == ("torchvision alexnet", IMAGENET)
 
 
 def batch_norm_of(arrays, convolution, norm, epsilon, size):
@@ -125,7 +125,7 @@ def test_googlenet_computes_the_same_without_batch_norm(tmp_path):
     np.testing.assert_array_equal(weights["loss3/classifier/kernel"], arrays["fc.weight"].T)
     assert weights.skipped == ("aux1 (10 arrays)", "aux2 (10 arrays)")
     # RGB from -1 to 1: what torchvision's transform_input makes of its usual normalisation.
-    assert weights.preprocessing == Preprocessing("rgb", (0.5,) * 3, (0.5,) * 3, 1 / 255)
+    assert weights.inputs == Inputs.of(Preprocessing("rgb", (0.5,) * 3, (0.5,) * 3, 1 / 255))
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -148,7 +148,7 @@ def test_pytorch_fcn(tmp_path, name, legacy):
         else:
             np.testing.assert_array_equal(weights[f"{layer}/kernel"], in_our_layout(value))
     assert name in weights.kind
-    assert weights.preprocessing == Preprocessing()
+    assert weights.inputs == Inputs.of(Preprocessing())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -173,7 +173,7 @@ def test_safetensors_as_the_library_writes_them(tmp_path, name, dtype):
     library.save_file(state, tmp_path / "model.bin", metadata={"format": "pt"})
     loaded, truth = load(tmp_path / "model.bin"), load(saved(tmp_path, state))
     assert loaded.kind == truth.kind
-    assert loaded.preprocessing == truth.preprocessing
+    assert loaded.inputs == truth.inputs
     assert loaded.skipped == truth.skipped
     assert set(loaded) == set(truth)
     for key, value in truth.items():

@@ -133,12 +133,9 @@ def _normalisation(
     feature: str, usual: Preprocessing, start: weights.Weights | None
 ) -> Preprocessing:
     """How a feature is normalised, given the data set's way and the start weights."""
-    given = start.preprocessing if start else None
-    if isinstance(given, Inputs):
-        known = {name: part for _, parts in given.entries for name, part in parts}
-        if feature in known:
-            return known[feature]
-        given = known.get("image")
-    if given is None or given == CAFFE:
+    if start is None or start.inputs is None or start.inputs == Inputs.of(CAFFE):
         return usual
-    return given if feature == "image" else usual.on_scale_of(given)
+    known = {name: part for _, parts in start.inputs.entries for name, part in parts}
+    if feature in known:
+        return known[feature]
+    return usual.on_scale_of(known["image"]) if "image" in known else usual

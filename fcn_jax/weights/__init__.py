@@ -1,11 +1,11 @@
 """Start weights: files of other programs and of this one, and transplanting them by name.
 
 `load` turns a file into `Weights`: a flat dictionary of numpy arrays under the Caffe layer names,
-with kernels in our layout and with what the network expects of its input. `transplant` copies them
+with kernels in our layout and with what the network expects of its inputs. `transplant` copies them
 into a network's parameters and reports what it did. `save` writes them.
 
-A format is a row of `_READERS`. Readers believe no length and no name that a file states, run
-nothing that it asks for, and raise `ValueError`; `load` adds the path.
+A format is a row of `_READERS`. Files are untrusted: readers check every length and name that a
+file states, run nothing that it asks for, and raise `ValueError`; `load` adds the path.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _read_zip(path: Path) -> Weights:
 
 
 _READERS: tuple[tuple[Callable[[bytes], bool], Callable[[Path], Weights]], ...] = (
-    (zipped.recognises, _read_zip),
+    (lambda head: head.startswith(zipped.SIGNATURE), _read_zip),
     (hdf5.recognises, keras.read),
     (torch.recognises_legacy, torch.read_legacy),
     (safetensors.recognises, safetensors.read),
@@ -75,6 +75,11 @@ _STRANGERS: tuple[tuple[Callable[[bytes], bool], str], ...] = (
 )
 """Other things that weight files turn out to be, and what to say of them."""
 
+_UNKNOWN = (
+    "is no weight file that fcn_jax can read; it reads .caffemodel, .pth, .safetensors, .h5, "
+    ".npz, and the folder of a training run"
+)
+
 
 def load(path: str | Path) -> Weights:
     """Reads a weight file, told by its content and not by its suffix.
@@ -88,49 +93,43 @@ def load(path: str | Path) -> Weights:
         path: A file, or the folder of a run.
 
     Returns:
-        float32 arrays under our names and in our layout, with their preprocessing. A network with
-        Caffe's weights under torchvision's names (``vgg16_from_caffe.pth``) looks like
-        torchvision's: set ``preprocessing`` to ``Preprocessing()`` there.
+        float32 arrays under our names and in our layout, with the inputs they expect. A network
+        with Caffe's weights under torchvision's names (``vgg16_from_caffe.pth``) looks like
+        torchvision's: set ``inputs`` to ``Inputs.of(Preprocessing())`` there.
 
     Raises:
         FileNotFoundError: If there is no such file, or the folder is no run's.
         ValueError: If the file is of no known kind, damaged, or holds NaN or Inf. The message
             names the file and everything that is wrong with it.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_dir():
-        return _load_run(path)
-    if not path.is_file():
+        weights = _read_run(path)
+    elif not path.is_file():
         raise FileNotFoundError(f"there is no weight file {path}")
-    with path.open("rb") as file:
-        head = file.read(HEAD)
-    read = next((read for recognises, read in _READERS if recognises(head)), None)
-    if read is None:
-        raise ValueError(f"{path} {_strange(head)}")
-    try:
-        weights = read(path)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    if bad := [name for name, value in weights.items() if not _is_finite(value)]:
-        raise ValueError(f"{path}: NaN or Inf in {', '.join(bad)}; the file is unusable")
+    else:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+        read = next((read for recognises, read in _READERS if recognises(head)), None)
+        if read is None:
+            remarks = [remark for recognises, remark in _STRANGERS if recognises(head)]
+            raise ValueError(f"{path} {(remarks or [_UNKNOWN])[0]}")
+        try:
+            weights = read(path)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    # Smallest and largest values tell it without a second array of that size.
+    bad = [
+        name
+        for name, array in weights.items()
+        if array.size and not np.isfinite([array.min(), array.max()]).all()
+    ]
+    if bad:
+        raise ValueError(f"{path}: NaN or Inf in {', '.join(bad)}; these weights are unusable")
     return weights
 
 
-def _strange(head: bytes) -> str:
-    remarks = (remark for recognises, remark in _STRANGERS if recognises(head))
-    return next(
-        remarks,
-        "is no weight file that fcn_jax can read; it reads .caffemodel, .pth, .safetensors, .h5, "
-        ".npz, and the folder of a training run",
-    )
-
-
-def _is_finite(values: np.ndarray) -> bool:
-    """Whether there is neither NaN nor Inf, found without a second array of that size."""
-    return not values.size or bool(np.isfinite(values.min()) and np.isfinite(values.max()))
-
-
-def _load_run(path: Path) -> Weights:
+def _read_run(path: Path) -> Weights:
     """The best checkpoint of the last stage of a run, or of the stage whose folder it is."""
     from fcn_jax.runs import load_run  # brings in orbax
 
@@ -138,8 +137,5 @@ def _load_run(path: Path) -> Weights:
     if path.parent.name == "checkpoints" and (path.parents[1] / "config.json").is_file():
         path, stage = path.parents[1], path.name
     run = load_run(path, stage)
-    arrays = flatten(run.variables["params"])
-    weights = Weights(arrays, run.inputs.sole or run.inputs, f"fcn_jax {run.stage}")
-    if bad := [name for name, value in weights.items() if not _is_finite(np.asarray(value))]:
-        raise ValueError(f"{path}: NaN or Inf in {', '.join(bad)}; the checkpoint is unusable")
-    return weights
+    arrays = {name: np.asarray(array) for name, array in flatten(run.variables["params"]).items()}
+    return Weights(arrays, run.inputs, f"fcn_jax {run.stage}")

@@ -1,82 +1,112 @@
-"""Parameters as a flat dictionary, the one form that every reader, writer and transplant shares.
-
-Layer names may hold slashes themselves (``inception_3a/1x1``), so that a flat name is always taken
-apart at its last one.
-"""
+"""Parameters as a flat dictionary, the one form that every reader, writer and transplant shares."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from flax import traverse_util
+from jaxtyping import Float32, Shaped
 
-from fcn_jax.models.inputs import Inputs, Preprocessing
+from fcn_jax.models.inputs import Inputs
 
 
 class Weights(dict[str, np.ndarray]):
     """float32 arrays by ``layer/kernel`` and ``layer/bias``, and what is known of their origin.
 
-    Kernels of convolutions are (height, width, in / groups, out), of transposed convolutions (height,
-    width, in, out) without a flip, of dense layers (in, out) with the inputs in Caffe's order
-    (channel, row, column), whatever the order in the file was.
+    Kernels of convolutions are (height, width, in / groups, out), of transposed convolutions
+    (height, width, in, out) without a flip, of dense layers (in, out) with the inputs in Caffe's
+    order (channel, row, column), whatever the order in the file was.
 
     Attributes:
-        preprocessing: What the network expects of its image, or of its inputs if they are others;
-            None where the file does not say.
+        inputs: What the network reads and how that is normalised; None where the file does not say.
         kind: What the file is, such as ``torchvision vgg16``.
-        skipped: What the file holds besides that has no place here, in words.
+        skipped: What else the file holds, in words.
     """
 
     def __init__(
         self,
         arrays: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]] = (),
-        preprocessing: Preprocessing | Inputs | None = None,
+        inputs: Inputs | None = None,
         kind: str = "",
         skipped: Iterable[str] = (),
     ) -> None:
         super().__init__(arrays)
-        self.preprocessing = preprocessing
+        self.inputs = inputs
         self.kind = kind
         self.skipped = tuple(skipped)
 
 
+# ======================================================================== trees
+
+
 def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
     """A parameter tree as a flat dictionary: leaves by ``layer/kernel`` and ``layer/bias``."""
-    return dict(_leaves(params, ""))
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}/")
-        else:
-            yield f"{prefix}{name}", value
+    return traverse_util.flatten_dict(dict(params), sep="/")
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten` for trees of two levels: ``{layer: {"kernel": …, "bias": …}}``."""
-    tree: dict[str, Any] = {}
-    for name, value in flat.items():
-        layer, _, array = name.rpartition("/")
-        tree.setdefault(layer, {})[array] = value
-    return tree
+    """The inverse of `flatten` for trees of two levels: ``{layer: {"kernel": …, "bias": …}}``.
+
+    Names of layers may hold slashes (``inception_3a/1x1``), so the last one separates.
+    """
+    return traverse_util.unflatten_dict(
+        {tuple(name.rsplit("/", 1)): value for name, value in flat.items()}
+    )
 
 
-def float32(values: np.ndarray) -> np.ndarray:
-    """An own float32 copy, in the memory order of ``values`` (fast, also for a transposed view).
+# ======================================================================== layouts
+
+
+def float32(values: Shaped[np.ndarray, "..."], copy: bool = True) -> Float32[np.ndarray, "..."]:
+    """float32 values in the memory order of ``values`` (fast, also for a transposed view).
 
     Values beyond float32 become infinite, which `fcn_jax.weights.load` refuses.
+
+    Args:
+        values: Numbers of any type.
+        copy: Whether float32 values are copied too, as a view of a file must be.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.array(values, np.float32, order="K", copy=True)
+        return values.astype(np.float32, order="K", copy=copy)
 
 
-def convolution_kernel(weight: np.ndarray) -> np.ndarray:
-    """(out, in / groups, height, width), as Caffe and PyTorch store it, in our layout; a view."""
+def convolution_kernel(
+    weight: Shaped[np.ndarray, "out in h w"],
+) -> Shaped[np.ndarray, "h w in out"]:
+    """A kernel as Caffe and PyTorch store it, (out, in / groups, …), in our layout; a view."""
     return weight.transpose(2, 3, 1, 0)
 
 
-def conv_transpose_kernel(weight: np.ndarray) -> np.ndarray:
-    """(in, out, height, width), as Caffe and PyTorch store it, in our layout; a view."""
+def conv_transpose_kernel(
+    weight: Shaped[np.ndarray, "in out h w"],
+) -> Shaped[np.ndarray, "h w in out"]:
+    """A transposed convolution's as Caffe and PyTorch store it, in our layout; a view."""
     return weight.transpose(2, 3, 0, 1)
+
+
+# ======================================================================== what a file says of them
+
+MAX_DESCRIPTION = 1 << 16
+
+
+def describe_inputs(inputs: Inputs | None) -> str:
+    """What the network reads, as the JSON that is saved beside its arrays."""
+    return json.dumps(inputs and inputs.to_dict())
+
+
+def described_inputs(text: str) -> Inputs | None:
+    """The inverse of `describe_inputs`; no text is no inputs.
+
+    Raises:
+        ValueError: If this is no such JSON.
+    """
+    if len(text) > MAX_DESCRIPTION:
+        raise ValueError(f"damaged: {len(text)} characters that describe the inputs")
+    try:
+        fields = json.loads(text or "null")
+        return None if fields is None else Inputs.from_dict(fields)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"damaged: no description of inputs: {str(error)[:80]}") from error

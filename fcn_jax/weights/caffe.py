@@ -2,36 +2,134 @@
 
 The numbers below are those of caffe.proto. Three generations of layers exist: plain (since 2015,
 the type a string), V1 (an enumeration) and, inside V1, V0 (a string of another spelling).
+
+The wire format of protocol buffers is read here, where it lies: a file of 4 GiB costs no memory
+until its values are looked at, and no length is believed that does not fit. (The protobuf library
+copies a file twice before it returns the first array, and takes none beyond 2 GiB.)
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fcn_jax.models.inputs import Preprocessing
-from fcn_jax.weights import wire
-from fcn_jax.weights.arrays import (
-    Weights,
-    conv_transpose_kernel,
-    convolution_kernel,
-    float32,
-)
-from fcn_jax.weights.mapped import map_file
+from fcn_jax.models.inputs import CAFFE, Inputs
+from fcn_jax.weights.arrays import Weights, conv_transpose_kernel, convolution_kernel, float32
 
-NET_NAME, NET_V1_LAYERS, NET_LAYERS = 1, 2, 100
-_NET_TAGS = (b"\x0a", b"\x12", b"\x1a", b"\x20", b"\x28", b"\x32", b"\x38", b"\x42", b"\xa2\x06")
-"""How a NetParameter may begin: the tags of its fields."""
+# ======================================================================== the wire format
+
+MAX_FIELDS = 300_000
+"""A file of nothing but tiny fields would take minutes."""
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+"""Wire types; 3 and 4, groups, are long out of use."""
+
+
+class _Message:
+    """The fields of a message by number, in the file's order; nested messages stay bytes.
+
+    Args:
+        content: The bytes of the message, of which the values are views.
+        parent: The message that it is part of; all of one file share a limit of `MAX_FIELDS`.
+
+    Raises:
+        ValueError: If the bytes are no message; so do the methods if a field is of another kind.
+    """
+
+    def __init__(self, content: memoryview, parent: _Message | None = None) -> None:
+        self.fields: dict[int, list[tuple[int, Any]]] = {}
+        self.budget: Iterator[int] = parent.budget if parent else iter(range(MAX_FIELDS))
+        position = 0
+        while position < len(content):
+            if next(self.budget, None) is None:
+                raise ValueError("damaged: more fields than any network has")
+            tag, position = _read_varint(content, position)
+            number, wire = tag >> 3, tag & 7
+            if wire not in (_VARINT, _FIXED64, _BYTES, _FIXED32):
+                raise ValueError(f"damaged: there is no wire type {wire}")
+            value, size = 0, {_FIXED64: 8, _FIXED32: 4}.get(wire, 0)
+            if wire == _VARINT:
+                value, position = _read_varint(content, position)
+            elif wire == _BYTES:
+                size, position = _read_varint(content, position)
+            if size > (left := len(content) - position):
+                where = f"truncated or damaged: field {number}"
+                raise ValueError(f"{where} claims {size} bytes where {left} are left")
+            if wire != _VARINT:
+                value = content[position : position + size]
+                position += size
+            self.fields.setdefault(number, []).append((wire, value))
+
+    def bytes_of(self, number: int) -> list[memoryview]:
+        """The pieces of bytes of a field."""
+        values = self.fields.get(number, [])
+        if any(wire != _BYTES for wire, _ in values):
+            raise ValueError(f"damaged: field {number} is no message")
+        return [value for _, value in values]
+
+    def messages(self, number: int) -> list[_Message]:
+        """The nested messages of a field."""
+        return [_Message(content, self) for content in self.bytes_of(number)]
+
+    def text(self, number: int) -> str:
+        """The text of a field; empty where it is absent."""
+        values = self.bytes_of(number)
+        return str(values[-1], "utf-8") if values else ""
+
+    def integer(self, number: int, default: int = 0) -> int:
+        """The integer of a field."""
+        wire, value = self.fields.get(number, [(_VARINT, default)])[-1]
+        if wire != _VARINT:
+            raise ValueError(f"damaged: field {number} is no integer")
+        return value
+
+    def integers(self, number: int, most: int = 32) -> list[int]:
+        """The integers of a repeated field, packed into one value or not."""
+        found: list[int] = []
+        for wire, value in self.fields.get(number, []):
+            if wire == _VARINT:
+                found.append(value)
+                continue
+            if wire != _BYTES:
+                raise ValueError(f"damaged: field {number} holds no integers")
+            position = 0
+            while position < len(value) and len(found) <= most:
+                integer, position = _read_varint(value, position)
+                found.append(integer)
+        if len(found) > most:
+            raise ValueError(f"damaged: field {number} holds more than {most} integers")
+        return found
+
+    def packed(self, number: int, wire: int) -> memoryview | bytes:
+        """The bytes of a repeated field of fixed width, packed (in any number of pieces) or not."""
+        pieces = self.fields.get(number, [])
+        if any(kind not in (_BYTES, wire) for kind, _ in pieces):
+            raise ValueError(f"damaged: field {number} holds no numbers of that width")
+        return pieces[0][1] if len(pieces) == 1 else b"".join(value for _, value in pieces)
+
+
+def _read_varint(content: memoryview, position: int) -> tuple[int, int]:
+    """An unsigned integer of 7 bits a byte, the lowest first, and where it ends."""
+    value = 0
+    for shift, byte in enumerate(content[position : position + 10]):
+        value |= (byte & 0x7F) << (7 * shift)
+        if byte < 0x80:
+            return value, position + shift + 1
+    raise ValueError("truncated or damaged: an integer without an end")
+
+
+# ======================================================================== files
 
 ALIASES = {"conv1_1_bgrd": "conv1_1"}
 """Layers of published networks whose names say no more than what they read (NYUDv2, 4 channels)."""
 
-MAX_GROUPED = 1 << 30
-"""Bytes of a grouped transposed convolution as a full kernel: 255 classes at factor 32 need no more."""
+_NET_TAGS = (b"\x0a", b"\x12", b"\x1a", b"\x20", b"\x28", b"\x32", b"\x38", b"\x42", b"\xa2\x06")
+"""How a NetParameter may begin: the tags of its fields."""
 
 
 def recognises(head: bytes) -> bool:
@@ -44,7 +142,7 @@ def recognises(head: bytes) -> bool:
     if not head.startswith(b"\x0a"):
         return True
     try:
-        size, start = wire.varint(memoryview(head), 1)
+        size, start = _read_varint(memoryview(head), 1)
     except ValueError:
         return False
     return head[start + size :].startswith(_NET_TAGS)
@@ -54,21 +152,21 @@ def read(path: Path) -> Weights:
     """Reads the kernels and biases of convolutions, transposed convolutions and dense layers.
 
     Layers of other types that have blobs (BatchNorm, Scale, PReLU) are named in ``skipped``.
-    The preprocessing is that of the published networks, which the file does not say.
+    The inputs are those of the published networks, which the file does not say.
 
     Raises:
         ValueError: If the file is damaged, or blobs do not fit their layers; the latter all in
             one message.
     """
-    weights = Weights(preprocessing=Preprocessing(), kind="Caffe model")
+    weights = Weights(inputs=Inputs.of(CAFFE), kind="Caffe model")
     problems, skipped = [], []
     try:
-        layers = list(_layers(map_file(path)))
+        layers = list(_layers(_Message(np.memmap(path, mode="r").data)))
     except ValueError as error:
         raise ValueError(f"no Caffe model, or a damaged one: {error}") from error
     for layer in layers:
         name = ALIASES.get(layer.name, layer.name)
-        if layer.type not in _CONVERTERS:
+        if layer.type not in _KERNELS:
             skipped.append(f"{layer.name} ({layer.type}, {len(layer.blobs)} arrays)")
         elif f"{name}/kernel" in weights:
             problems.append(f"{name}: two layers of that name have blobs")
@@ -87,24 +185,7 @@ def read(path: Path) -> Weights:
 
 # ======================================================================== layers
 
-
-@dataclasses.dataclass(frozen=True)
-class _Layer:
-    """A layer that has blobs.
-
-    Attributes:
-        name: Its name.
-        type: Its type, spelled as in the newest generation where it is one of ours.
-        blobs: Its blobs.
-        group: Groups of a convolution.
-        transposed: Whether a dense layer stores (in, out).
-    """
-
-    name: str
-    type: str
-    blobs: list[_Blob]
-    group: int
-    transposed: bool
+_NET_V1_LAYERS, _NET_LAYERS = 2, 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,97 +215,90 @@ _TYPES = {
 """Types of the older generations; V1 has numbers."""
 
 
-def _layers(content: memoryview) -> Iterator[_Layer]:
-    reader = wire.Wire()
-    net = reader.parse(content)
-    for message in wire.messages(net, NET_V1_LAYERS):
-        fields = reader.parse(message)
-        generation = _V1
-        if older := wire.messages(fields, _V0_IN_V1):
-            fields, generation = reader.parse(older[-1]), _V0
-        yield from _layer(reader, fields, generation)
-    for message in wire.messages(net, NET_LAYERS):
-        yield from _layer(reader, reader.parse(message), _PLAIN)
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    """A layer that has blobs.
+
+    Attributes:
+        name: Its name.
+        type: Its type, spelled as in the newest generation where it is one of ours.
+        blobs: Its BlobProto messages.
+        group: Groups of a convolution.
+        transposed: Whether a dense layer stores (in, out).
+    """
+
+    name: str
+    type: str
+    blobs: list[_Message]
+    group: int
+    transposed: bool
 
 
-def _layer(reader: wire.Wire, fields: wire.Message, generation: _Generation) -> Iterator[_Layer]:
-    blobs = wire.messages(fields, generation.blobs)
-    if not blobs:
-        return
-    name = wire.text(fields, generation.name)
-    if not name:
-        raise ValueError("a layer with weights and without a name")
-    if generation is _V1:
-        kind = str(wire.integer(fields, generation.type))
-    else:
-        kind = wire.text(fields, generation.type)
-    convolution = _nested(reader, fields, generation.convolution)
-    dense = _nested(reader, fields, generation.inner_product)
-    group = wire.integer(fields, generation.group, 1)
-    yield _Layer(
-        name,
-        _TYPES.get(kind, f"V1 type {kind}" if generation is _V1 else kind),
-        [_blob(reader, reader.parse(blob)) for blob in blobs],
-        wire.integer(convolution, _CONVOLUTION_GROUP, group),
-        bool(wire.integer(dense, _INNER_PRODUCT_TRANSPOSE)),
-    )
+def _layers(net: _Message) -> Iterator[_Layer]:
+    """The layers that have blobs, of any generation."""
+    found: list[tuple[_Message, _Generation]] = []
+    for message in net.messages(_NET_V1_LAYERS):
+        older = message.messages(_V0_IN_V1)
+        found.append((older[-1], _V0) if older else (message, _V1))
+    found += [(message, _PLAIN) for message in net.messages(_NET_LAYERS)]
+    for message, generation in found:
+        blobs = message.messages(generation.blobs)
+        if not blobs:
+            continue
+        name = message.text(generation.name)
+        if not name:
+            raise ValueError("a layer with weights and without a name")
+        if generation is _V1:
+            number = str(message.integer(generation.type))
+            kind = _TYPES.get(number, f"V1 type {number}")
+        else:
+            kind = message.text(generation.type)
+            kind = _TYPES.get(kind, kind)
+        group, transposed = message.integer(generation.group, 1), 0
+        for convolution in message.messages(generation.convolution)[-1:]:
+            group = convolution.integer(_CONVOLUTION_GROUP, group)
+        for dense in message.messages(generation.inner_product)[-1:]:
+            transposed = dense.integer(_INNER_PRODUCT_TRANSPOSE)
+        yield _Layer(name, kind, blobs, group, bool(transposed))
 
 
-def _nested(reader: wire.Wire, fields: wire.Message, number: int) -> wire.Message:
-    """A nested message, empty where it is absent."""
-    found = wire.messages(fields, number)
-    return reader.parse(found[-1]) if found else {}
+# ======================================================================== our layout
 
-
-# ======================================================================== blobs
+MAX_GROUPED = 1 << 30
+"""Bytes of a grouped transposed convolution as a full kernel; 255 classes at factor 32 fit."""
 
 _LEGACY_SHAPE = (1, 2, 3, 4)
 _SHAPE, _DATA, _DOUBLE_DATA = 7, 5, 8
 
 
-@dataclasses.dataclass(frozen=True)
-class _Blob:
-    """A BlobProto: the bytes of its values, where they lie in the file, and what they are."""
-
-    data: memoryview | bytes
-    dtype: np.dtype
-    shape: tuple[int, ...]
-
-    def values(self) -> np.ndarray:
-        """The values as stored, a view."""
-        if not len(self.data):
-            raise ValueError(f"a blob {self.shape} without values (or of another kind of Caffe)")
-        if math.prod(self.shape) * self.dtype.itemsize != len(self.data):
-            raise ValueError(f"{len(self.data)} bytes for a blob {self.shape} of {self.dtype}")
-        return np.frombuffer(self.data, self.dtype).reshape(self.shape)
-
-
-def _blob(reader: wire.Wire, fields: wire.Message) -> _Blob:
-    if shapes := wire.messages(fields, _SHAPE):
-        shape = wire.integers(reader.parse(shapes[-1]), 1)
-    else:
-        shape = [wire.integer(fields, number, 1) for number in _LEGACY_SHAPE]
-    if _DOUBLE_DATA in fields:
-        data, dtype = wire.packed(fields, _DOUBLE_DATA, wire.FIXED64), np.dtype("<f8")
-    else:
-        data, dtype = wire.packed(fields, _DATA, wire.FIXED32), np.dtype("<f4")
-    return _Blob(data, dtype, tuple(shape))
-
-
-# ======================================================================== our layout
-
-
 def _arrays(name: str, layer: _Layer) -> dict[str, np.ndarray]:
     if len(layer.blobs) > 2:
         raise ValueError(f"has {len(layer.blobs)} blobs, expected a kernel and a bias")
-    weight, *biases = [blob.values() for blob in layer.blobs]
-    kernel = _CONVERTERS[layer.type](layer, weight)
+    kernel = _KERNELS[layer.type](layer, _values(layer.blobs[0]))
     arrays = {f"{name}/kernel": kernel}
-    for blob in biases:
-        if blob.size != kernel.shape[-1]:
-            raise ValueError(f"has {kernel.shape[-1]} outputs and a bias {blob.shape}")
-        arrays[f"{name}/bias"] = float32(blob.reshape(-1))
+    for blob in layer.blobs[1:]:
+        bias = _values(blob)
+        if bias.size != kernel.shape[-1]:
+            raise ValueError(f"has {kernel.shape[-1]} outputs and a bias {bias.shape}")
+        arrays[f"{name}/bias"] = float32(bias.reshape(-1))
     return arrays
+
+
+def _values(blob: _Message) -> np.ndarray:
+    """The values of a BlobProto as stored, a view of the file."""
+    if shapes := blob.messages(_SHAPE):
+        shape = tuple(shapes[-1].integers(1))
+    else:
+        shape = tuple(blob.integer(number, 1) for number in _LEGACY_SHAPE)
+    if _DOUBLE_DATA in blob.fields:
+        data, dtype = blob.packed(_DOUBLE_DATA, _FIXED64), np.dtype("<f8")
+    else:
+        data, dtype = blob.packed(_DATA, _FIXED32), np.dtype("<f4")
+    if not len(data):
+        raise ValueError(f"a blob {shape} without values (or of another kind of Caffe)")
+    if math.prod(shape) * dtype.itemsize != len(data):
+        raise ValueError(f"{len(data)} bytes for a blob {shape} of {dtype}")
+    return np.frombuffer(data, dtype).reshape(shape)
 
 
 def _convolution(layer: _Layer, blob: np.ndarray) -> np.ndarray:
@@ -264,7 +338,7 @@ def _with_axes(blob: np.ndarray, axes: int) -> np.ndarray:
     return blob
 
 
-_CONVERTERS: dict[str, Callable[[_Layer, np.ndarray], np.ndarray]] = {
+_KERNELS = {
     "Convolution": _convolution,
     "InnerProduct": _dense,
     "Deconvolution": _conv_transpose,

@@ -7,10 +7,12 @@ Caffe and PyTorch flatten (channel, row, column), Keras (row, column, channel).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
+from jaxtyping import Array, Shaped
 
 from fcn_jax.weights.arrays import Weights, flatten, unflatten
 
@@ -21,12 +23,16 @@ DENSE_LAYERS = ("fc6", "fc7", "fc8", "loss3/classifier")
 """The layers that are dense in the published classifiers."""
 
 
-def dense_to_conv(dense: np.ndarray, shape: tuple[int, ...], order: Order = "chw") -> np.ndarray:
+def dense_to_conv(
+    dense: Shaped[Array | np.ndarray, "inputs outputs"],
+    shape: tuple[int, ...],
+    order: Order = "chw",
+) -> Shaped[Array | np.ndarray, "height width channels outputs"]:
     """The convolution kernel of a dense layer over a flattened map.
 
     Args:
-        dense: (inputs, outputs).
-        shape: (height, width, channels, outputs) of the kernel.
+        dense: The kernel of the dense layer.
+        shape: (height, width, channels, outputs) of the convolution's.
         order: How the map was flattened: ``chw`` (Caffe, PyTorch) or ``hwc`` (Keras).
 
     Returns:
@@ -38,8 +44,10 @@ def dense_to_conv(dense: np.ndarray, shape: tuple[int, ...], order: Order = "chw
     return dense.reshape(channels, height, width, outputs).transpose(1, 2, 0, 3)
 
 
-def conv_to_dense(kernel: np.ndarray, order: Order = "chw") -> np.ndarray:
-    """The inverse of `dense_to_conv`: (height * width * channels, outputs)."""
+def conv_to_dense(
+    kernel: Shaped[Array | np.ndarray, "height width channels outputs"], order: Order = "chw"
+) -> Shaped[Array | np.ndarray, "height*width*channels outputs"]:
+    """The inverse of `dense_to_conv`."""
     if order == "chw":
         kernel = kernel.transpose(2, 0, 1, 3)
     return kernel.reshape(-1, kernel.shape[-1])
@@ -64,6 +72,11 @@ def convolutionalize(
     Raises:
         ValueError: If a map does not fit its layer or names one that has no dense kernel; all of
             them in one message.
+
+    Example:
+        >>> params = {"fc6": {"kernel": np.ones((7 * 7 * 512, 10)), "bias": np.ones(10)}}
+        >>> convolutionalize(params, {"fc6": (7, 7)})["fc6"]["kernel"].shape
+        (7, 7, 512, 10)
     """
     _check_order(order)
     flat = flatten(params)
@@ -78,12 +91,15 @@ def convolutionalize(
         if layer not in dense
     ]
     for layer, value in dense.items():
-        shape = _kernel_shape(value.shape, shapes.get(layer, (1, 1)))
-        if shape is None:
-            problems.append(f"{layer} is {value.shape}, which no map {tuple(shapes[layer])} gives")
+        size, outputs = value.shape
+        read = tuple(shapes.get(layer, (1, 1)))
+        cells = math.prod(read[:2])
+        channels = read[2] if len(read) == 3 else size // max(1, cells)
+        if len(read) in (2, 3) and min(read) > 0 and cells * channels == size:
+            flat[f"{layer}/kernel"] = dense_to_conv(value, (*read[:2], channels, outputs), order)
         else:
-            flat[f"{layer}/kernel"] = dense_to_conv(value, shape, order)
-    return _like(params, flat, problems)
+            problems.append(f"{layer} is {value.shape}, which no map {read} gives")
+    return _in_the_form_of(params, flat, problems)
 
 
 def to_dense(params: Params, layers: Iterable[str] | None = None, order: Order = "chw") -> Params:
@@ -111,19 +127,7 @@ def to_dense(params: Params, layers: Iterable[str] | None = None, order: Order =
             problems.append(f"{layer} has no kernel of a convolution")
         else:
             flat[f"{layer}/kernel"] = conv_to_dense(kernel, order)
-    return _like(params, flat, problems)
-
-
-def _kernel_shape(dense: tuple[int, ...], map_shape: Sequence[int]) -> tuple[int, ...] | None:
-    """(height, width, channels, outputs), or None where the map does not fit the layer."""
-    inputs, outputs = dense
-    if len(map_shape) not in (2, 3) or min(map_shape) < 1:
-        return None
-    height, width = map_shape[:2]
-    channels, rest = divmod(inputs, height * width)
-    if rest or channels not in (map_shape[2:] or (channels,)):
-        return None
-    return (height, width, channels, outputs)
+    return _in_the_form_of(params, flat, problems)
 
 
 def _check_order(order: str) -> None:
@@ -131,11 +135,11 @@ def _check_order(order: str) -> None:
         raise ValueError(f"order must be chw (Caffe, PyTorch) or hwc (Keras), got {order!r}")
 
 
-def _like(params: Any, flat: dict[str, Any], problems: list[str]) -> Any:
-    """The arrays in the form that ``params`` has: nested, flat, or `Weights` with its origin."""
+def _in_the_form_of(params: Params, flat: dict[str, Any], problems: list[str]) -> Params:
+    """The arrays nested, flat, or as `Weights` with their origin, if there are no problems."""
     if problems:
         raise ValueError("dense and convolution kernels:\n  " + "\n  ".join(problems))
     if isinstance(params, Weights):
-        return Weights(flat, params.preprocessing, params.kind, params.skipped)
+        return cast(Params, Weights(flat, params.inputs, params.kind, params.skipped))
     nested = any(isinstance(value, Mapping) for value in params.values())
-    return unflatten(flat) if nested else flat
+    return cast(Params, unflatten(flat) if nested else flat)

@@ -17,28 +17,25 @@ from pathlib import Path
 
 import numpy as np
 
-from fcn_jax.models.inputs import Preprocessing
+from fcn_jax.models.inputs import Inputs, Preprocessing
 from fcn_jax.weights import hdf5
 from fcn_jax.weights.arrays import Weights, float32
 from fcn_jax.weights.dense import conv_to_dense, dense_to_conv
+from fcn_jax.weights.torch_names import VGG_STAGES
 
-PREPROCESSING = Preprocessing("bgr", (103.939, 116.779, 123.68))
+INPUTS = Inputs.of(Preprocessing("bgr", (103.939, 116.779, 123.68)))
 
-_STAGES = {
-    "Keras vgg11": (1, 1, 2, 2, 2),
-    "Keras vgg13": (2, 2, 2, 2, 2),
-    "Keras vgg16": (2, 2, 3, 3, 3),
-    "Keras vgg19": (2, 2, 4, 4, 4),
+_NETWORKS = {
+    f"Keras {name}": {
+        f"block{stage}_conv{conv}": f"conv{stage}_{conv}"
+        for stage, convs in enumerate(convs_per_stage, 1)
+        for conv in range(1, convs + 1)
+    }
+    for name, convs_per_stage in VGG_STAGES.items()
 }
+"""Our names of the convolutions by Keras' names, in order."""
+
 _DENSE = {"fc1": "fc6", "fc2": "fc7", "predictions": "fc8"}
-_KINDS = {
-    "kernel": "kernel",
-    "W": "kernel",
-    "0": "kernel",
-    "bias": "bias",
-    "b": "bias",
-    "1": "bias",
-}
 
 # How the end of a path tells the layer and the array.
 _PATHS = (
@@ -67,25 +64,26 @@ def read(path: Path) -> Weights:
     if problems:
         raise ValueError(f"a {kind} with mistakes:\n  " + "\n  ".join(problems))
 
-    weights = Weights(preprocessing=PREPROCESSING, kind=kind)
+    weights = Weights(inputs=INPUTS, kind=kind)
     channels = 0
     for theirs, ours in names.items():
         if theirs in layers:
             arrays = layers.pop(theirs)
             kernel, bias = arrays["kernel"], arrays["bias"]
-            if theirs == "fc1":
-                kernel = _reordered(kernel, channels)
+            if theirs == "fc1":  # over a map flattened as (row, column, channel)
+                side = math.isqrt(len(kernel) // max(channels, 1))
+                if side * side * channels != len(kernel):
+                    raise ValueError(
+                        f"fc1 has {len(kernel)} inputs: no square map of {channels} channels"
+                    )
+                shape = (side, side, channels, kernel.shape[1])
+                kernel = np.asarray(conv_to_dense(dense_to_conv(kernel, shape, "hwc"), "chw"))
             channels = bias.size
-            weights[f"{ours}/kernel"] = _as_float32(kernel)
-            weights[f"{ours}/bias"] = _as_float32(bias)
+            weights[f"{ours}/kernel"] = float32(kernel, copy=False)
+            weights[f"{ours}/bias"] = float32(bias, copy=False)
     others = [f"{layer} (another layer)" for layer in layers]
     weights.skipped = (*strangers, *others)
     return weights
-
-
-def _as_float32(value: np.ndarray) -> np.ndarray:
-    """The array itself where it is float32: it was read for us alone."""
-    return value if value.dtype == np.float32 else float32(value)
 
 
 def _layers(
@@ -99,10 +97,10 @@ def _layers(
         if match is None:
             strangers.append(f"{path} {value.shape}")
             continue
-        of_layer = layers.setdefault(match[1], {})
-        if _KINDS[match[2]] in of_layer:
-            raise ValueError(f"two arrays for the {_KINDS[match[2]]} of {match[1]}")
-        of_layer[_KINDS[match[2]]] = value
+        kind = "bias" if match[2] in ("bias", "b", "1") else "kernel"
+        if kind in layers.setdefault(match[1], {}):
+            raise ValueError(f"two arrays for the {kind} of {match[1]}")
+        layers[match[1]][kind] = value
     return _with_names(layers), strangers
 
 
@@ -114,9 +112,9 @@ def _with_names(layers: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str,
     in_order = sorted(numbered, key=lambda layer: int(numbered[layer][2] or 0))
     convolutions = [layer for layer in in_order if numbered[layer][1] == "conv2d"]
     dense = [layer for layer in in_order if numbered[layer][1] == "dense"]
-    for stages in _STAGES.values():
-        if len(convolutions) == sum(stages):
-            renamed = dict(zip(convolutions, _convolutions(stages), strict=True))
+    for names in _NETWORKS.values():
+        if len(convolutions) == len(names):
+            renamed = dict(zip(convolutions, names, strict=True))
             if len(dense) == len(_DENSE):
                 renamed |= dict(zip(dense, _DENSE, strict=True))
             return {renamed.get(layer, layer): arrays for layer, arrays in layers.items()}
@@ -126,24 +124,14 @@ def _with_names(layers: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str,
 def _recognise(layers: Mapping[str, object]) -> tuple[str, dict[str, str]]:
     """The network, and our name of each of its layers."""
     blocks = {layer for layer in layers if re.match(r"block\d+_conv\d+$", layer)}
-    for kind, stages in _STAGES.items():
-        convolutions = _convolutions(stages)
+    for kind, convolutions in _NETWORKS.items():
         if blocks == set(convolutions):
             return kind, convolutions | _DENSE
     names = ", ".join(layer[:60] for layer in list(layers)[:6]) or "none"
     raise ValueError(
         f"a Keras file of another network, with the layers {names} …; known are "
-        f"{', '.join(_STAGES)} with layers block1_conv1 and so on"
+        f"{', '.join(_NETWORKS)} with layers block1_conv1 and so on"
     )
-
-
-def _convolutions(stages: tuple[int, ...]) -> dict[str, str]:
-    """Our names of the convolutions by Keras' names, in order."""
-    return {
-        f"block{stage}_conv{conv}": f"conv{stage}_{conv}"
-        for stage, convs in enumerate(stages, 1)
-        for conv in range(1, convs + 1)
-    }
 
 
 def _mistakes(layer: str, arrays: Mapping[str, np.ndarray]) -> list[str]:
@@ -155,13 +143,3 @@ def _mistakes(layer: str, arrays: Mapping[str, np.ndarray]) -> list[str]:
         expected = "(in, out)" if axes == 2 else "(3, 3, in, out)"
         return [f"{layer} has a kernel {kernel}, expected {expected}, and a bias {bias}"]
     return []
-
-
-def _reordered(dense: np.ndarray, channels: int) -> np.ndarray:
-    """fc1 over a map flattened as (channel, row, column), from Keras' (row, column, channel)."""
-    inputs, outputs = dense.shape
-    side = math.isqrt(inputs // channels)
-    if side * side * channels != inputs:
-        raise ValueError(f"fc1 has {inputs} inputs, which is no square map of {channels} channels")
-    kernel = dense_to_conv(dense, (side, side, channels, outputs), "hwc")
-    return conv_to_dense(kernel, "chw")

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
+import collections
+import io
 import math
 import os
+import pickle
 import struct
+import types
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from fcn_jax.models.inputs import Inputs, Preprocessing
-from fcn_jax.weights import metadata, npz, safetensors, torch
-from fcn_jax.weights.arrays import flatten
+from fcn_jax.models.inputs import Inputs
+from fcn_jax.weights import npz, safetensors, torch
+from fcn_jax.weights.arrays import describe_inputs, flatten
 from fcn_jax.weights.torch_names import is_conv_transpose
 
 Kind = Literal["npz", "safetensors", "pytorch-fcn"]
@@ -32,7 +34,7 @@ def save(
     path: str | Path,
     params: Mapping[str, Any],
     kind: Kind | None = None,
-    preprocessing: Preprocessing | Inputs | None = None,
+    inputs: Inputs | None = None,
 ) -> None:
     """Writes parameters to a file that `fcn_jax.weights.load` reads back exactly.
 
@@ -43,24 +45,30 @@ def save(
         params: ``{layer: {"kernel": …, "bias": …}}`` or flat by ``layer/kernel``.
         kind: The format; None goes by the suffix. ``pytorch-fcn`` is a state dict with the names
             of Wada's pytorch-fcn (``conv1_1.weight``), which ``torch.load`` opens.
-        preprocessing: What the network expects of its inputs. None takes what `Weights` carry.
+        inputs: What the network reads, and how that is normalised. None takes what `Weights`
+            carry.
 
     Raises:
         ValueError: If the kind is unknown, or an array is none of a network's or not finite; all
             of them in one message.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     kind = kind or _SUFFIXES.get(path.suffix)
     if kind not in _WRITERS:
         raise ValueError(
             f"cannot tell what to write to {path}; end it with one of {', '.join(_SUFFIXES)}, or "
             f"give kind as one of {', '.join(_WRITERS)}"
         )
-    if preprocessing is None:
-        preprocessing = getattr(params, "preprocessing", None)
     arrays = _checked(flatten(params))
-    with _replacing(path) as file:
-        _WRITERS[kind](file, arrays, metadata.encode(preprocessing))
+    description = describe_inputs(inputs or getattr(params, "inputs", None))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        _WRITERS[kind](temporary, arrays, description)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _checked(flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -83,57 +91,47 @@ def _checked(flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return arrays
 
 
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of ``path`` when all went well."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 # ======================================================================== formats
 
 
-def _write_npz(file: IO[bytes], arrays: Mapping[str, np.ndarray], described: bytes) -> None:
-    members = {**arrays, npz.METADATA: np.frombuffer(described, np.uint8)}
-    np.savez(file, allow_pickle=False, **members)
+def _write_npz(path: Path, arrays: Mapping[str, np.ndarray], description: str) -> None:
+    members = {**arrays, npz.DESCRIPTION: np.frombuffer(description.encode(), np.uint8)}
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **members)
 
 
-def _write_safetensors(file: IO[bytes], arrays: Mapping[str, np.ndarray], described: bytes) -> None:
-    header: dict[str, Any] = {"__metadata__": {safetensors.METADATA: described.decode()}}
-    position = 0
-    for name, array in arrays.items():
-        end = position + array.nbytes
-        header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [position, end]}
-        position = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # so that the numbers are aligned
-    file.write(len(text).to_bytes(8, "little") + text)
-    for array in arrays.values():
-        file.write(np.ascontiguousarray(array, "<f4").data)
+def _write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], description: str) -> None:
+    from safetensors.numpy import save_file
+
+    contiguous = {name: np.ascontiguousarray(array, "<f4") for name, array in arrays.items()}
+    save_file(contiguous, path, {safetensors.DESCRIPTION: description})
 
 
-def _write_state_dict(file: IO[bytes], arrays: Mapping[str, np.ndarray], described: bytes) -> None:
+def _write_state_dict(path: Path, arrays: Mapping[str, np.ndarray], description: str) -> None:
     """PyTorch's form since 1.6: an archive of a pickle and the bytes of each tensor."""
-    tensors = [_for_pytorch(name, array) for name, array in arrays.items()]
-    if dotted := [name for name, _ in tensors if name.count(".") != 1]:
+    tensors: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        layer, _, kind = name.rpartition("/")
+        axes = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}[array.ndim]
+        if array.ndim == 4 and is_conv_transpose(layer):
+            axes = (2, 3, 0, 1)
+        kind = "bias" if kind == "bias" else "weight"
+        tensors[f"{layer}.{kind}"] = array.transpose(axes)
+    if dotted := [name for name in tensors if name.count(".") != 1]:
         raise ValueError(f"cannot save: PyTorch's names of layers hold no dot: {dotted}")
-    members: dict[str, Any] = {
-        "data.pkl": _state_dict(tensors, described),
-        "byteorder": b"little",
-        **{f"data/{key}": tensor for key, (_, tensor) in enumerate(tensors)},
-        "version": b"3\n",
-    }
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, content in members.items():
+    state = collections.OrderedDict(
+        (name, _Tensor(str(key), tensor.shape))
+        for key, (name, tensor) in enumerate(tensors.items())
+    )
+    vars(state)["_metadata"] = {torch.DESCRIPTION: {"inputs": description}}
+    with path.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
+        pickled = io.BytesIO()
+        _StateDictPickler(pickled, protocol=2).dump(state)
+        members = [("data.pkl", pickled.getvalue()), ("byteorder", b"little")]
+        members += [(f"data/{key}", tensor) for key, tensor in enumerate(tensors.values())]
+        for name, content in (*members, ("version", b"3\n")):
             info = zipfile.ZipInfo(f"weights/{name}")
-            data = content.tobytes() if isinstance(content, np.ndarray) else content
+            data = content if isinstance(content, bytes) else content.tobytes()
             info.file_size = len(data)
             # PyTorch pads with a field "FB" to start each tensor at a multiple of 64 bytes.
             start = file.tell() + 30 + len(info.filename) + 4
@@ -142,92 +140,59 @@ def _write_state_dict(file: IO[bytes], arrays: Mapping[str, np.ndarray], describ
                 member.write(data)
 
 
-def _for_pytorch(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
-    """The name and the array in PyTorch's layout, a view."""
-    layer, _, kind = name.rpartition("/")
-    if kind == "bias":
-        return f"{layer}.bias", array
-    if array.ndim == 2:
-        return f"{layer}.weight", array.T
-    axes = (2, 3, 0, 1) if is_conv_transpose(layer) else (3, 2, 0, 1)
-    return f"{layer}.weight", array.transpose(axes)
+class _Tensor(NamedTuple):
+    """A contiguous float32 tensor, the whole of the storage with this key."""
+
+    key: str
+    shape: tuple[int, ...]
 
 
-def _state_dict(tensors: Sequence[tuple[str, np.ndarray]], described: bytes) -> bytes:
-    """The pickle of an OrderedDict of tensors, each the whole of a storage named by its index."""
-    empty = _Call("collections", "OrderedDict", ())
-    entries = {}
-    for key, (name, tensor) in enumerate(tensors):
-        storage = _Stored(("storage", _Name("torch", "FloatStorage"), str(key), "cpu", tensor.size))
-        strides = tuple(math.prod(tensor.shape[axis + 1 :]) for axis in range(tensor.ndim))
-        arguments = (storage, 0, tensor.shape, strides, False, empty)
-        entries[name] = _Call("torch._utils", "_rebuild_tensor_v2", arguments)
-    attributes = {"_metadata": {torch.METADATA: {"json": described.decode()}}}
-    return b"\x80\x02" + _pickled(_Filled(empty, entries, attributes)) + b"."
+class _Storage(NamedTuple):
+    key: str
+    size: int
 
 
-# ======================================================================== pickles
+class _StateDictPickler(pickle._Pickler):
+    """Writes tensors as PyTorch does, with the names of its classes and functions."""
+
+    write: Callable[[bytes], Any]
+
+    def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
+        if isinstance(obj, _Storage):
+            return ("storage", FloatStorage, obj.key, "cpu", obj.size)
+        return None
+
+    def reducer_override(self, obj: Any) -> Any:
+        if not isinstance(obj, _Tensor):
+            return NotImplemented
+        storage = _Storage(obj.key, math.prod(obj.shape))
+        strides = tuple(math.prod(obj.shape[axis + 1 :]) for axis in range(len(obj.shape)))
+        hooks = collections.OrderedDict()
+        return _rebuild_tensor_v2, (storage, 0, obj.shape, strides, False, hooks)
+
+    def save_global(self, obj: Any, name: str | None = None) -> None:
+        self.write(f"c{obj.__module__}\n{obj.__qualname__}\n".encode())  # it need not exist here
+
+    dispatch: ClassVar[Any] = {
+        **pickle._Pickler.dispatch,
+        type: save_global,
+        types.FunctionType: save_global,
+    }
 
 
-class _Name(NamedTuple):
-    """A name of a module."""
+class FloatStorage:
+    """Stands for PyTorch's class of that name in a pickle."""
 
-    module: str
-    name: str
-
-
-class _Call(NamedTuple):
-    """A function of a module, called."""
-
-    module: str
-    name: str
-    arguments: tuple[Any, ...]
+    __module__ = "torch"
 
 
-class _Filled(NamedTuple):
-    """A dictionary that is given items and attributes."""
-
-    dictionary: _Call
-    items: dict[str, Any]
-    attributes: dict[str, Any]
+def _rebuild_tensor_v2() -> None:
+    """Stands for PyTorch's function of that name in a pickle."""
 
 
-class _Stored(NamedTuple):
-    """A reference to something outside of the pickle."""
+_rebuild_tensor_v2.__module__ = "torch._utils"
 
-    reference: tuple[Any, ...]
-
-
-def _pickled(value: Any) -> bytes:
-    """The opcodes, of protocol 2, that put a value on the stack."""
-    match value:
-        case _Name(module, name):
-            return f"c{module}\n{name}\n".encode()
-        case _Call(module, name, arguments):
-            return _pickled(_Name(module, name)) + _pickled(arguments) + b"R"
-        case _Filled(dictionary, items, attributes):
-            return _pickled(dictionary) + _items(items) + _pickled(attributes) + b"b"
-        case _Stored(reference):
-            return _pickled(reference) + b"Q"
-        case bool():
-            return b"\x88" if value else b"\x89"
-        case int():
-            return struct.pack("<Bbq", 0x8A, 8, value)
-        case str():
-            return struct.pack("<BI", 0x58, len(value.encode())) + value.encode()
-        case tuple():
-            return b"(" + b"".join(map(_pickled, value)) + b"t"
-        case dict():
-            return b"}" + _items(value)
-    raise TypeError(f"no opcode for {value!r}")
-
-
-def _items(items: Mapping[str, Any]) -> bytes:
-    pairs = (_pickled(key) + _pickled(value) for key, value in items.items())
-    return b"(" + b"".join(pairs) + b"u"
-
-
-_WRITERS: dict[str, Callable[[IO[bytes], Mapping[str, np.ndarray], bytes], None]] = {
+_WRITERS: dict[str, Callable[[Path, Mapping[str, np.ndarray], str], None]] = {
     "npz": _write_npz,
     "safetensors": _write_safetensors,
     "pytorch-fcn": _write_state_dict,

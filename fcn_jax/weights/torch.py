@@ -9,28 +9,27 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fcn_jax.weights import metadata, torch_names, torch_pickle
-from fcn_jax.weights.arrays import Weights
-from fcn_jax.weights.mapped import map_file
+from fcn_jax.weights import torch_names, torch_pickle
+from fcn_jax.weights.arrays import Weights, described_inputs
 from fcn_jax.weights.torch_pickle import Dictionary, Storage, Tensor
-from fcn_jax.weights.zipped import open_zip, stored_member
+from fcn_jax.weights.zipped import SIGNATURE, open_zip
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
-MAX_PICKLE = 16 << 20
-"""Bytes of the pickles; a state dict's are some hundred for each tensor."""
-
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
 """Where training scripts keep the state dict among other things."""
 
-METADATA = "fcn_jax"
-"""Key of our `metadata` in a state dict's ``_metadata``, where PyTorch keeps versions."""
+DESCRIPTION = "fcn_jax"
+"""Key of the inputs' description in a state dict's ``_metadata``, where PyTorch keeps versions."""
 
 
 # ======================================================================== the two forms
@@ -47,8 +46,8 @@ def read_legacy(path: Path) -> Weights:
     Raises:
         ValueError: As `read_zip`.
     """
-    content = map_file(path)
-    stream = io.BytesIO(content[:MAX_PICKLE])
+    content = np.memmap(path, mode="r").data
+    stream = io.BytesIO(content[: torch_pickle.MAX_SIZE])
     magic, protocol = torch_pickle.read(stream), torch_pickle.read(stream)
     system = torch_pickle.read(stream)
     if (magic, protocol) != (_MAGIC, _PROTOCOL) or not isinstance(system, Dictionary):
@@ -63,18 +62,14 @@ def read_legacy(path: Path) -> Weights:
     storages: dict[str, memoryview] = {}
     position = stream.tell()
     for key in keys:
-        size = (
-            int.from_bytes(content[position : position + 8], "little") * known[key].dtype.itemsize
-        )
+        count = int.from_bytes(content[position : position + 8], "little")
+        size = count * known[key].dtype.itemsize
         position += 8
-        if size > len(content) - position:
-            raise ValueError(
-                f"truncated: a storage of {size} bytes where {max(0, len(content) - position)} "
-                "are left"
-            )
+        if size > (left := max(0, len(content) - position)):
+            raise ValueError(f"truncated: a storage of {size} bytes where {left} are left")
         storages[key] = content[position : position + size]
         position += size
-    return _weights(tensors, attributes, storages.__getitem__, len(content))
+    return _weights(tensors, attributes, storages, len(content))
 
 
 def read_zip(path: Path) -> Weights:
@@ -84,26 +79,40 @@ def read_zip(path: Path) -> Weights:
         ValueError: If the file is damaged, asks for anything but tensors, or holds the tensors
             of no known network.
     """
-    content = map_file(path)
+    content = np.memmap(path, mode="r").data
     with open_zip(path) as archive:
         members = {info.filename: info for info in archive.infolist()}
         main = next(name for name in members if name.endswith("data.pkl"))
         folder = main.removesuffix("data.pkl")
-        if members[main].file_size > MAX_PICKLE:
+        if members[main].file_size > torch_pickle.MAX_SIZE:
             raise ValueError(f"{main} has {members[main].file_size} bytes")
         order = members.get(f"{folder}byteorder")
-        if order and bytes(stored_member(content, order)[:8]) != b"little":
+        if order and bytes(_stored_member(content, order)[:8]) != b"little":
             raise ValueError("a PyTorch file of a big-endian machine; save it anew on another")
-        saved = torch_pickle.read(io.BytesIO(stored_member(content, members[main])))
+        saved = torch_pickle.read(io.BytesIO(_stored_member(content, members[main])))
         tensors, attributes = _state_dict(saved)
-        checked: dict[str, memoryview] = {}
+        storages = {
+            key: _stored_member(content, members[f"{folder}data/{key}"])
+            for key in {tensor.storage.key for tensor in tensors.values()}
+            if f"{folder}data/{key}" in members
+        }
+        return _weights(tensors, attributes, storages, len(content))
 
-        def storage(key: str) -> memoryview:
-            if key not in checked:
-                checked[key] = stored_member(content, members[f"{folder}data/{key}"])
-            return checked[key]
 
-        return _weights(tensors, attributes, storage, len(content))
+def _stored_member(content: memoryview, info: zipfile.ZipInfo) -> memoryview:
+    """The bytes of an uncompressed member as a view of the mapped file, their checksum checked."""
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{info.filename} is compressed, which PyTorch never does")
+    header = content[info.header_offset : info.header_offset + 30]
+    if len(header) < 30 or header[:4] != SIGNATURE:
+        raise ValueError(f"a damaged archive: nothing is at the place of {info.filename}")
+    start = info.header_offset + 30 + sum(struct.unpack_from("<HH", header, 26))
+    data = content[start : start + info.file_size]
+    if len(data) != info.file_size:
+        raise ValueError(f"truncated: {info.filename} should have {info.file_size} bytes")
+    if zlib.crc32(data) != info.CRC:
+        raise ValueError(f"a damaged archive: {info.filename} has another checksum")
+    return data
 
 
 # ======================================================================== tensors
@@ -124,57 +133,52 @@ def _state_dict(saved: Any) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     if not tensors:
         keys = ", ".join(str(key)[:40] for key in list(saved)[:8])
         raise ValueError(f"a dictionary without tensors; its keys are {keys or 'none'}")
-    return tensors, saved.attributes
+    return tensors, saved.attributes or {}
 
 
 def _weights(
     tensors: Mapping[str, Tensor],
     attributes: Mapping[str, Any],
-    storage: Callable[[str], memoryview],
+    storages: Mapping[str, memoryview],
     file_size: int,
 ) -> Weights:
     arrays = {}
-    total = 0
     for name, tensor in tensors.items():
         try:
-            arrays[name] = _view(tensor, storage)
+            arrays[name] = _view(tensor, storages)
         except ValueError as error:
             raise ValueError(f"{name[:80]}: {error}") from error
-        total += arrays[name].nbytes
+    total = sum(array.nbytes for array in arrays.values())
     if total > 2 * file_size:  # tensors may share a storage, as tied weights do
         raise ValueError(f"tensors of {total} bytes in a file of {file_size}")
     entries = attributes.get("_metadata")
-    ours = entries.get(METADATA) if isinstance(entries, Dictionary) else None
+    ours = entries.get(DESCRIPTION) if isinstance(entries, Dictionary) else None
     if not isinstance(ours, Dictionary):
         return torch_names.translate(arrays)
     weights = torch_names.translate_caffe_names(arrays)
-    weights.preprocessing = metadata.decode(str(ours.get("json", "")).encode())
+    weights.inputs = described_inputs(str(ours.get("inputs", "")))
     return weights
 
 
-def _view(tensor: Tensor, storage: Callable[[str], memoryview]) -> np.ndarray:
-    """The tensor as a read-only view of the file.
-
-    Raises:
-        ValueError: If it reaches beyond its storage, or is larger than it.
-    """
-    source: Storage = tensor.storage
-    try:
-        data = storage(source.key)
-    except KeyError:
-        raise ValueError(f"its storage {source.key[:40]!r} is not in the file") from None
-    if source.size * source.dtype.itemsize != len(data):
-        raise ValueError(f"its storage has {len(data)} bytes and should have {source.size} numbers")
-    shape, strides = tensor.shape, tensor.strides
+def _view(tensor: Tensor, storages: Mapping[str, memoryview]) -> np.ndarray:
+    """The tensor as a read-only view of the file, once it is within its storage."""
+    storage, shape, strides = tensor.storage, tensor.shape, tensor.strides
+    data = storages.get(storage.key)
+    if data is None:
+        raise ValueError(f"its storage {storage.key[:40]!r} is not in the file")
+    if storage.size * storage.dtype.itemsize != len(data):
+        raise ValueError(
+            f"its storage has {len(data)} bytes and should have {storage.size} numbers"
+        )
     count = math.prod(shape)
     if not count:
         raise ValueError(f"an empty tensor {shape}")
     last = tensor.offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-    if last >= source.size or count > source.size:
+    if last >= storage.size or count > storage.size:
         raise ValueError(
             f"a view {shape} with strides {strides} from {tensor.offset} on is not within its "
-            f"storage of {source.size} numbers"
+            f"storage of {storage.size} numbers"
         )
-    numbers = np.frombuffer(data, source.dtype)[tensor.offset :]
-    steps = [s * source.dtype.itemsize for s in strides]
+    numbers = np.frombuffer(data, storage.dtype)[tensor.offset :]
+    steps = [s * storage.dtype.itemsize for s in strides]
     return np.lib.stride_tricks.as_strided(numbers, shape, steps, writeable=False)

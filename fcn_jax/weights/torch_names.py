@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
-from fcn_jax.models.inputs import Preprocessing
+from fcn_jax.models.inputs import CAFFE, Inputs, Preprocessing
 from fcn_jax.weights.arrays import (
     Weights,
     conv_transpose_kernel,
@@ -83,7 +83,7 @@ _TIMM_VGG = (
     Module("head.fc", "fc8"),
 )
 _TORCHVISION_VGG = _numbered("classifier", {0: "fc6", 3: "fc7", 6: "fc8"})
-_VGG_STAGES = {
+VGG_STAGES = {
     "vgg11": (1, 1, 2, 2, 2),
     "vgg13": (2, 2, 2, 2, 2),
     "vgg16": (2, 2, 3, 3, 3),
@@ -117,7 +117,7 @@ NETWORKS: tuple[Network, ...] = (
             IMAGENET,
             marker=marker,
         )
-        for name, stages in _VGG_STAGES.items()
+        for name, stages in VGG_STAGES.items()
         for norm in (False, True)
         for origin, classifier, marker in (
             ("timm", _TIMM_VGG, "pre_logits.fc1.weight"),
@@ -147,7 +147,7 @@ STRANGERS = {
     "layer1.0.": "a ResNet is none of the networks here",
     "features.denseblock1.": "a DenseNet is none of the networks here",
 }
-"""Beginnings of names in files that people will try, and what to say of them."""
+"""Beginnings of names in other files that people may try, and what to say of them."""
 
 
 # ======================================================================== translation
@@ -171,17 +171,19 @@ def translate(arrays: Mapping[str, np.ndarray]) -> Weights:
     for network in NETWORKS:
         if _is_of(network, arrays):
             return _translate_network(network, arrays)
-    if _has_caffe_names(arrays):
+    if all(name.endswith((".weight", ".bias")) and name.count(".") == 1 for name in arrays) and any(
+        name.startswith(_CAFFE_BEGINNINGS) for name in arrays
+    ):
         return translate_caffe_names(arrays)
-    for beginning, remark in STRANGERS.items():
-        if any(name.startswith(beginning) for name in arrays):
-            raise ValueError(f"{remark}; known are {_known()}")
     names = ", ".join(name[:60] for name in list(arrays)[:6])
-    raise ValueError(f"tensors of an unknown network ({names} …); known are {_known()}")
-
-
-def _known() -> str:
-    return ", ".join([*(network.kind for network in NETWORKS), "pytorch-fcn"])
+    remarks = [
+        remark
+        for beginning, remark in STRANGERS.items()
+        if any(name.startswith(beginning) for name in arrays)
+    ]
+    remark = (remarks or [f"tensors of an unknown network ({names} …)"])[0]
+    known = ", ".join([*(network.kind for network in NETWORKS), "pytorch-fcn"])
+    raise ValueError(f"{remark}; known are {known}")
 
 
 def _is_of(network: Network, arrays: Mapping[str, np.ndarray]) -> bool:
@@ -197,33 +199,28 @@ def _is_of(network: Network, arrays: Mapping[str, np.ndarray]) -> bool:
 
 
 def _translate_network(network: Network, arrays: Mapping[str, np.ndarray]) -> Weights:
-    weights = Weights(preprocessing=network.preprocessing, kind=network.kind)
+    weights = Weights(inputs=Inputs.of(network.preprocessing), kind=network.kind)
     problems: list[str] = []
     used: set[str] = set()
     for module in (*network.backbone, *network.classifier):
         if module in network.classifier and f"{module.theirs}.weight" not in arrays:
             continue
-        names = _array_names(module, arrays)
-        used |= set(names)
+        names = [f"{module.theirs}.weight"]
+        if not module.norm or f"{module.theirs}.bias" in arrays:
+            names.append(f"{module.theirs}.bias")
+        if module.norm:
+            names += [f"{module.norm}.{name}" for name in _NORM_ARRAYS]
+            used.add(f"{module.norm}.num_batches_tracked")
+        used.update(names)
         wrong = _mistakes(names, arrays)
         problems += wrong
         if not wrong:
             weights.update(_layer(module, arrays, network.epsilon))
     if problems:
         raise ValueError(f"a {network.kind} with mistakes:\n  " + "\n  ".join(problems))
-    counters = tuple(f"{module.norm}.num_batches_tracked" for module in network.backbone)
-    weights.skipped = _summary(name for name in arrays if name not in (*used, *counters))
+    others = collections.Counter(name.partition(".")[0] for name in arrays if name not in used)
+    weights.skipped = tuple(f"{part} ({count} arrays)" for part, count in others.items())
     return weights
-
-
-def _array_names(module: Module, arrays: Mapping[str, np.ndarray]) -> list[str]:
-    """The arrays that a layer is made of, its weight first."""
-    names = [f"{module.theirs}.weight"]
-    if not module.norm or f"{module.theirs}.bias" in arrays:
-        names.append(f"{module.theirs}.bias")
-    if module.norm:
-        names += [f"{module.norm}.{name}" for name in _NORM_ARRAYS]
-    return names
 
 
 _NORM_ARRAYS = ("weight", "bias", "running_mean", "running_var")
@@ -264,24 +261,16 @@ def _layer(
     return {f"{module.ours}/kernel": float32(kernel), f"{module.ours}/bias": float32(bias)}
 
 
-def _summary(names: Iterable[str]) -> tuple[str, ...]:
-    """Names of arrays that are left over, counted by their first part."""
-    counts = collections.Counter(name.partition(".")[0] for name in names)
-    return tuple(f"{part} ({count} arrays)" for part, count in counts.items())
-
-
 # ======================================================================== Caffe's names
 
-
 _CAFFE_BEGINNINGS = ("conv1_1", "conv1/7x7_s2", "fc6", "score_fr", "upscore")
+"""Beginnings of layers' names of which a state dict of pytorch-fcn (Wada) has one."""
 
-
-def _has_caffe_names(arrays: Mapping[str, np.ndarray]) -> bool:
-    """Whether these are LAYER.weight and LAYER.bias of an FCN, as in pytorch-fcn (Wada)."""
-    parts = [name.partition(".") for name in arrays]
-    return all(array in ("weight", "bias") for _, _, array in parts) and any(
-        layer.startswith(_CAFFE_BEGINNINGS) for layer, _, _ in parts
-    )
+_LAST_LAYERS = {
+    "upscore.": "fcn32s",
+    "upscore16.": "fcn16s",
+    "upscore8.": "fcn8s or fcn8s_atonce",
+}
 
 
 def translate_caffe_names(arrays: Mapping[str, np.ndarray]) -> Weights:
@@ -290,7 +279,13 @@ def translate_caffe_names(arrays: Mapping[str, np.ndarray]) -> Weights:
     Raises:
         ValueError: If there are arrays that no layer has; all of them in one message.
     """
-    weights = Weights(preprocessing=Preprocessing(), kind=_fcn_kind(arrays))
+    kinds = [
+        f"pytorch-fcn {network}"
+        for layer, network in _LAST_LAYERS.items()
+        if any(name.startswith(layer) for name in arrays)
+    ]
+    kind = kinds[0] if kinds else "PyTorch under Caffe's names"
+    weights = Weights(inputs=Inputs.of(CAFFE), kind=kind)
     problems = []
     for name, value in arrays.items():
         layer, _, array = name.partition(".")
@@ -311,15 +306,3 @@ def translate_caffe_names(arrays: Mapping[str, np.ndarray]) -> Weights:
 def is_conv_transpose(layer: str) -> bool:
     """Whether a layer of an FCN is a transposed convolution, which its kernel does not show."""
     return layer.startswith("upscore")
-
-
-def _fcn_kind(arrays: Mapping[str, np.ndarray]) -> str:
-    """The network by its last transposed convolution."""
-    for layer, network in (
-        ("upscore.", "fcn32s"),
-        ("upscore16.", "fcn16s"),
-        ("upscore8.", "fcn8s or fcn8s_atonce"),
-    ):
-        if any(name.startswith(layer) for name in arrays):
-            return f"pytorch-fcn {network}"
-    return "PyTorch under Caffe's names"

@@ -1,37 +1,56 @@
-"""The pickles inside PyTorch's files, interpreted without running any of what they name.
+"""The pickles inside PyTorch's files, read without running any of what they name.
 
-A pickle is a program for a stack machine, and Python's own machine calls whatever functions the
+A pickle is a program for a stack machine, and Python's own reader calls whatever functions the
 program asks for. This one knows the opcodes that `torch.save` writes for dictionaries of tensors,
-and gives the few functions that occur in them a meaning of its own; any other name is refused.
+gives the few functions that occur in them a meaning of its own, and refuses any other name.
+
+It builds on the reader that is written in Python: the one in C reserves gigabytes for an opcode of
+five bytes. Both hash the keys of dictionaries, which takes the stack of the process with it where
+a key is nested deeply enough, and minutes where it is long; hence `Dictionary` checks its keys.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import pickletools
-from collections.abc import Callable
-from typing import IO, Any
+import functools
+import io
+import pickle
+import struct
+from collections.abc import Callable, Iterable, Sized
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 
-MAX_OPCODES = 300_000
-"""A state dict has some twenty for each tensor; this many take a third of a second."""
+MAX_SIZE = 1 << 20
+"""Bytes of a pickle: a state dict's are some hundred for each tensor, and a million opcodes of one
+byte take half a second."""
+
+MAX_COPIES = 300_000
+"""Values that a pickle may hand to functions, which a few bytes can do over and over."""
+
+MAX_KEY = 1000
 
 
 # ======================================================================== what pickles hold
 
 
-class Dictionary(dict):
-    """An OrderedDict, with the attributes that the pickle gives it (``_metadata``)."""
+class Dictionary(dict[Any, Any]):
+    """A dictionary, with the attributes that the pickle gives an OrderedDict (``_metadata``)."""
 
-    attributes: dict[str, Any]
+    attributes: dict[Any, Any] | None = None
 
-    def __init__(self, pairs: Any = ()) -> None:
-        super().__init__()
-        self.attributes = {}
-        for key, value in pairs:
-            self[_key(key)] = value
+    def __setitem__(self, key: Any, value: Any) -> None:
+        match key:
+            case None | float() | Inert():
+                pass
+            case str() if len(key) <= MAX_KEY:
+                pass
+            case int() if abs(key) < 1 << 64:
+                pass
+            case _:
+                raise ValueError(f"a dictionary with a long or nested key ({type(key).__name__})")
+        super().__setitem__(key, value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,22 +78,29 @@ class Inert:
 
     name: str
 
+    def extend(self, values: Any) -> None:
+        """What a set would do with its elements."""
 
-@dataclasses.dataclass(frozen=True)
-class _Name:
-    """``module.name`` as the pickle asks for it."""
+    append = add = extend
 
-    full: str
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """What a mapping would do with an item."""
 
 
 # ======================================================================== what names mean
 
 
+def _dictionary(pairs: Iterable[Any] = ()) -> Dictionary:
+    made = Dictionary()
+    for key, value in pairs:
+        made[key] = value
+    return made
+
+
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
-    numbers = (offset, *shape, *strides)
-    if not isinstance(storage, Storage) or len(shape) != len(strides) or len(shape) > 8:
+    if not isinstance(storage, Storage) or not len(shape) == len(strides) <= 8:
         raise ValueError("a tensor of something else than a storage, a shape and strides")
-    if not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
+    if not all(type(n) is int and 0 <= n < 1 << 62 for n in (offset, *shape, *strides)):
         raise ValueError("a tensor with an impossible offset, shape or strides")
     return Tensor(storage, offset, tuple(shape), tuple(strides))
 
@@ -83,246 +109,137 @@ def _first(value: Any, *_: Any) -> Any:
     return value
 
 
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": Dictionary,
+def _inert(name: str, *_: Any) -> Inert:
+    return Inert(name)
+
+
+_NAMES: dict[str, Callable[..., Any] | np.dtype] = {
+    "collections.OrderedDict": _dictionary,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _first,
     "torch.nn.parameter.Parameter": _first,
     "torch.Size": tuple,
 }
-
-_INERT = frozenset(
-    {
-        "__builtin__.set",
-        "_codecs.encode",
-        "argparse.Namespace",
-        "builtins.set",
-        "collections.defaultdict",
-        "numpy._core.multiarray.scalar",
-        "numpy.core.multiarray.scalar",
-        "numpy.dtype",
-        "torch.device",
-    }
-)
-"""Names in checkpoints beside the tensors; what they would make is left out."""
-
-_STORAGES: dict[str, np.dtype] = {
+# Names in checkpoints beside the tensors; what they would make is left out.
+_NAMES |= {
+    name: functools.partial(_inert, name)
+    for name in (
+        *("__builtin__.set", "builtins.set", "_codecs.encode", "argparse.Namespace"),
+        *("collections.defaultdict", "numpy._core.multiarray.scalar"),
+        *("numpy.core.multiarray.scalar", "numpy.dtype", "torch.device"),
+    )
+}
+_NAMES |= {
     f"torch.{where}{name}Storage": np.dtype(dtype)
     for where in ("", "cuda.")
-    for name, dtype in {
-        "Double": "<f8",
-        "Float": "<f4",
-        "Half": "<f2",
-        "BFloat16": jnp.bfloat16,
-        "Long": "<i8",
-        "Int": "<i4",
-        "Short": "<i2",
-        "Char": "i1",
-        "Byte": "u1",
-        "Bool": "?",
-    }.items()
+    for name, dtype in (
+        *(("Double", "<f8"), ("Float", "<f4"), ("Half", "<f2"), ("BFloat16", jnp.bfloat16)),
+        *(("Long", "<i8"), ("Int", "<i4"), ("Short", "<i2"), ("Char", "i1")),
+        *(("Byte", "u1"), ("Bool", "?")),
+    )
 }
 
 
-def _storage(reference: Any) -> Storage:
-    """What a persistent id stands for: ("storage", type, key, device, size[, None])."""
-    match reference:
-        case ("storage", _Name(full), str(key), _, int(size), *rest) if (
-            full in _STORAGES and rest in ([], [None]) and 0 <= size < 1 << 62
-        ):
-            return Storage(_STORAGES[full], key, size)
-    raise ValueError("a reference to something else than a storage of numbers")
+# ======================================================================== reading
 
 
-def _key(key: Any) -> Any:
-    if key is not None and not isinstance(key, (str, int, float, Inert)):
-        raise ValueError(f"a dictionary with a key that is a {type(key).__name__}")
-    return key
-
-
-# ======================================================================== the machine
-
-
-def read(stream: IO[bytes], storages: dict[str, Storage] | None = None) -> Any:
-    """Interprets one pickle, and leaves the stream behind its end.
+def read(stream: io.BytesIO, storages: dict[str, Storage] | None = None) -> Any:
+    """Reads one pickle, and leaves the stream behind its end.
 
     Args:
-        stream: Where it begins.
+        stream: Where it begins; of no more than `MAX_SIZE` bytes, or time and memory have no limit.
         storages: Receives every storage that the pickle refers to, by key.
 
     Returns:
-        Dictionaries, lists, tuples, numbers, text, `Tensor` and `Inert`.
+        `Dictionary`, lists, tuples, numbers, text, `Tensor` and `Inert`.
 
     Raises:
         ValueError: If the pickle asks for a name that is none of a state dict's, or is damaged.
     """
-    machine = _Machine(storages)
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-            if count >= MAX_OPCODES:
-                raise ValueError(f"a pickle of more than {MAX_OPCODES} steps")
-            machine.step(opcode.name, argument)
-        return machine.pop()
-    except (ArithmeticError, AttributeError, LookupError, TypeError, UnicodeError) as error:
-        raise ValueError(f"a damaged pickle: {str(error)[:80]}") from error
+        return _Unpickler(stream, {} if storages is None else storages).load()
+    except (
+        *(pickle.UnpicklingError, EOFError, struct.error, UnicodeError),
+        *(ArithmeticError, AttributeError, LookupError, TypeError),
+    ) as error:
+        raise ValueError(f"a damaged pickle: {str(error)[:80] or 'it ends early'}") from error
 
 
-_PUSHED = frozenset(
-    {
-        *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "INT", "LONG", "BINFLOAT", "FLOAT"),
-        *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE"),
-        *("BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
-    }
+_KNOWN = b"".join(
+    (
+        *(pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.NONE),
+        *(pickle.NEWTRUE, pickle.NEWFALSE, pickle.BININT, pickle.BININT1, pickle.BININT2),
+        *(pickle.LONG1, pickle.LONG4, pickle.INT, pickle.LONG, pickle.BINFLOAT, pickle.FLOAT),
+        *(pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINUNICODE8, pickle.UNICODE),
+        *(pickle.BINSTRING, pickle.SHORT_BINSTRING),
+        *(pickle.BINBYTES, pickle.SHORT_BINBYTES, pickle.BINBYTES8),
+        *(pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
+        *(pickle.EMPTY_LIST, pickle.APPEND, pickle.APPENDS, pickle.SETITEM, pickle.SETITEMS),
+        *(pickle.ADDITEMS, pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE),
+        *(pickle.BINGET, pickle.LONG_BINGET, pickle.GLOBAL, pickle.STACK_GLOBAL),
+        *(pickle.BINPERSID,),
+    )
 )
-"""Opcodes whose argument is the value."""
+"""Opcodes that put values on the stack and into lists and dictionaries, as Python has them."""
 
-_MADE: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_LIST": list,
-    "EMPTY_DICT": Dictionary,
-    "EMPTY_SET": lambda: Inert("set"),
-}
-"""Opcodes that push a value of their own."""
-
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_IGNORED = frozenset({"PROTO", "FRAME", "STOP"})
+_SET = Inert("set")
 
 
-class _Machine:
-    """The stack, the marks in it, and the memo."""
+class _Unpickler(pickle._Unpickler):
+    stack: list[Any]
 
-    def __init__(self, storages: dict[str, Storage] | None) -> None:
-        self.storages = {} if storages is None else storages
-        self.stack: list[Any] = []
-        self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
-        self.copies_left = MAX_OPCODES
+    def __init__(self, stream: io.BytesIO, storages: dict[str, Storage]) -> None:
+        super().__init__(stream, encoding="latin1")
+        self.storages = storages
+        self.copies_left = MAX_COPIES
 
-    def pop(self) -> Any:
-        return self.stack.pop()
-
-    def pop_to_mark(self) -> list[Any]:
-        start = self.marks.pop()
-        values = self.stack[start:]
-        del self.stack[start:]
-        return values
-
-    def step(self, opcode: str, argument: Any) -> None:
-        """Carries out one opcode."""
-        if opcode in _PUSHED:
-            self.stack.append(argument)
-        elif opcode in _MADE:
-            self.stack.append(_MADE[opcode]())
-        elif opcode in _TUPLES:
-            size = _TUPLES[opcode]
-            self.stack[-size:] = [tuple(self.stack[-size:])]
-        elif opcode in _OPCODES:
-            _OPCODES[opcode](self, argument)
-        elif opcode not in _IGNORED:
-            raise ValueError(f"a pickle with {opcode}, which no state dict needs")
-
-    def mark(self, _: Any) -> None:
-        self.marks.append(len(self.stack))
-
-    def tuple(self, _: Any) -> None:
-        self.stack.append(tuple(self.pop_to_mark()))
-
-    def put(self, index: int) -> None:
-        self.memo[index] = self.stack[-1]
-
-    def memoize(self, _: Any) -> None:
-        self.memo[len(self.memo)] = self.stack[-1]
-
-    def get(self, index: int) -> None:
-        self.stack.append(self.memo[index])
-
-    def append(self, _: Any) -> None:
-        self.extend([self.pop()])
-
-    def appends(self, _: Any) -> None:
-        self.extend(self.pop_to_mark())
-
-    def extend(self, values: list[Any]) -> None:
-        if isinstance(self.stack[-1], list):
-            self.stack[-1].extend(values)
-        elif not isinstance(self.stack[-1], Inert):
-            raise ValueError("a damaged pickle: appends to what is no list")
-
-    def set_item(self, _: Any) -> None:
-        value, key = self.pop(), self.pop()
-        self.update([key, value])
-
-    def set_items(self, _: Any) -> None:
-        self.update(self.pop_to_mark())
-
-    def update(self, flat: list[Any]) -> None:
-        if isinstance(self.stack[-1], Inert):
-            return
-        if not isinstance(self.stack[-1], Dictionary):
-            raise ValueError("a damaged pickle: sets items of what is no dictionary")
-        for key, value in zip(flat[::2], flat[1::2], strict=True):
-            self.stack[-1][_key(key)] = value
-
-    def name(self, argument: str) -> None:
-        self.push_name(*argument.split(" ", 1))
-
-    def stacked_name(self, _: Any) -> None:
-        name, module = self.pop(), self.pop()
-        self.push_name(module, name)
-
-    def push_name(self, module: str, name: str) -> None:
+    def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
-        if full not in _FUNCTIONS and full not in _INERT and full not in _STORAGES:
+        if full not in _NAMES:
             raise ValueError(
                 f"asks for {full[:80]!r}, which is no part of a dictionary of tensors; it was not "
                 "run. Save model.state_dict() instead of the model"
             )
-        self.stack.append(_Name(full))
+        return _NAMES[full]
 
-    def call(self, _: Any) -> None:
-        arguments, function = self.pop(), self.pop()
-        if not isinstance(function, _Name) or not isinstance(arguments, tuple):
-            raise ValueError("a damaged pickle: calls what is no function")
-        if function.full in _INERT:
-            self.stack.append(Inert(function.full))
-        else:
-            self.copies_left -= sum(len(a) for a in arguments if isinstance(a, (tuple, list, dict)))
-            if self.copies_left < 0:
-                raise ValueError("a pickle that copies the same values over and over")
-            self.stack.append(_FUNCTIONS[function.full](*arguments))
+    def persistent_load(self, pid: Any) -> Storage:
+        """A storage, which a pickle refers to as ("storage", type, key, device, size[, None])."""
+        if isinstance(pid, tuple) and len(pid) <= 6 and pid[5:] in ((), (None,)):
+            match pid[:5]:
+                case ("storage", np.dtype() as dtype, str(key), _, int(size)) if (
+                    len(key) <= MAX_KEY and 0 <= size < 1 << 62
+                ):
+                    self.storages[key] = Storage(dtype, key, size)
+                    return self.storages[key]
+        raise ValueError("a reference to something else than a storage of numbers")
 
-    def build(self, _: Any) -> None:
-        state = self.pop()
-        if isinstance(self.stack[-1], Dictionary) and isinstance(state, Dictionary):
-            self.stack[-1].attributes = state
+    def call(self) -> None:
+        """Calls a function of ours (nothing else on the stack can be called)."""
+        arguments, function = self.stack.pop(), self.stack[-1]
+        self.copies_left -= len(arguments)
+        if self.copies_left >= 0:
+            self.copies_left -= sum(len(value) for value in arguments if isinstance(value, Sized))
+        if self.copies_left < 0:
+            raise ValueError("a pickle that copies the same values over and over")
+        self.stack[-1] = function(*arguments)
 
-    def persistent(self, _: Any) -> None:
-        storage = _storage(self.pop())
-        self.storages[storage.key] = storage
-        self.stack.append(storage)
+    def set_attributes(self) -> None:
+        """Keeps the attributes of a dictionary; those of anything else are of no use."""
+        state, value = self.stack.pop(), self.stack[-1]
+        if isinstance(value, Dictionary) and isinstance(state, Dictionary):
+            value.attributes = state
 
+    def refuse(self) -> None:
+        """Does nothing else: no state dict needs this opcode."""
+        raise ValueError("a pickle with an opcode that no dictionary of tensors needs")
 
-_OPCODES: dict[str, Callable[[_Machine, Any], None]] = {
-    "MARK": _Machine.mark,
-    "TUPLE": _Machine.tuple,
-    "BINPUT": _Machine.put,
-    "LONG_BINPUT": _Machine.put,
-    "MEMOIZE": _Machine.memoize,
-    "BINGET": _Machine.get,
-    "LONG_BINGET": _Machine.get,
-    "APPEND": _Machine.append,
-    "APPENDS": _Machine.appends,
-    "ADDITEMS": _Machine.appends,
-    "SETITEM": _Machine.set_item,
-    "SETITEMS": _Machine.set_items,
-    "GLOBAL": _Machine.name,
-    "STACK_GLOBAL": _Machine.stacked_name,
-    "REDUCE": _Machine.call,
-    "NEWOBJ": _Machine.call,
-    "BUILD": _Machine.build,
-    "BINPERSID": _Machine.persistent,
-}
+    dispatch: ClassVar[Any] = {
+        **dict.fromkeys(range(256), refuse),
+        **{code: do for code, do in pickle._Unpickler.dispatch.items() if code in _KNOWN},
+        pickle.EMPTY_DICT[0]: lambda self: self.stack.append(Dictionary()),
+        pickle.EMPTY_SET[0]: lambda self: self.stack.append(_SET),
+        pickle.REDUCE[0]: call,
+        pickle.NEWOBJ[0]: call,
+        pickle.BUILD[0]: set_attributes,
+    }
