@@ -145,20 +145,16 @@ class ClassTable:
             label += not row.ignored
         return lookup
 
-    def unknown_ids(self, raw: Integer[np.ndarray, "..."]) -> list[int]:
-        """The ids in `raw` that belong to no row and are not 255, in ascending order."""
-        values = np.unique(raw)
-        inside = (values >= 0) & (values < len(self._lookup))
-        known = inside & (self._lookup[np.where(inside, values, 0)] >= 0)
-        return [int(value) for value in values[~known]]
-
     def to_labels(self, raw: Integer[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
         """Turn stored ids into labels: 0..C-1, and 255 for void.
 
         Raises:
             ValueError: if an id belongs to no row; the message lists all such ids.
         """
-        if unknown := self.unknown_ids(raw):
+        values = np.unique(raw)
+        inside = (values >= 0) & (values < len(self._lookup))
+        known = inside & (self._lookup[np.where(inside, values, 0)] >= 0)
+        if unknown := values[~known].tolist():
             shown = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
             raise ValueError(
                 f"label values {shown} belong to no class (known ids: {_ranges(self.ids)}; "
@@ -188,9 +184,6 @@ class ClassTable:
         rows = (ClassRow(**{**row, "color": tuple(row["color"])}) for row in fields["classes"])
         return cls(tuple(rows))
 
-    def __hash__(self) -> int:
-        return hash(self.rows)
-
 
 def _ranges(ids: tuple[int, ...]) -> str:
     """Ids written short: 0..10, 13."""
@@ -209,12 +202,10 @@ def voc_color(index: int) -> tuple[int, int, int]:
     The bits of the index are dealt in turn to red, green and blue, most significant first, which
     gives 256 colours that are far apart for small indices.
     """
-    color = [0, 0, 0]
-    for shift in range(7, -1, -1):
-        for channel in range(3):
-            color[channel] |= (index >> channel & 1) << shift
-        index >>= 3
-    return color[0], color[1], color[2]
+    red, green, blue = (
+        sum((index >> 3 * bit + channel & 1) << 7 - bit for bit in range(8)) for channel in range(3)
+    )
+    return red, green, blue
 
 
 def table_from_names(

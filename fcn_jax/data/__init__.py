@@ -38,8 +38,9 @@ class DataSet:
     """A row of `DATASETS`.
 
     Attributes:
-        module: Import path of its module, which has `plan(manual_dir, **options)`: what the data
-            set can be prepared from (`fcn_jax.data.records.Plan`).
+        module: Import path of its module, whose `plan(manual_dir, data_dir, **options)` says what
+            the data set can be prepared from (`fcn_jax.data.records.Plan`). It may leave out the
+            folders that it does not use.
         from_files: Whether it is made from a person's files or a download, which need not be at
             hand any more once it has been prepared.
         aliases: Split names that stand for others: {"trainval": "train+val"}.
@@ -142,11 +143,8 @@ def prepare(
         raise FileNotFoundError(f"{name}: there is no folder {manual_dir} (manual_dir)")
     module = importlib.import_module(row.module)
     asked = inspect.signature(module.plan).parameters
-    given = {
-        "manual_dir": manual_dir,
-        "data_dir": data_dir,
-        "name": name.removeprefix(TFDS_PREFIX),
-    }
+    in_tfds = name.removeprefix(TFDS_PREFIX)
+    given = {"manual_dir": manual_dir, "data_dir": data_dir, "name": in_tfds}
     known = [option for option in asked if option not in given]
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(

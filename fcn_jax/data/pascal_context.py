@@ -123,19 +123,14 @@ def label_lookup(path: Path) -> Lookup:
         if match is None or not 0 < int(match[1]) < 65536:
             raise ValueError(f"{path}, line {row}: expected 'NUMBER: NAME', got '{line}'")
         numbers.setdefault(match[2].replace(" ", "").strip(), int(match[1]))
-    lookup = np.zeros(65536, np.uint8)
-    missing = []
-    for label, name in enumerate(PASCAL_CONTEXT.names[1:], start=1):
-        number = numbers.get(NAMES_IN_LABELS.get(name, name))
-        if number is None:
-            missing.append(NAMES_IN_LABELS.get(name, name))
-        else:
-            lookup[number] = label
-    if missing:
+    called = [NAMES_IN_LABELS.get(name, name) for name in PASCAL_CONTEXT.names[1:]]
+    if missing := [name for name in called if name not in numbers]:
         raise ValueError(
             f"{path}: no label is called {', '.join(missing)}; take the labels.txt with 459 lines "
             f"from {CONTEXT_URL}"
         )
+    lookup = np.zeros(65536, np.uint8)
+    lookup[[numbers[name] for name in called]] = range(1, len(called) + 1)
     return lookup
 
 

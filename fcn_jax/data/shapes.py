@@ -14,7 +14,6 @@ void border and the shadow all follow.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -176,13 +175,7 @@ def star(u: Map, v: Map, px: float, *, rng: np.random.Generator) -> Map:
     return _union(body, *rays)
 
 
-OUTLINES: dict[str, Callable[..., Map]] = {
-    "disc": disc,
-    "box": box,
-    "triangle": triangle,
-    "ring": ring,
-    "star": star,
-}
+OUTLINES = {outline.__name__: outline for outline in (disc, box, triangle, ring, star)}
 
 
 def _paint(
