@@ -109,3 +109,15 @@ def test_links_lead_to_files(page):
         elif not link.startswith(("https://", "http://", "#")):
             assert page.name != "README.md", f"{link} is relative"
             assert (page.parent / link.partition("#")[0]).exists(), link
+
+
+def test_the_files_of_the_architecture_exist():
+    """A name without a folder stands in that of the name before it, or in the package itself."""
+    folder = package = ROOT / "fcn_jax"
+    for name in re.findall(r"`([\w/{,}]+(?:\.py|/))`", (DOCS / "architecture.md").read_text()):
+        before, braces, after = name.partition("{")
+        inside, _, suffix = after.partition("}")
+        for path in [f"{before}{part}{suffix}" for part in inside.split(",")] if braces else [name]:
+            found = [base / path for base in (package, folder, ROOT) if (base / path).exists()]
+            assert found, name
+            folder = found[0].parent
