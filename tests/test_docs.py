@@ -120,4 +120,4 @@ def test_the_files_of_the_architecture_exist():
         for path in [f"{before}{part}{suffix}" for part in inside.split(",")] if braces else [name]:
             found = [base / path for base in (package, folder, ROOT) if (base / path).exists()]
             assert found, name
-            folder = found[0].parent
+            folder = found[0] if path.endswith("/") else found[0].parent
