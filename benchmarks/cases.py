@@ -44,10 +44,6 @@ class Case:
         """Channels of fc6 and fc7."""
         return max(1, round(4096 * self.width))
 
-    def channels(self, features: int) -> int:
-        """Channels of a layer of the backbone that has so many at width 1."""
-        return max(1, round(features * self.width))
-
     def random_batch(self) -> dict[str, np.ndarray]:
         """Images uint8 (b, h, w, 3), and labels uint8 (b, h, w) of which a tenth is void."""
         rng = np.random.default_rng(0)

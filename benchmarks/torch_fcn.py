@@ -372,7 +372,7 @@ class TorchFCN(nn.Module):
         return logits.get("", logits)
 
     def _classify(self, x: torch.Tensor) -> torch.Tensor:
-        """The scores (images, classes)."""
+        """The logits (images, classes)."""
         if self.backbone == "googlenet":
             assert x.shape[2:] == (7, 7)
             x = self.keep("pool5/7x7_s1", F.avg_pool2d(x, 7, 1))

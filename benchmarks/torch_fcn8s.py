@@ -63,7 +63,7 @@ class FCN8s(nn.Module):
 # ======================================================================== passes and steps
 
 
-def place(model: FCN8s, device: str, channels_last: bool) -> FCN8s:
+def to_device(model: FCN8s, device: str, channels_last: bool) -> FCN8s:
     """The network on its device, in one of PyTorch's two layouts."""
     if channels_last:
         model.memory_format = torch.channels_last
@@ -89,7 +89,7 @@ class Inference:
     def __init__(self, case: Case, precision: str, form: str, device: str, params: Any = None):
         self.precision, self.device = precision, device
         self.images = torch.from_numpy(case.random_batch()["image"]).to(device)
-        model = place(FCN8s(case, params), device, form != "eager").eval()
+        model = to_device(FCN8s(case, params), device, form != "eager").eval()
         if precision == "bfloat16":
             model.net.bfloat16()  # but not the mean of the pixels
         self.model = torch.compile(model) if form == "compile" else model
@@ -117,7 +117,7 @@ class Training:
         batch = case.random_batch()
         self.images = torch.from_numpy(batch["image"]).to(device)
         self.labels = torch.from_numpy(batch["label"]).to(device)
-        model = place(FCN8s(case, params), device, form != "eager").train()
+        model = to_device(FCN8s(case, params), device, form != "eager").train()
         self.optimizer = make_optimizer(model)
         self.model = torch.compile(model) if form == "compile" else model
 

@@ -1,4 +1,4 @@
-"""The benchmark of FCN-8s runs, and what it compares computes the same function."""
+"""The benchmarks run, and what that of FCN-8s compares computes the same function."""
 
 from __future__ import annotations
 
@@ -54,6 +54,28 @@ def test_both_networks_give_the_same_logits():
         assert 0 < float(ours[8]) < 1e-5  # equal but for rounding
         assert float(theirs[4]) == float(theirs[5]) == 1
         assert float(ours[4]) > 0
+
+
+SMALL_RUN = (
+    *("--config=../configs/quickstart.py", "--config.dataset_options.train=12"),
+    *("--config.dataset_options.val=4", "--config.dataset_options.size=48"),
+    *("--config.width=0.05", "--config.fc_width=8", "--config.batch_size=4"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "printed"),
+    [
+        (("loop.py", *SMALL_RUN, "--steps=2", "--turns=1"), "loader alone"),
+        (("convolutionalization.py", "--width=0.05", "--side=256", "--turns=1"), "2x2 logits"),
+        (("memory.py", "--width=0.05", "--shape=1x33x40", "--tasks=training"), "ratio"),
+        (("operations.py", "--only=AlexNet pool1", "--turns=1"), "and gradient"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_the_others_run(arguments, printed):
+    assert printed in run(*arguments)
 
 
 @pytest.mark.usefixtures("one_torch_thread")

@@ -72,8 +72,8 @@ def few_layers(padding: Padding, width: float, fc_width: int) -> Backbone:
     del width
     border, fc6_pad = (100, 0) if padding == "reference" else (1, 3)
     layers: list[Conv | Pool] = []
-    for stage, features in enumerate((32, 32, 64, 64, 64), 1):
-        layers.append(Conv(f"conv{stage}_1", features, Window(3, pad=1 if layers else border)))
+    for stage, channels in enumerate((32, 32, 64, 64, 64), 1):
+        layers.append(Conv(f"conv{stage}_1", channels, Window(3, pad=1 if layers else border)))
         layers.append(Pool(f"pool{stage}", Window(2, stride=2, ceil=True)))
     layers.append(Conv("fc6", fc_width, Window(7, pad=fc6_pad), dropout=True))
     return Backbone(tuple(layers), skips=("pool4", "pool3"))

@@ -3,7 +3,7 @@
 The truth is the dense classifier in PyTorch (`benchmarks/torch_fcn.py`). With no padding in the
 backbone both agree at every position. With it they differ by the border of zeros that every window
 brings along, where the map sees the image: the second half of this file says where that border
-reaches and where it must not, and bounds what it does to the scores.
+reaches and where it must not, and bounds what it does to the logits.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def _compiled(model):
     return jax.jit(functools.partial(model.apply, return_maps=True))
 
 
-def scores_and_maps(model, params, images):
-    scores, maps = _compiled(model)({"params": params}, images)
-    return np.asarray(scores), {name: np.asarray(value) for name, value in maps.items()}
+def logits_and_maps(model, params, images):
+    logits, maps = _compiled(model)({"params": params}, images)
+    return np.asarray(logits), {name: np.asarray(value) for name, value in maps.items()}
 
 
-def dense_scores(params, images, backbone, padding="native", width=1 / 16):
+def dense_logits(params, images, backbone, padding="native", width=1 / 16):
     network = torch_fcn.TorchFCN(
         "classifier", backbone, padding, heads=CLASSES, width=width, fc_width=24
     )
@@ -87,9 +87,9 @@ def test_at_the_training_size_it_is_the_dense_network(backbone, size, fc6):
     dense = dense_parameters(model)
     params = fcn_jax.weights.convolutionalize(dense, {"fc6": fc6} if fc6 else {})
     images = random_image(size, size)
-    ours, _ = scores_and_maps(model, params, images)
+    ours, _ = logits_and_maps(model, params, images)
     assert ours.shape == (1, 1, 1, CLASSES)
-    truth = dense_scores(dense, images, backbone, width=1 / 8)
+    truth = dense_logits(dense, images, backbone, width=1 / 8)
     assert relative_error(ours[:, 0, 0], truth) < BOUND
 
 
@@ -128,14 +128,14 @@ def test_without_padding_every_entry_is_the_dense_network_on_its_crop():
     dense = dense_parameters(model)
     params = fcn_jax.weights.convolutionalize(dense, {"fc6": (7, 7)})
     image = random_image(field + stride, field + 2 * stride)
-    ours, _ = scores_and_maps(model, params, image)
+    ours, _ = logits_and_maps(model, params, image)
     assert ours.shape == (1, 2, 3, CLASSES)
     crops = [
         image[0, stride * i : stride * i + field, stride * j : stride * j + field]
         for i in range(2)
         for j in range(3)
     ]
-    truth = dense_scores(dense, np.stack(crops), "vgg16", "valid")
+    truth = dense_logits(dense, np.stack(crops), "vgg16", "valid")
     assert relative_error(ours[0], truth.reshape(2, 3, CLASSES)) < BOUND
 
 
@@ -162,16 +162,16 @@ def one_pass_and_windows():
     model = small_classifier()
     params = random_parameters(model, 0)
     image = random_image(384, 384)
-    one_pass = scores_and_maps(model, params, image)
-    return model, one_pass, scores_and_maps(model, params, windows(image))
+    one_pass = logits_and_maps(model, params, image)
+    return model, one_pass, logits_and_maps(model, params, windows(image))
 
 
 def test_one_pass_over_384_pixels_gives_the_36_windows_but_for_their_borders(one_pass_and_windows):
-    """Measured here: a median difference of 0.2 standard deviations of the scores; see below."""
-    _, (scores, _), (window_scores, _) = one_pass_and_windows
-    assert scores.shape == (1, 6, 6, CLASSES)
-    truth = window_scores.reshape(6, 6, CLASSES)
-    difference = np.abs(scores[0] - truth) / truth.std()
+    """Measured here: a median difference of 0.2 standard deviations of the logits; see below."""
+    _, (logits, _), (window_logits, _) = one_pass_and_windows
+    assert logits.shape == (1, 6, 6, CLASSES)
+    truth = window_logits.reshape(6, 6, CLASSES)
+    difference = np.abs(logits[0] - truth) / truth.std()
     assert BOUND < np.median(difference) < 0.5
     assert difference.max() < 3
 
@@ -184,12 +184,12 @@ def inside(cells, number: int, lower: bool, upper: bool) -> range:
     """
     reach = (cells.receptive_field - 1) / 2
     centres = [cells.stride * index + cells.offset for index in range(number)]
-    seen = [
+    inner = [
         index
         for index, centre in enumerate(centres)
         if (lower or centre - reach >= 0) and (upper or centre + reach <= WINDOW - 1)
     ]
-    return range(seen[0], seen[-1] + 1)
+    return range(inner[0], inner[-1] + 1)
 
 
 @pytest.mark.parametrize(
@@ -226,14 +226,14 @@ def test_the_difference_vanishes_with_a_margin_around_the_window():
     model = small_classifier()
     params = random_parameters(model, 0)
     image = random_image(448, 448)
-    scores, _ = scores_and_maps(model, params, image)
-    middle = scores[0, 3:5, 3:5].reshape(4, CLASSES)
+    logits, _ = logits_and_maps(model, params, image)
+    middle = logits[0, 3:5, 3:5].reshape(4, CLASSES)
     errors = []
     for margin in (0, 64, 96):
         some = windows(image, margin, rows=(3, 4), columns=(3, 4))
         cell = margin // STRIDE
-        values, _ = scores_and_maps(model, params, some)
+        values, _ = logits_and_maps(model, params, some)
         errors.append(np.sqrt(np.mean((values[:, cell, cell] - middle) ** 2)) / middle.std())
-    # Measured, in standard deviations of the scores: 0.21, 0.015, 0.
+    # Measured, in standard deviations of the logits: 0.21, 0.015, 0.
     assert errors[0] > 0.05
     assert errors[0] > errors[1] > BOUND > errors[2]
