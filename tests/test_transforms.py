@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fcn_jax.data import transforms
-from fcn_jax.data.transforms import Augmentation, check_example, place_on_canvas, resize
+from fcn_jax.data.transforms import Augmentation, check_example, resize, stack_examples
 
 SIZES = [(1, 1), (7, 13), (33, 20)]
 
@@ -118,7 +118,7 @@ def test_random_scales_fill_their_range_evenly_in_logarithm():
 
 def test_canvas_holds_mixed_sizes_with_void_around():
     examples = [make_example(*size, seed=i) for i, size in enumerate(SIZES)]
-    batch = transforms.place_on_canvas(examples, (40, 32))
+    batch = transforms.stack_examples(examples, (40, 32))
     assert batch["image"].shape == (3, 40, 32, 3)
     np.testing.assert_array_equal(batch["valid_size"], SIZES)
     assert batch["id"].tolist() == [example["id"] for example in examples]
@@ -132,7 +132,7 @@ def test_canvas_holds_mixed_sizes_with_void_around():
 
 def test_canvas_too_small_names_the_image():
     with pytest.raises(ValueError, match=r"7x13: .* does not fit the canvas of 8x8; enlarge"):
-        transforms.place_on_canvas([make_example(7, 13)], (8, 8))
+        transforms.stack_examples([make_example(7, 13)], (8, 8))
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_jitter_leaves_depth_and_hha():
 
 def test_a_canvas_holds_every_array():
     examples = [rich_example((7, 9)), rich_example((5, 12), 1)]
-    batch = place_on_canvas(examples, (8, 16))
+    batch = stack_examples(examples, (8, 16))
     assert {
         name: value.shape for name, value in batch.items() if name not in ("valid_size", "id")
     } == {

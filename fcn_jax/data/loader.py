@@ -6,10 +6,9 @@ processes, so that a pipeline can go on exactly where a checkpoint left it.
 
 from __future__ import annotations
 
-import functools
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import grain
 import jax
@@ -23,9 +22,13 @@ from fcn_jax.data.transforms import (
     Augmentation,
     Example,
     check_example,
-    place_on_canvas,
     size_of,
+    stack_examples,
 )
+
+TrainingBatch: TypeAlias = tuple[dict[str, Array], list[str]]
+"""The arrays of a batch (``image``, ``label`` and others, and ``valid_size`` where an image may be
+smaller than its canvas), and the examples' ids."""
 
 
 class Source(Protocol):
@@ -36,11 +39,8 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> Example: ...
 
 
-class TrainingBatches:
+class TrainingBatches(contextlib.AbstractContextManager["TrainingBatches"]):
     """An endless iterator of batches on the devices, read ahead; a context manager.
-
-    Each item is the arrays (``image``, ``label`` and others, and ``valid_size`` where an image may be
-    smaller than its canvas) and the examples' ids.
 
     Batch n is a function of the source, the seed and n alone, so the position is a number, which
     means the same for any number of workers, threads and processes.
@@ -55,10 +55,10 @@ class TrainingBatches:
         self._iterator: grain.DatasetIterator | None = None
         self._closed = False
 
-    def __iter__(self) -> Iterator[tuple[dict[str, Array], list[str]]]:
+    def __iter__(self) -> Iterator[TrainingBatch]:
         return self
 
-    def __next__(self) -> tuple[dict[str, Array], list[str]]:
+    def __next__(self) -> TrainingBatch:
         if self._closed:
             raise ValueError("the loader has been closed")
         if self._iterator is None:
@@ -67,11 +67,11 @@ class TrainingBatches:
         self._next_batch += 1
         return batch
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> dict[str, int]:
         """The position after the last batch that was taken, as plain values for JSON."""
         return {"next_batch": self._next_batch, **self._settings}
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: dict[str, int]) -> None:
         """Goes to a position that `get_state` gave for the same pipeline.
 
         Raises:
@@ -91,26 +91,15 @@ class TrainingBatches:
         self._stop()
         self._next_batch = int(state["next_batch"])
 
-    def close(self) -> None:
-        """Stops reading ahead."""
-        self._closed = True
-        self._stop()
-
     def _stop(self) -> None:
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
 
-    def __enter__(self) -> TrainingBatches:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+    def __exit__(self, *_: object) -> None:
+        """Stops reading ahead."""
+        self._closed = True
+        self._stop()
 
 
 def training_batches(
@@ -152,48 +141,12 @@ def training_batches(
             or too large; it is named.
     """
     shards = 1 if mesh is None else mesh.shape.get("height", 1)
-    canvas = _known_canvas(source, augmentation, canvas, shards)
-    _check_settings(source, batch_size, canvas, process_count)
-    collate = functools.partial(
-        _collate,
-        canvas=canvas,
-        shards=shards,
-        exact=canvas is not None and _smallest_sizes(source, augmentation) == {canvas},
-    )
-    # The processes' parts of the global batches, one after the other.
-    parts = (
-        grain.MapDataset.source(_NamedExamples(source))
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .map(check_example)
-        .random_map(augmentation)
-        .batch(
-            batch_size // process_count,
-            drop_remainder=True,  # there is none, but the length of endless data would overflow
-            batch_fn=collate,
-        )
-    )
-
-    def read_from(batch: int) -> grain.IterDataset:
-        own = parts[process_index + batch * process_count :: process_count]
-        batches = own.to_iter_dataset(
-            grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=4)
-        )
-        if num_workers > 0:
-            _let_grain_start_workers()
-            batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
-        batches = batches.map(functools.partial(_to_devices, mesh=mesh))
-        # Two batches wait on the device: one would be taken before the next is there.
-        return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2)
-
-    settings = {"seed": seed, "batch_size": batch_size, "examples": len(source)}
-    return TrainingBatches(read_from, settings)
-
-
-def _check_settings(
-    source: Source, batch_size: int, canvas: Size | None, process_count: int
-) -> None:
+    smallest_sizes = _smallest_sizes(source, augmentation)
+    canvas = canvas or augmentation.crop
+    if canvas is None and len(smallest_sizes) == 1 and augmentation.scale_range == (1.0, 1.0):
+        (canvas,) = smallest_sizes
+    canvas = canvas and _divisible(canvas, shards)
+    filled = canvas is not None and smallest_sizes == {canvas}
     if len(source) == 0:
         raise ValueError(f"{source!r} has no examples to train on")
     if batch_size < 1 or batch_size % process_count:
@@ -207,16 +160,55 @@ def _check_settings(
             "set config.crop or config.canvas"
         )
 
+    def stack(examples: Sequence[Example]) -> dict[str, np.ndarray]:
+        own_canvas = canvas
+        if own_canvas is None:
+            height, width = np.max([size_of(example) for example in examples], axis=0).tolist()
+            own_canvas = _divisible((canvas_side(height), canvas_side(width)), shards)
+        batch = stack_examples(examples, own_canvas)
+        if filled:
+            del batch["valid_size"]
+        return batch
 
-def _known_canvas(
-    source: Source, augmentation: Augmentation, canvas: Size | None, shards: int
-) -> Size | None:
-    """The canvas of all batches, where it is known before the images are read."""
-    canvas = canvas or augmentation.crop
-    sizes = _smallest_sizes(source, augmentation)
-    if canvas is None and len(sizes) == 1 and augmentation.scale_range == (1.0, 1.0):
-        (canvas,) = sizes
-    return canvas and _divisible(canvas, shards)
+    def to_devices(batch: dict[str, np.ndarray]) -> TrainingBatch:
+        arrays = {name: value for name, value in batch.items() if name != "id"}
+        on_devices = jax.device_put(arrays) if mesh is None else devices.put_batch(arrays, mesh)
+        return on_devices, batch["id"].tolist()
+
+    # The processes' parts of the global batches, one after the other.
+    parts = (
+        grain.MapDataset.source(_NamedExamples(source))
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .map(check_example)
+        .random_map(augmentation)
+        .batch(
+            batch_size // process_count,
+            drop_remainder=True,  # there is none, but the length of endless data would overflow
+            batch_fn=stack,
+        )
+    )
+
+    def read_from(batch: int) -> grain.IterDataset:
+        own = parts[process_index + batch * process_count :: process_count]
+        batches = own.to_iter_dataset(
+            grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=4)
+        )
+        if num_workers > 0:
+            from absl import flags
+
+            # grain's workers read an absl flag, which fails in programs that never parse them.
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()
+            batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+        # Two batches wait on the device: one would be taken before the next is there.
+        return grain.experimental.ThreadPrefetchIterDataset(
+            batches.map(to_devices), prefetch_buffer_size=2
+        )
+
+    settings = {"seed": seed, "batch_size": batch_size, "examples": len(source)}
+    return TrainingBatches(read_from, settings)
 
 
 def _smallest_sizes(source: Source, augmentation: Augmentation) -> set[Size]:
@@ -234,18 +226,16 @@ def _smallest_sizes(source: Source, augmentation: Augmentation) -> set[Size]:
 
 def _divisible(canvas: Size, shards: int) -> Size:
     """The canvas made higher until devices can share its rows."""
-    height, width = canvas
-    return round_up(height, shards), width
+    return round_up(canvas[0], shards), canvas[1]
 
 
 def evaluation_examples(
     source: Source, indices: Sequence[int], *, read_threads: int = 2
 ) -> Iterator[Example]:
     """The chosen examples, each once, in order and as they are, read ahead."""
-    dataset = grain.MapDataset.source(_NamedExamples(source))
-    chosen: Any = grain.MapDataset.source(list(indices)).map(lambda index: dataset[index])
     options = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=8)
-    return iter(chosen.map(check_example).to_iter_dataset(options))
+    chosen: Any = grain.MapDataset.source(list(indices)).map(_NamedExamples(source).__getitem__)
+    return iter(chosen.to_iter_dataset(options))
 
 
 class _NamedExamples:
@@ -263,32 +253,3 @@ class _NamedExamples:
         except Exception as error:
             error.add_note(f"while reading example {index} of {self._source!r}")
             raise
-
-
-def _collate(
-    examples: Sequence[Example], canvas: Size | None, shards: int, exact: bool
-) -> dict[str, np.ndarray]:
-    """Stacks examples on a canvas; the batch has no sizes where all fill it."""
-    if canvas is None:
-        height, width = np.max([size_of(example) for example in examples], axis=0).tolist()
-        canvas = _divisible((canvas_side(height), canvas_side(width)), shards)
-    batch = place_on_canvas(list(examples), canvas)
-    if exact:
-        del batch["valid_size"]
-    return batch
-
-
-def _to_devices(
-    batch: dict[str, np.ndarray], mesh: Mesh | None
-) -> tuple[dict[str, Array], list[str]]:
-    ids = batch["id"].tolist()
-    arrays = {name: value for name, value in batch.items() if name != "id"}
-    return jax.device_put(arrays) if mesh is None else devices.put_batch(arrays, mesh), ids
-
-
-def _let_grain_start_workers() -> None:
-    """grain's workers read an absl flag, which fails in programs that never parse absl flags."""
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()

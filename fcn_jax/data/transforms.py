@@ -9,8 +9,8 @@ in millimetres, uint8 (h, w) a label map (``label``, or several of other names),
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -18,20 +18,20 @@ from jaxtyping import Shaped, UInt8
 from fcn_jax.canvas import Size, stack
 from fcn_jax.classes import VOID
 
-Example = dict[str, Any]
+Example: TypeAlias = dict[str, Any]
 
 
-def arrays(example: Example) -> dict[str, np.ndarray]:
+def arrays(example: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The arrays of an example, by name."""
     return {name: value for name, value in example.items() if isinstance(value, np.ndarray)}
 
 
-def is_label(value: np.ndarray) -> bool:
+def is_label(value: Shaped[np.ndarray, "..."]) -> bool:
     """Whether an array of an example is a label map."""
     return value.ndim == 2 and value.dtype == np.uint8
 
 
-def size_of(example: Example) -> Size:
+def size_of(example: Mapping[str, Any]) -> Size:
     """Height and width of an example."""
     height, width = next(iter(arrays(example).values())).shape[:2]
     return height, width
@@ -70,10 +70,14 @@ class Augmentation:
         return example
 
 
-def resize(example: Example, factor: float) -> Example:
-    """Scales all arrays, at least to 1 pixel: pictures bilinearly (antialiased), others by nearest.
+def resize(example: Mapping[str, Any], factor: float) -> Example:
+    """Scales all arrays to at least 1 pixel, with their pixels' centres aligned.
 
-    All take pixel centres as the points that correspond.
+    Pictures (h, w, 3) are interpolated bilinearly, with antialiasing. Of depth and label maps
+    (h, w) the nearest pixel is taken: between two depths or two classes there is nothing.
+
+    Raises:
+        ValueError: If a picture is not uint8 RGB, or the factor not positive.
     """
     resized = {
         name: nearest(value, factor) if value.ndim == 2 else resize_image(value, factor)
@@ -83,7 +87,7 @@ def resize(example: Example, factor: float) -> Example:
 
 
 def random_crop(example: Example, size: tuple[int, int], rng: np.random.Generator) -> Example:
-    """Cuts a window of at most ``valid_size`` (height, width) at a random place.
+    """Cuts a window of at most ``size`` (height, width) at a random place.
 
     Along an axis on which the image is smaller it is kept whole; the batch fills the rest with
     void.
@@ -113,8 +117,8 @@ def random_jitter(example: Example, strength: float, rng: np.random.Generator) -
     return {**example, "image": np.asarray(image)}
 
 
-def place_on_canvas(examples: list[Example], canvas: Size) -> dict[str, np.ndarray]:
-    """Stacks examples of mixed sizes: each in the top left corner, the rest black and void.
+def stack_examples(examples: Sequence[Example], canvas: Size) -> dict[str, np.ndarray]:
+    """Makes a batch of examples of any sizes: each in the top left corner, the rest black and void.
 
     Args:
         examples: At least one.
@@ -122,7 +126,7 @@ def place_on_canvas(examples: list[Example], canvas: Size) -> dict[str, np.ndarr
 
     Returns:
         The arrays with a batch axis (``image`` uint8 (b, h, w, 3), ``label`` uint8 (b, h, w) …),
-        ``valid_size`` int32 (b, 2) true height and width of each image, ``id`` array of str (b,).
+        ``valid_size`` int32 (b, 2) height and width of each image, ``id`` array of str (b,).
 
     Raises:
         ValueError: If an image is larger than the canvas; names it.
@@ -134,10 +138,7 @@ def place_on_canvas(examples: list[Example], canvas: Size) -> dict[str, np.ndarr
                 f"{example['id']}: the image of {rows}x{columns} pixels does not fit the canvas "
                 f"of {canvas[0]}x{canvas[1]}; enlarge config.canvas, or set config.crop to it"
             )
-    batch: dict[str, np.ndarray] = {
-        "valid_size": sizes,
-        "id": np.array([example["id"] for example in examples]),
-    }
+    batch = {"valid_size": sizes, "id": np.array([example["id"] for example in examples])}
     for name, first in arrays(examples[0]).items():
         values = [example[name] for example in examples]
         batch[name] = stack(values, canvas, len(values), VOID if is_label(first) else 0)
@@ -151,45 +152,24 @@ def check_example(example: Example) -> Example:
         ValueError: If an array is of no kind that examples have, or of another size than the
             others; names the example and the array.
     """
-    found = arrays(example)
     height, width = size_of(example)
-    for name, value in found.items():
+    for name, value in arrays(example).items():
         kind = (value.dtype.name, *value.shape[2:])
-        good = kind in (("uint8", 3), ("uint8",), ("uint16",)) and value.shape[:2] == (
-            height,
-            width,
-        )
-        if not good:
+        known = kind in (("uint8", 3), ("uint8",), ("uint16",))
+        if not known or value.shape[:2] != (height, width):
             raise ValueError(
                 f"{example['id']}: expected uint8 pictures (h, w, 3), uint8 label maps (h, w) and "
                 f"uint16 depth (h, w) of one size, got {name} {value.dtype} {value.shape} where "
                 f"others have {height}x{width}"
             )
-    if not any(is_label(value) for value in found.values()):
-        raise ValueError(f"{example['id']}: there is no label map among {', '.join(found)}")
+    if not any(map(is_label, arrays(example).values())):
+        found = ", ".join(arrays(example))
+        raise ValueError(f"{example['id']}: there is no label map among {found}")
     return example
 
 
-# ======================================================================== sizes
-
-
-def resize_features(
-    features: Mapping[str, Shaped[np.ndarray, "h w *c"]], scale: float
-) -> dict[str, Shaped[np.ndarray, "h2 w2 *c"]]:
-    """Resizes pictures bilinearly, and depth by nearest: between near and far there is nothing."""
-    return {
-        name: nearest(value, scale) if is_depth(value) else resize_image(value, scale)
-        for name, value in features.items()
-    }
-
-
-def is_depth(value: Shaped[np.ndarray, "h w *c"]) -> bool:
-    """Whether a feature is a depth image: 16 bits, millimetres."""
-    return value.dtype == np.uint16 and value.ndim == 2
-
-
 def nearest(values: Shaped[np.ndarray, "h w"], scale: float) -> Shaped[np.ndarray, "h2 w2"]:
-    """Resizes a map by a factor without mixing its values, pixel centres aligned."""
+    """Scales a map without mixing its values, with the pixels' centres aligned."""
     sides = [max(1, round(side * scale)) for side in values.shape]
     # In integers, since Pillow's nearest neighbour rounds either way where two are as near.
     rows, columns = (
@@ -199,8 +179,8 @@ def nearest(values: Shaped[np.ndarray, "h w"], scale: float) -> Shaped[np.ndarra
     return values[np.ix_(rows, columns)]
 
 
-def resize_image(image: UInt8[np.ndarray, "h w 3"], scale: float) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """Resizes an image by a factor, as training does: bilinear, antialiased, at least 1 pixel.
+def resize_image(image: Shaped[np.ndarray, "..."], scale: float) -> UInt8[np.ndarray, "h w 3"]:
+    """Scales an image, as training does: bilinear, antialiased, at least 1 pixel.
 
     Raises:
         ValueError: If the image is not uint8 of the shape (h, w, 3), or the factor not positive.
@@ -208,7 +188,7 @@ def resize_image(image: UInt8[np.ndarray, "h w 3"], scale: float) -> UInt8[np.nd
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ValueError(
             f"an image must be uint8 RGB of the shape (h, w, 3) (or depth uint16 (h, w)), got "
-            f"{image.dtype} {image.shape}; fcn_jax.data.images.read_image makes one of any file"
+            f"{image.dtype} {image.shape}; fcn_jax.data.images.to_rgb makes one of any other"
         )
     if scale <= 0:
         raise ValueError(f"scale must be positive, got {scale}")
