@@ -1,6 +1,6 @@
 """FCN-32s, 16s and 8s in turn on your own images and masks.
 
-    python -m fcn_jax.data.folder DIR        # checks the files, and says what is wrong
+    fcn-jax check DIR        # checks the files, and says what is wrong
     python train.py --config=configs/folder.py --config.manual_dir=DIR --config.init=vgg16.npz
 
 DIR holds images/, masks/ and classes.txt (or .csv, .json); docs/your_data.md tells of other

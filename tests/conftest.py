@@ -25,35 +25,41 @@ os.environ.setdefault(
 import jax
 import numpy as np
 import pytest
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
 # Annotations are checked at run time in these modules, shapes and types of arrays included.
 CHECKED = [
+    "fcn_jax.canvas",
+    "fcn_jax.classes",
+    "fcn_jax.cli.check",
+    "fcn_jax.data.camvid",
+    "fcn_jax.data.files",
+    "fcn_jax.data.folder",
+    "fcn_jax.data.hha",
+    "fcn_jax.data.images",
+    "fcn_jax.data.loader",
+    "fcn_jax.data.matlab",
+    "fcn_jax.data.nyudv2",
+    "fcn_jax.data.pascal_context",
+    "fcn_jax.data.records",
+    "fcn_jax.data.sbd",
+    "fcn_jax.data.shapes",
+    "fcn_jax.data.sift_flow",
+    "fcn_jax.data.source",
+    "fcn_jax.data.tfds",
+    "fcn_jax.data.transforms",
+    "fcn_jax.data.voc",
     "fcn_jax.drawing",
+    "fcn_jax.geometry",
     "fcn_jax.inference.evaluation",
     "fcn_jax.inference.metrics",
     "fcn_jax.inference.predictor",
     "fcn_jax.inference.report",
     "fcn_jax.inference.tiling",
-    "fcn_jax.classes",
-    "fcn_jax.data.records",
-    "fcn_jax.data.source",
-    "fcn_jax.data.files",
-    "fcn_jax.data.voc",
-    "fcn_jax.data.sbd",
-    "fcn_jax.data.camvid",
-    "fcn_jax.data.nyudv2",
-    "fcn_jax.data.sift_flow",
-    "fcn_jax.data.pascal_context",
-    "fcn_jax.data.shapes",
-    "fcn_jax.data.matlab",
-    "fcn_jax.data.images",
-    "fcn_jax.canvas",
-    "fcn_jax.geometry",
     "fcn_jax.ops",
     "fcn_jax.weights",
 ]
-install_import_hook(CHECKED, "beartype.beartype")
+install_import_hook(CHECKED, "annotations.check")
 
 # Mixed ranks and dtypes are bugs here: the package must broadcast and convert on purpose.
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -72,6 +78,14 @@ def shared() -> Path:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def unchecked_annotations() -> Iterator[None]:
+    """What breaks an annotation reaches the function, whose own message can then be tested."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

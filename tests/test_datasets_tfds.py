@@ -474,6 +474,7 @@ def test_a_missing_data_set_is_prepared_by_tfds(tmp_path, rng, monkeypatch):
     assert (asked["format"], asked["manual_dir"]) == ("array_record", str(tmp_path))
 
 
+@pytest.mark.slow  # it imports everything in a new process
 def test_no_tensorflow(tmp_path, rng):
     make_pets(tmp_path, rng)
     code = (

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from fcn_jax.cli import check
 from fcn_jax.data import open_source, prepare
-from fcn_jax.data.folder import main
 
 NAMES = ("ground", "cat", "dog")
 COLORS = np.array([(0, 0, 0), (255, 0, 0), (0, 200, 100)], np.uint8)
@@ -177,7 +175,7 @@ def test_all_problems_come_in_one_list(tree, tmp_path, capsys):
     ):
         assert f"\n  {expected}" in message
     assert not list((tmp_path / "d").rglob("dataset_info.json"))
-    assert main([str(root)]) == 1
+    assert check.main([str(root)]) == 1
     assert capsys.readouterr().err.count("problem: ") == 7
 
 
@@ -200,6 +198,7 @@ def test_a_changed_folder_is_prepared_anew(tree, tmp_path):
         ({"images": "a/*", "masks": "m/*"}, r"no image.* a/\*"),
         ({"images": "{split}/*", "masks": "{split}/m/*"}, r"no image.* train/\*"),
         ({}, "train/images and train/masks.*two globs"),
+        ({"images": "/a/*.jpg", "masks": "m/*"}, r"'/a/\*\.jpg' must be relative to .*mine"),
         ({"mask_kind": "blue"}, "auto, index, color"),
     ],
 )
@@ -221,20 +220,25 @@ def test_no_class_file(tree, tmp_path):
         prepare("folder", **where)
 
 
-def test_ade20k_sample(shared, tmp_path):
+def test_ade20k_sample(shared, tmp_path, capsys, monkeypatch):
     root = tmp_path / "ade"
     root.mkdir()
     for name in ("images", "annotations"):
         (root / name).symlink_to(shared / "data/ade20k_sample" / name)
     (root / "classes.txt").write_text("\n".join(f"class {i}" for i in range(1, 151)))
-    command = [sys.executable, "-m", "fcn_jax.data.folder", root, "--first_id=1", "--void", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    assert done.returncode == 0, done.stderr
-    assert "train 1, val 1, test 1" in done.stdout
-    assert "no problems" in done.stderr
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert check.main(["~/ade", "--first_id=1", "--void", "0"]) == 0
+    captured = capsys.readouterr()
+    assert "train 1, val 1, test 1" in captured.out
+    assert "no problems" in captured.err
     source = open_source(
         "folder", "train+val+test", data_dir=tmp_path, manual_dir=root, first_id=1, void=(0,)
     )
     for example in source:
         raw = np.array(Image.open(shared / f"data/ade20k_sample/annotations/{example['id']}.png"))
         np.testing.assert_array_equal(example["label"], np.where(raw == 0, 255, raw - 1))
+
+
+def test_the_check_reports_what_cannot_be_found(tmp_path, capsys):
+    assert check.main([str(tmp_path / "none")]) == 1
+    assert f"no folder {tmp_path}/none" in capsys.readouterr().err

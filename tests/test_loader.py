@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import grain
 import numpy as np
 import pytest
+from absl import flags
 
 from fcn_jax.canvas import canvas_side
 from fcn_jax.data.loader import evaluation_examples, training_batches
@@ -89,7 +91,8 @@ def test_an_example_is_augmented_anew_in_each_epoch():
 
 
 @pytest.mark.parametrize(
-    ("num_workers", "stop"), [(0, 0), (0, 1), (0, 4), (2, 3)], ids=lambda value: str(value)
+    ("num_workers", "stop"),
+    [(0, 0), (0, 1), (0, 4), pytest.param(2, 3, marks=pytest.mark.slow)],
 )
 def test_goes_on_exactly_where_it_stopped_on_any_number_of_workers(num_workers, stop):
     with make() as whole:
@@ -106,6 +109,13 @@ def test_goes_on_exactly_where_it_stopped_on_any_number_of_workers(num_workers, 
         assert_same(take(later, 8 - stop), expected[stop:])
     with make(seed=1) as other, pytest.raises(ValueError, match="seed was 0 and is 1"):
         other.set_state(state)
+
+
+def test_a_program_that_parses_no_flags_can_have_workers(monkeypatch):
+    monkeypatch.setattr(grain.IterDataset, "mp_prefetch", lambda batches, _: batches)
+    with make(num_workers=2) as batches, make() as whole:
+        assert_same(take(batches, 1), take(whole, 1))
+    assert flags.FLAGS.is_parsed()
 
 
 def test_processes_share_each_global_batch():

@@ -1,4 +1,4 @@
-"""`folder`: a person's own images and masks, without writing code.
+"""`folder`: your own images and masks, without writing code.
 
 Three layouts are found by themselves (`labels` or `annotations` may stand for `masks`):
 
@@ -18,28 +18,26 @@ class file gives them.
 Before anything is prepared all files are read once and every problem is reported in one list. To
 do only that:
 
-    python -m fcn_jax.data.folder DIR
+    fcn-jax check DIR
 """
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import dataclasses
 import hashlib
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
 
 from fcn_jax.classes import VOID, ClassTable, has_colors, load_class_table
 from fcn_jax.data.files import fingerprint
-from fcn_jax.data.images import LabelKind, image_files
-from fcn_jax.data.records import Contents, Plan, image_and_label, read_labels
+from fcn_jax.data.images import Encoded, LabelKind, image_files
+from fcn_jax.data.records import Contents, Entry, image_and_label, read_labels
 
 SPLITS = ("train", "val", "test")
 MASK_FOLDERS = ("masks", "labels", "annotations")
@@ -51,34 +49,8 @@ LAYOUTS = (
 CLASS_FILES = ("classes.csv", "classes.json", "classes.txt")
 SHOWN_PROBLEMS = 100
 
-
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """What lies in a folder, before any file has been read.
-
-    Attributes:
-        root: The folder.
-        globs: The globs of images and masks.
-        splits: Image and mask of every id in every split.
-        classes: The class table.
-        class_file: Where it came from.
-        colors: The class table where its colours may stand in masks, else None.
-        mask_kind: Whether masks hold ids or colours.
-        problems: What is wrong already.
-    """
-
-    root: Path
-    globs: tuple[str, str]
-    splits: Mapping[str, Mapping[str, tuple[Path, Path]]]
-    classes: ClassTable
-    class_file: Path
-    colors: ClassTable | None
-    mask_kind: LabelKind
-    problems: tuple[str, ...]
-
-    def read_mask(self, path: Path) -> UInt8[np.ndarray, "h w"]:
-        """Labels of a mask file: 0..C-1, or 255 for void."""
-        return read_labels(path, self.classes, self.mask_kind, self.colors)
+Pairs: TypeAlias = Mapping[str, tuple[Path, Path]]
+"""Image and mask of every id."""
 
 
 def plan(
@@ -87,12 +59,12 @@ def plan(
     classes: str | Path | None = None,
     images: str | None = None,
     masks: str | None = None,
-    mask_kind: LabelKind = "auto",
+    mask_kind: str = "auto",
     first_id: int = 0,
     void: Sequence[int] = (),
     seed: int = 0,
-) -> Plan:
-    """Plan the data set.
+) -> FolderPlan:
+    """Find images, masks and classes of a folder, without reading a picture.
 
     Args:
         manual_dir: The folder of the data.
@@ -110,123 +82,146 @@ def plan(
             where.
         ValueError: if the class file or an option cannot be understood.
     """
-    options = {
-        "classes": classes,
-        "images": images,
-        "masks": masks,
-        "mask_kind": mask_kind,
-        "first_id": first_id,
-        "void": tuple(void),
-        "seed": seed,
-    }
-    found = find(manual_dir, **options)
-    pairs = [pair for split in found.splits.values() for pair in split.values()]
-    files = {path for pair in pairs for path in pair} | {found.class_file}
-
-    def contents() -> Contents:
-        problems, _ = check(found)
-        if problems:
-            raise ValueError(_listed(problems, found.root))
-        splits = {
-            split: [
-                image_and_label(name, image, mask, found.read_mask)
-                for name, (image, mask) in pairs.items()
-            ]
-            for split, pairs in found.splits.items()
-        }
-        return Contents(splits, {"label": found.classes}, source=str(found.root))
-
-    return Plan(f"files-{fingerprint(files, options)}", contents)
-
-
-def find(
-    root: Path | None,
-    *,
-    classes: str | Path | None = None,
-    images: str | None = None,
-    masks: str | None = None,
-    mask_kind: LabelKind = "auto",
-    first_id: int = 0,
-    void: Sequence[int] = (),
-    seed: int = 0,
-) -> Found:
-    """Find images, masks and classes of a folder, without reading a picture. See `plan`."""
+    root = manual_dir
     if root is None:
         raise FileNotFoundError("folder: give the folder of your images and masks as manual_dir")
+    if not root.is_dir():
+        raise FileNotFoundError(f"folder: there is no folder {root}")
     if mask_kind not in ("auto", "index", "color"):
         raise ValueError(f"folder: mask_kind '{mask_kind}' is not one of auto, index, color")
-    globs = _globs(root, images, masks)
+    image_glob, mask_glob = _globs(root, images, masks)
     class_file = _class_file(root, classes)
     table = load_class_table(class_file, first_id).with_void(void)
     problems: list[str] = []
-    if "{split}" in globs[0]:
+    if "{split}" in image_glob:
         splits = {
             split: _pairs(
-                root, globs[0].format(split=split), globs[1].format(split=split), problems
+                root, image_glob.format(split=split), mask_glob.format(split=split), problems
             )
             for split in SPLITS
         }
     else:
-        splits = _cut(_pairs(root, *globs, problems), seed)
+        splits = _cut(_pairs(root, image_glob, mask_glob, problems), seed)
     if not splits["train"] and not problems:
-        raise FileNotFoundError(f"folder: {root} has no image {globs[0].format(split='train')}")
-    splits = {split: pairs for split, pairs in splits.items() if pairs}
-    colors = table if mask_kind == "color" or has_colors(class_file) else None
-    return Found(root, globs, splits, table, class_file, colors, mask_kind, tuple(problems))
+        raise FileNotFoundError(f"folder: {root} has no image {image_glob.format(split='train')}")
+    pairs = [pair for split in splits.values() for pair in split.values()]
+    files = {path for pair in pairs for path in pair} | {class_file}
+    options = (classes, images, masks, mask_kind, first_id, tuple(void), seed)
+    return FolderPlan(
+        root=root,
+        globs=(image_glob, mask_glob),
+        splits={split: pairs for split, pairs in splits.items() if pairs},
+        classes=table,
+        class_file=class_file,
+        colors=table if mask_kind == "color" or has_colors(class_file) else None,
+        mask_kind=mask_kind,
+        problems=tuple(problems),
+        copy=f"files-{fingerprint(files, options)}",
+    )
 
 
-def check(found: Found) -> tuple[list[str], Int64[np.ndarray, "256"]]:
-    """Read every image and mask once.
+@dataclasses.dataclass(frozen=True)
+class FolderPlan:
+    """What lies in a folder, before any picture has been read: a `fcn_jax.data.records.Plan`.
 
-    Returns:
-        All problems, each naming its file; and how many pixels have each label.
+    Attributes:
+        root: The folder.
+        globs: The globs of images and masks.
+        splits: Image and mask of every id in every split.
+        classes: The class table.
+        class_file: Where it came from.
+        colors: The class table where its colours may stand in masks, else None.
+        mask_kind: Whether masks hold ids or colours.
+        problems: What is wrong already.
+        copy: The name of the prepared copy.
     """
-    from tensorflow_datasets.core.utils import tqdm_utils
 
-    problems = list(found.problems)
-    pixels = np.zeros(256, np.int64)
-    owners: dict[str, tuple[str, Path]] = {}
-    tasks = [
-        (split, image, mask) for split, ids in found.splits.items() for image, mask in ids.values()
-    ]
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:  # decoding leaves Python's lock
-        results = pool.map(lambda task: _examine(found, *task[1:]), tasks)
-        bar = tqdm_utils.tqdm(results, total=len(tasks), desc="folder check", unit=" images")
-        for (split, image, _), (problem, counts, digest) in zip(tasks, bar, strict=True):
-            pixels += counts
-            if problem:
-                problems.append(_relative(problem, found.root))
-            other_split, other = owners.setdefault(digest, (split, image))
-            if digest and other_split != split:
-                problems.append(
-                    f"{image.relative_to(found.root)}: the same image as "
-                    f"{other.relative_to(found.root)}, in {split} and in {other_split}"
+    root: Path
+    globs: tuple[str, str]
+    splits: Mapping[str, Pairs]
+    classes: ClassTable
+    class_file: Path
+    colors: ClassTable | None
+    mask_kind: LabelKind
+    problems: tuple[str, ...]
+    copy: str
+
+    def contents(self) -> Contents:
+        """All examples, for the prepared copy.
+
+        Raises:
+            ValueError: listing every problem that `check` finds.
+        """
+        problems, _ = self.check()
+        if problems:
+            count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+            lines = [f"  {problem}" for problem in problems[:SHOWN_PROBLEMS]]
+            if len(problems) > SHOWN_PROBLEMS:
+                lines.append(f"  ... and {len(problems) - SHOWN_PROBLEMS} more; all are listed by")
+                lines.append(f"  fcn-jax check {self.root}")
+            raise ValueError("\n".join([f"folder: {count} in {self.root}:", *lines]))
+        splits = {
+            split: [self._entry(name, *pair) for name, pair in pairs.items()]
+            for split, pairs in self.splits.items()
+        }
+        return Contents(splits, {"label": self.classes}, source=str(self.root))
+
+    def check(self) -> tuple[list[str], Int64[np.ndarray, "256"]]:
+        """Read every image and mask once.
+
+        Returns:
+            All problems, each naming its file; and how many pixels have each label.
+        """
+        from tensorflow_datasets.core.utils import tqdm_utils
+
+        problems = list(self.problems)
+        pixels = np.zeros(256, np.int64)
+        first_of: dict[str, tuple[str, Path]] = {}
+        tasks = [(split, *pair) for split, ids in self.splits.items() for pair in ids.values()]
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:  # decoding leaves Python's lock
+            results = pool.map(lambda task: self._read(*task[1:]), tasks)
+            bar = tqdm_utils.tqdm(results, total=len(tasks), desc="folder check", unit=" images")
+            for (split, image, _), (problem, counts, digest) in zip(tasks, bar, strict=True):
+                pixels += counts
+                if problem:
+                    problems.append(problem.replace(f"{self.root}/", ""))
+                other_split, other = first_of.setdefault(digest, (split, image))
+                if digest and other_split != split:
+                    problems.append(
+                        f"{image.relative_to(self.root)}: the same image as "
+                        f"{other.relative_to(self.root)}, in {split} and in {other_split}"
+                    )
+        present = [self.classes.names[i] for i in np.flatnonzero(pixels[:VOID])]
+        if not problems and len(present) < 2 and self.classes.num_classes > 1:
+            text = f"all pixels of all masks are {present[0] if present else 'void'}"
+            if pixels[VOID]:
+                text += (
+                    f" or void ({VOID}). If {VOID} is a class in your masks, give the classes' "
+                    "colours in classes.csv (name,r,g,b, e.g. background,0,0,0 and "
+                    "thing,255,255,255) and the option mask_kind='color'"
                 )
-    if not problems and np.count_nonzero(pixels[:VOID]) < 2 and found.classes.num_classes > 1:
-        problems.append(_one_class(found, pixels))
-    return problems, pixels
+            problems.append(text)
+        return problems, pixels
 
+    def _read(self, image: Path, mask: Path) -> tuple[str, Int64[np.ndarray, "256"], str]:
+        """The problem of a pair or "", pixels of each label, and a digest of the image's file."""
+        try:
+            parts = self._entry("", image, mask).load()
+        except (ValueError, OSError) as error:
+            return str(error), np.zeros(256, np.int64), ""
+        picture, label = parts["image"], parts["label"]
+        assert isinstance(picture, Encoded)
+        assert isinstance(label, np.ndarray)
+        counts = np.bincount(label.ravel(), minlength=256)
+        return "", counts, hashlib.sha256(picture.content).hexdigest()
 
-def _examine(found: Found, image: Path, mask: Path) -> tuple[str, Int64[np.ndarray, "256"], str]:
-    """The problem of a pair or "", pixels of each label, and a digest of the image's pixels."""
-    try:
-        parts: Any = image_and_label("", image, mask, found.read_mask).load()
-    except (ValueError, OSError) as error:
-        return str(error), np.zeros(256, np.int64), ""
-    counts = np.bincount(parts["label"].ravel(), minlength=256)
-    return "", counts, hashlib.sha256(parts["image"].content).hexdigest()
-
-
-def _one_class(found: Found, pixels: Int64[np.ndarray, "256"]) -> str:
-    present = [found.classes.names[i] for i in np.flatnonzero(pixels[:VOID])]
-    text = f"all pixels of all masks are {present[0] if present else 'void'}"
-    if pixels[VOID]:
-        text += (
-            f" or void ({VOID}). If {VOID} is a class in your masks, give the classes' colours in "
-            "classes.csv (name,r,g,b, e.g. background,0,0,0 and thing,255,255,255) and the option "
-            "mask_kind='color'"
+    def _entry(self, name: str, image: Path, mask: Path) -> Entry:
+        return image_and_label(
+            name,
+            image,
+            mask,
+            lambda path: read_labels(path, self.classes, self.mask_kind, self.colors),
         )
-    return text
 
 
 def _globs(root: Path, images: str | None, masks: str | None) -> tuple[str, str]:
@@ -236,6 +231,9 @@ def _globs(root: Path, images: str | None, masks: str | None) -> tuple[str, str]
     if images is not None and masks is not None:
         if ("{split}" in images) != ("{split}" in masks):
             raise ValueError("folder: {split} must be in both globs, images and masks, or neither")
+        for glob in (images, masks):
+            if glob.startswith(("/", "~")):
+                raise ValueError(f"folder: '{glob}' must be relative to {root}")
         return images, masks
     for image_glob, mask_glob in LAYOUTS:
         if not image_files(root, image_glob.format(split="train")):
@@ -247,7 +245,7 @@ def _globs(root: Path, images: str | None, masks: str | None) -> tuple[str, str]
     raise FileNotFoundError(
         f"folder: found no images with masks in {root}. Put them into train/images and "
         "train/masks, val/images and val/masks; or all into images and masks, to be cut 8:1:1; or "
-        "give two globs, e.g. images='photos/*.jpg' and masks='truth/*_mask.png'"
+        "give two globs, e.g. images='photos/*.jpg' and masks='labels/*_mask.png'"
     )
 
 
@@ -268,9 +266,7 @@ def _class_file(root: Path, classes: str | Path | None) -> Path:
     )
 
 
-def _pairs(
-    root: Path, image_glob: str, mask_glob: str, problems: list[str]
-) -> dict[str, tuple[Path, Path]]:
+def _pairs(root: Path, image_glob: str, mask_glob: str, problems: list[str]) -> Pairs:
     """Image and mask of every id; images without a mask, and doubles, go to `problems`."""
     images = _by_stars(root, image_glob, problems)
     masks = _by_stars(root, mask_glob, problems)
@@ -282,7 +278,10 @@ def _pairs(
 
 def _by_stars(root: Path, glob: str, problems: list[str]) -> dict[str, Path]:
     """The image files of a glob, by the text its stars matched."""
-    pattern = _star_pattern(glob)
+    # A regular expression with a group for every star, without the extension.
+    parts = {"**/": "(?:(.*)/)?", "**": "(.*)", "*": "([^/]*)", "?": "([^/])"}
+    tokens = re.split(r"(\*\*/|\*\*|\*|\?)", PurePosixPath(glob).with_suffix("").as_posix())
+    pattern = re.compile("".join(parts.get(token, re.escape(token)) for token in tokens))
     found: dict[str, Path] = {}
     for path in image_files(root, glob):
         match = pattern.fullmatch(path.relative_to(root).with_suffix("").as_posix())
@@ -294,15 +293,7 @@ def _by_stars(root: Path, glob: str, problems: list[str]) -> dict[str, Path]:
     return found
 
 
-def _star_pattern(glob: str) -> re.Pattern[str]:
-    """A regular expression with a group for every star of a glob, without the extension."""
-    parts = {"**/": "(?:(.*)/)?", "**": "(.*)", "*": "([^/]*)", "?": "([^/])"}
-    without_suffix = PurePosixPath(glob).with_suffix("").as_posix()
-    tokens = re.split(r"(\*\*/|\*\*|\*|\?)", without_suffix)
-    return re.compile("".join(parts.get(token, re.escape(token)) for token in tokens))
-
-
-def _cut(pairs: dict[str, tuple[Path, Path]], seed: int) -> dict[str, dict[str, tuple[Path, Path]]]:
+def _cut(pairs: Pairs, seed: int) -> dict[str, Pairs]:
     """Cut 8:1:1 into train, val and test, at least one each; fewer than three are all train."""
     names = sorted(pairs)
     order = np.random.default_rng(seed).permutation(len(names))
@@ -314,60 +305,3 @@ def _cut(pairs: dict[str, tuple[Path, Path]], seed: int) -> dict[str, dict[str, 
         split: {names[i]: pairs[names[i]] for i in sorted(places[split].tolist())}
         for split in SPLITS
     }
-
-
-def _relative(message: str, root: Path) -> str:
-    return message.replace(f"{root}/", "")
-
-
-def _listed(problems: Sequence[str], root: Path) -> str:
-    """One message of all problems."""
-    lines = [f"  {problem}" for problem in problems[:SHOWN_PROBLEMS]]
-    if len(problems) > SHOWN_PROBLEMS:
-        lines.append(f"  ... and {len(problems) - SHOWN_PROBLEMS} more; all are listed by")
-        lines.append(f"  python -m fcn_jax.data.folder {root}")
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return "\n".join([f"folder: {count} in {root}:", *lines])
-
-
-def describe(found: Found, pixels: Int64[np.ndarray, "256"]) -> str:
-    """What was found: splits, and each class's share of the pixels."""
-    sizes = ", ".join(f"{split} {len(pairs)}" for split, pairs in found.splits.items())
-    lines = [f"{found.root}: images {found.globs[0]}, masks {found.globs[1]}: {sizes}"]
-    lines.append(f"classes from {found.class_file}, in % of the pixels:")
-    total = max(int(pixels.sum()), 1)
-    names: dict[int, str] = {**dict(enumerate(found.classes.names)), VOID: "void"}
-    lines += [f"  {label:3} {100 * pixels[label] / total:6.2f}  {names[label]}" for label in names]
-    return "\n".join(lines)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Check a folder and print all problems; returns the number for the shell, 0 for none."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fcn_jax.data.folder",
-        description="Check your own images and masks before training.",
-    )
-    parser.add_argument("dir", type=Path, help="the folder of the data (manual_dir)")
-    parser.add_argument("--classes", help="class file: csv, json, or one name a line")
-    parser.add_argument("--images", help="glob of the images, relative to DIR")
-    parser.add_argument("--masks", help="glob of the masks, relative to DIR")
-    parser.add_argument("--mask_kind", default="auto", help="auto, index or color")
-    parser.add_argument("--first_id", type=int, default=0, help="id of the first class in masks")
-    parser.add_argument("--void", type=int, nargs="*", default=(), help="further void ids")
-    parser.add_argument("--seed", type=int, default=0, help="of the cut 8:1:1")
-    options: dict[str, Any] = vars(parser.parse_args(argv))
-    try:
-        found = find(options.pop("dir").expanduser().absolute(), **options)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    problems, pixels = check(found)
-    print(describe(found, pixels))
-    for problem in problems:
-        print(f"problem: {problem}", file=sys.stderr)
-    print(f"{len(problems)} problems" if problems else "no problems", file=sys.stderr)
-    return 1 if problems else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,8 +14,10 @@ Camera coordinates throughout: x to the right, y down, z along the optical axis,
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from jaxtyping import Bool, Float, Num, UInt8, UInt16
+from jaxtyping import Float, Num, UInt8, UInt16
 
 NORMAL_RADIUS = 3
 """Radius in pixels of the window of the normals whose angle is shown: 7x7 pixels."""
@@ -104,7 +106,14 @@ def hha(
     """
     _check(depth, camera, raw_depth, per_metre)
     measured = depth > 0
-    metres = _filled(depth / per_metre, measured)
+    metres = depth / per_metre
+    if not measured.all():
+        from scipy import ndimage
+
+        nearest: Any = ndimage.distance_transform_edt(
+            ~measured, return_distances=False, return_indices=True
+        )
+        metres = metres[tuple(nearest)]
     if raw_depth is not None:
         measured = measured & (raw_depth > 0)
     known = np.where(measured, metres, np.nan)
@@ -160,26 +169,19 @@ def normals(
         Normals that point away from the camera. NaN where the window's pixels with depth are fewer
         than three or lie on a line.
     """
-    plane = _fitted_planes(depth, camera, radius)
-    # The fitted inverse depth at the pixel, n·ray. Where noise makes it negative, the plane lies
-    # behind the camera and n points to it.
-    x, y = _rays(depth.shape, camera)
-    facing = plane[..., 0] * x + plane[..., 1] * y + plane[..., 2]
-    length = np.linalg.norm(plane, axis=-1)
-    return plane * (np.where(facing < 0, -1.0, 1.0) / length)[..., None]
-
-
-def _fitted_planes(
-    depth: Float[np.ndarray, "h w"], camera: Num[np.ndarray, "3 3"], radius: int
-) -> Float[np.ndarray, "h w 3"]:
-    """The n of the planes n·p = 1 of `normals`, in 1 / m; NaN where there is none."""
     known = ~np.isnan(depth)
     inverse = np.divide(1.0, depth, out=np.zeros(depth.shape), where=known)
     rows, columns = np.indices(depth.shape, dtype=float)
     u, v = columns * known, rows * known
     terms = [known, u, v, u * columns, v * columns, v * rows]
     terms += [inverse, inverse * columns, inverse * rows]
-    count, su, sv, suu, suv, svv, sq, suq, svq = _window_sums(np.stack(terms), radius)
+    sums = np.stack(terms)
+    for _ in ("rows", "columns"):
+        # Sums from the border on; the difference of two is the sum over a window.
+        padded = np.pad(sums.swapaxes(1, 2), ((0, 0), (0, 0), (radius + 1, radius)))
+        running = np.cumsum(padded, axis=2)
+        sums = running[..., 2 * radius + 1 :] - running[..., : -2 * radius - 1]
+    count, su, sv, suu, suv, svv, sq, suq, svq = sums
 
     # count² times the variances and covariances of column u, row v and inverse depth q. Those of
     # the positions are integers, exact in float64, so that pixels on a line give exactly 0.
@@ -194,7 +196,14 @@ def _fitted_planes(
     (fx, _, cx), (_, fy, cy), _ = np.asarray(camera, float)
     count = np.maximum(count, 1)
     on_axis = sq / count - slope_u * (su / count - cx) - slope_v * (sv / count - cy)
-    return np.stack([slope_u * fx, slope_v * fy, on_axis], axis=-1)
+    plane = np.stack([slope_u * fx, slope_v * fy, on_axis], axis=-1)
+
+    # The fitted inverse depth at the pixel, n·ray. Where noise makes it negative, the plane lies
+    # behind the camera and n points to it.
+    x, y = _rays(depth.shape, camera)
+    facing = plane[..., 0] * x + plane[..., 1] * y + plane[..., 2]
+    length = np.linalg.norm(plane, axis=-1)
+    return plane * (np.where(facing < 0, -1.0, 1.0) / length)[..., None]
 
 
 def gravity(
@@ -251,74 +260,36 @@ def _rays(
     return (np.arange(width)[None, :] - cx) / fx, (np.arange(height)[:, None] - cy) / fy
 
 
-def _window_sums(values: Float[np.ndarray, "k h w"], radius: int) -> Float[np.ndarray, "k h w"]:
-    """Sums over the (2 radius + 1)² window around each pixel, cut off at the border."""
-    for axis in (1, 2):
-        size = values.shape[axis]
-        # A leading 0, so that the sum over first..last-1 is running[last] - running[first].
-        start = np.zeros_like(values[:, :1, :] if axis == 1 else values[:, :, :1])
-        running = np.concatenate([start, np.cumsum(values, axis=axis)], axis=axis)
-        first = np.maximum(np.arange(size) - radius, 0)
-        last = np.minimum(np.arange(size) + radius + 1, size)
-        values = running.take(last, axis=axis) - running.take(first, axis=axis)
-    return values
-
-
-def _filled(
-    depth: Float[np.ndarray, "h w"], known: Bool[np.ndarray, "h w"]
-) -> Float[np.ndarray, "h w"]:
-    """The depth with each unknown pixel replaced by the nearest known one."""
-    if known.all():
-        return depth
-    from scipy import ndimage
-
-    indices = np.empty((2, *depth.shape), np.int32)
-    ndimage.distance_transform_edt(
-        ~known, return_distances=False, return_indices=True, indices=indices
-    )
-    return depth[indices[0], indices[1]]
-
-
 def _check(
     depth: np.ndarray, camera: np.ndarray, raw_depth: np.ndarray | None, per_metre: float
 ) -> None:
     """Raises a ValueError that lists everything wrong with the arguments of `hha`."""
-    problems = _depth_problems("depth", depth) + _camera_problems(np.asarray(camera))
-    if raw_depth is not None:
-        problems += _depth_problems("raw_depth", raw_depth)
-        if np.shape(raw_depth) != np.shape(depth):
-            problems.append(
-                f"raw_depth is {np.shape(raw_depth)} and depth {np.shape(depth)}; give both of "
-                "one frame, cut and scaled alike"
-            )
+    problems = []
+    depths = {"depth": depth} if raw_depth is None else {"depth": depth, "raw_depth": raw_depth}
+    for name, values in depths.items():
+        shape, dtype = np.shape(values), np.asarray(values).dtype
+        if len(shape) != 2 or 0 in shape:
+            problems.append(f"{name} has the shape {shape}; give one value a pixel, (h, w)")
+        if dtype != np.uint16:
+            in_millimetres = f"np.rint(1000 * {name}).astype(np.uint16)"
+            problems.append(f"{name} is {dtype}; give uint16, for metres {in_millimetres}")
+        elif np.size(values) and not np.any(values):
+            problems.append(f"{name} is 0, which means missing, in every pixel; leave it out")
+    if raw_depth is not None and np.shape(raw_depth) != np.shape(depth):
+        problems.append(
+            f"raw_depth is {np.shape(raw_depth)} and depth {np.shape(depth)}; give both of "
+            "one frame, cut and scaled alike"
+        )
+    form = "give [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels, fx and fy above 0, without skew"
+    matrix = np.asarray(camera)
+    if matrix.shape != (3, 3) or matrix.dtype.kind not in "iuf":
+        problems.append(f"camera is an array of {matrix.dtype} of the shape {matrix.shape}; {form}")
+    else:
+        (fx, skew, _), (zero, fy, _), last = matrix
+        fixed = [skew, zero, *last] == [0, 0, 0, 0, 1]
+        if not (np.isfinite(matrix).all() and fx > 0 and fy > 0 and fixed):
+            problems.append(f"camera is {matrix.tolist()}; {form}")
     if not 0 < per_metre < np.inf:
         problems.append(f"per_metre is {per_metre}; give the depth units in a metre, as 1000")
     if problems:
         raise ValueError("HHA cannot be computed: " + "; ".join(problems))
-
-
-def _depth_problems(name: str, depth: np.ndarray) -> list[str]:
-    problems = []
-    if np.ndim(depth) != 2 or 0 in np.shape(depth):
-        problems.append(f"{name} has the shape {np.shape(depth)}; give one value a pixel, (h, w)")
-    if (dtype := np.asarray(depth).dtype) != np.uint16:
-        problems.append(
-            f"{name} is {dtype}; give uint16, for metres np.rint(1000 * {name}).astype(np.uint16)"
-        )
-    elif np.size(depth) and not np.any(depth):
-        problems.append(f"{name} is 0, which means missing, in every pixel; leave this frame out")
-    return problems
-
-
-def _camera_problems(camera: np.ndarray) -> list[str]:
-    form = "give [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels, fx and fy above 0, without skew"
-    if camera.shape != (3, 3) or camera.dtype.kind not in "iuf":
-        return [f"camera is an array of {camera.dtype} of the shape {camera.shape}; {form}"]
-    (fx, skew, cx), (zero, fy, cy), last = camera
-    fixed = np.array([skew, zero, *last])
-    if (
-        not (np.isfinite([cx, cy]).all() and 0 < fx < np.inf and 0 < fy < np.inf)
-        or (fixed != (0, 0, 0, 0, 1)).any()
-    ):
-        return [f"camera is {camera.tolist()}; {form}"]
-    return []

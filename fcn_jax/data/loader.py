@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import grain
 import jax
@@ -31,6 +31,7 @@ TrainingBatch: TypeAlias = tuple[dict[str, Array], list[str]]
 smaller than its canvas), and the examples' ids."""
 
 
+@runtime_checkable
 class Source(Protocol):
     """Random access to examples, as `fcn_jax.data.open_source` gives."""
 

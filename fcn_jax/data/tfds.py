@@ -11,26 +11,25 @@ there is downloaded and prepared by TFDS into `data_dir`; some of its data sets 
 that, and some files that a person has to fetch (`manual_dir`).
 
 The images and masks are then stored once more in this package's form, with labels 0..C-1 and 255.
-`READY` says which features of the known data sets they are and what classes their masks hold. For
-any other name the options `image` and `mask`, and `classes` (a class file) or `num_classes`.
+`TFDS_SETS` says which of TFDS's features they are and what classes the masks hold. For any other
+name give the options `image` and `mask`, and `classes` (a class file) or `num_classes`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import os
 import re
 import struct
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import filelock
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import Integer, UInt8
+from jaxtyping import Integer
 
 from fcn_jax.classes import (
     VOID_COLOR,
@@ -46,6 +45,7 @@ from fcn_jax.data.images import (
     encoded_pixels,
     read_image,
     read_label,
+    to_rgb,
 )
 from fcn_jax.data.records import VERSION as PREPARED_VERSION
 from fcn_jax.data.records import Contents, Entry, Part, Plan, check_sizes
@@ -138,37 +138,37 @@ CITYSCAPES = ClassTable(
 )
 """Cityscapes: the nineteen classes of its benchmark out of the ids 0..33 of its label files."""
 
-VERSION = r"\d+\.\d+\.\d+"
+VERSION_NUMBER = r"\d+\.\d+\.\d+"
 
 
 @dataclasses.dataclass(frozen=True)
-class ReadySet:
-    """A row of `READY`.
+class TfdsSet:
+    """A row of `TFDS_SETS`.
 
     Attributes:
-        image: The feature that holds the image.
-        mask: The feature that holds the ids of the classes; None where a person has to say.
+        image: TFDS's feature that holds the image.
+        mask: The one that holds the ids of the classes; empty where a person has to say.
         classes: What the ids mean; None where the data set itself may say.
-        ids: The feature that names an example; None numbers them.
+        ids: The one that names an example; None numbers them.
         splits: The splits to store, where they are there; empty: all.
         objects: The classes of a copy whose masks are RGB with the class in red and a number for
             each object in green; None where there is no such copy.
     """
 
     image: str = "image"
-    mask: str | None = None
+    mask: str = ""
     classes: ClassTable | None = None
     ids: str | None = None
     splits: tuple[str, ...] = ()
     objects: ClassTable | None = None
 
 
-READY: Mapping[str, ReadySet] = {
-    "oxford_iiit_pet": ReadySet("image", "segmentation_mask", OXFORD_IIIT_PET, ids="file_name"),
+TFDS_SETS: Mapping[str, TfdsSet] = {
+    "oxford_iiit_pet": TfdsSet("image", "segmentation_mask", OXFORD_IIIT_PET, ids="file_name"),
     # TFDS 4.9 takes the masks of the instance task of the Places Challenge 2017; copies made of the
     # scene parsing task's have one id per pixel. TFDS calls the validation images "test".
-    "scene_parse150": ReadySet("image", "annotation", SCENE_PARSE_150, objects=SCENE_PARSE_OBJECTS),
-    "cityscapes": ReadySet(
+    "scene_parse150": TfdsSet("image", "annotation", SCENE_PARSE_150, objects=SCENE_PARSE_OBJECTS),
+    "cityscapes": TfdsSet(
         "image_left",
         "segmentation_label",
         CITYSCAPES,
@@ -196,12 +196,12 @@ def plan(
 
     Args:
         manual_dir: The files that a person has to fetch for TFDS, where it prepares the data set.
-        name: What TFDS calls the data set.
         data_dir: Where this package's prepared data sets lie.
+        name: What TFDS calls the data set.
         tfds_dir: Where TFDS's copy lies; None looks in `data_dir` and TFDS's own folder.
-        image: The feature that holds the image.
-        mask: The feature that holds the ids of the classes.
-        ids: The feature that names an example.
+        image: TFDS's feature that holds the image.
+        mask: The one that holds the ids of the classes.
+        ids: The one that names an example.
         classes: The class file, see `fcn_jax.classes.load_class_table`.
         num_classes: The number of classes, where there is no class file; 0: not given.
         first_id: The id of the first class in masks, where the class file gives none.
@@ -212,61 +212,54 @@ def plan(
             message says what to do. If there is no such class file.
         ValueError: if several copies could be meant, or an option cannot be understood.
     """
-    if classes is not None and num_classes:
-        raise ValueError(f"tfds:{name}: give classes or num_classes, not both")
-    row = READY.get(re.split("[/:]", name)[0], ReadySet())
+    row = TFDS_SETS.get(re.split("[/:]", name)[0], TfdsSet())
     if mask not in (None, row.mask):  # the row's classes are those of its own mask
         row = dataclasses.replace(row, classes=None, objects=None)
-    table = _class_table(classes, num_classes, first_id, void)
+    table = None
+    if classes is not None:
+        path = Path(classes).expanduser()
+        if num_classes:
+            raise ValueError(f"tfds:{name}: give classes or num_classes, not both")
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no class file {path.absolute()} (option classes)")
+        table = load_class_table(path, first_id)
+    elif num_classes:
+        table = table_from_names([f"class {number}" for number in range(num_classes)], first_id)
+    if table is not None:
+        row = dataclasses.replace(row, classes=table, objects=None)
     row = dataclasses.replace(
         row,
         image=image or row.image,
         mask=mask or row.mask,
-        classes=table or (row.classes and row.classes.with_void(void)),
+        classes=row.classes and row.classes.with_void(void),
         ids=ids or row.ids,
-        objects=None if table else row.objects,
     )
     options = hashlib.sha256(repr((row, first_id, tuple(void))).encode()).hexdigest()[:8]
     stem = f"{re.sub('[/:]', '-', name)}-{options}"
-    places = [Path(tfds_dir).expanduser().absolute()] if tfds_dir else [data_dir, _tfds_folder()]
+    own_folder = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    places = [
+        place.expanduser().absolute()
+        for place in ([Path(tfds_dir)] if tfds_dir else [data_dir, own_folder])
+    ]
     root = find_copy(name, places)
-    if root is None and (copy := _only_conversion(stem, data_dir)):
-        return Plan(copy, lambda: _contents(name, None, row, first_id, void))
     if root is None:
+        # The copy in this package's form does without the one that it was made from.
+        made = [
+            info.parents[1]
+            for info in data_dir.glob(f"tfds/{stem}-*/{PREPARED_VERSION}/dataset_info.json")
+        ]
+        if len(made) > 1:
+            raise ValueError(
+                "several copies have been made of a TFDS data set that is no longer there; delete "
+                f"all but one of {', '.join(map(str, sorted(made)))}"
+            )
+        if made:
+            return Plan(made[0].name, lambda: _contents(name, made[0], row, first_id, void))
         data_dir.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(data_dir / ".tfds.lock"):
             root = find_copy(name, places) or _fetch(name, places[0], manual_dir)
     files = [path for path in root.iterdir() if path.is_file()]
     return Plan(f"{stem}-{fingerprint(files)}", lambda: _contents(name, root, row, first_id, void))
-
-
-def _contents(
-    data_set: str, root: Path | None, row: ReadySet, first_id: int, void: Sequence[int]
-) -> Contents:
-    """The entries of the copy that TFDS prepared."""
-    assert root is not None
-    name = f"tfds:{data_set}"
-    builder: Any = tfds.builder_from_directory(str(root))
-    _check_features(name, row, builder.info.features)
-    table = row.classes or _named_classes(name, row, builder, first_id, void)
-    records = {
-        split: _Records(builder, split, row)
-        for split in builder.info.splits
-        if not row.splits or split in row.splits
-    }
-    records = {split: found for split, found in records.items() if len(found)}
-    if not records:
-        raise ValueError(f"{name}: {root} holds no image in a split with labels")
-    notes: tuple[str, ...] = ()
-    red = row.objects is not None and any(map(_has_objects, records.values()))
-    if red and row.objects:
-        table = row.objects
-        notes = (
-            "its masks are those of the instance task: a hundred classes of objects, and "
-            "'other' for everything else",
-        )
-    splits = {split: _Entries(found, split, table, red) for split, found in records.items()}
-    return Contents(splits, {"label": table}, source=str(root), notes=notes)
 
 
 def find_copy(name: str, places: Sequence[Path]) -> Path | None:
@@ -281,17 +274,17 @@ def find_copy(name: str, places: Sequence[Path]) -> Path | None:
     Raises:
         ValueError: if the name cannot be understood, or has several configurations there.
     """
-    match = re.fullmatch(rf"(\w+)(?:/([^/:]+))?(?::({VERSION}))?", name)
+    match = re.fullmatch(rf"(\w+)(?:/([^/:]+))?(?::({VERSION_NUMBER}))?", name)
     if match is None:
         raise ValueError(f"tfds:{name}: expected tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:1.2.3")
     data_set, wanted_config, wanted_version = match.groups()
     for place in places:
         copies: dict[str, dict[tuple[int, ...], Path]] = {}
         folder = place / data_set
-        infos = (folder.glob(f"{depth}/dataset_info.json") for depth in ("*", "*/*"))
-        for path in (info.parent for info in itertools.chain(*infos)):
+        for info in (*folder.glob("*/dataset_info.json"), *folder.glob("*/*/dataset_info.json")):
+            path = info.parent
             given = "" if path.parent == folder else path.parent.name
-            if not re.fullmatch(VERSION, path.name):  # such as what a killed process left
+            if not re.fullmatch(VERSION_NUMBER, path.name):  # such as what a killed process left
                 continue
             if wanted_config in (None, given) and wanted_version in (None, path.name):
                 number = tuple(int(part) for part in path.name.split("."))
@@ -302,21 +295,6 @@ def find_copy(name: str, places: Sequence[Path]) -> Path | None:
         for versions in copies.values():
             return versions[max(versions)]
     return None
-
-
-def _tfds_folder() -> Path:
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser().absolute()
-
-
-def _only_conversion(stem: str, data_dir: Path) -> str | None:
-    """The configuration of the copy in this package's form whose origin is no longer there."""
-    copies = sorted(data_dir.glob(f"tfds/{stem}-*/{PREPARED_VERSION}/dataset_info.json"))
-    if len(copies) > 1:
-        raise ValueError(
-            f"several copies have been made of a TFDS data set that is no longer there; delete all "
-            f"but one of {', '.join(str(path.parents[1]) for path in copies)}"
-        )
-    return copies[0].parents[1].name if copies else None
 
 
 def _fetch(name: str, tfds_dir: Path, manual_dir: Path | None) -> Path:
@@ -349,62 +327,62 @@ def _fetch(name: str, tfds_dir: Path, manual_dir: Path | None) -> Path:
     return Path(builder.data_dir)
 
 
-def _class_table(
-    classes: str | Path | None, num_classes: int, first_id: int, void: Sequence[int]
-) -> ClassTable | None:
-    """The table that the options give, if they do."""
-    if classes is not None:
-        path = Path(classes).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no class file {path.absolute()} (option classes)")
-        return load_class_table(path, first_id).with_void(void)
-    if num_classes:
-        names = [f"class {number}" for number in range(num_classes)]
-        return table_from_names(names, first_id).with_void(void)
-    return None
-
-
-def _check_features(name: str, row: ReadySet, features: Mapping[str, Any]) -> None:
-    """Refuse names of features that are not there.
+def _contents(name: str, root: Path, row: TfdsSet, first_id: int, void: Sequence[int]) -> Contents:
+    """The examples of the copy that TFDS prepared.
 
     Raises:
-        ValueError: naming the features that are.
+        ValueError: if it has no such features or no image, or the classes are not known.
     """
+    builder: Any = tfds.builder_from_directory(str(root))
+    features: Mapping[str, Any] = builder.info.features
     there = ", ".join(f"{key} ({type(value).__name__})" for key, value in features.items())
     for option, feature in (("image", row.image), ("mask", row.mask), ("ids", row.ids)):
-        if feature is None and option != "ids":
-            raise ValueError(f"{name}: say which feature is the {option} ({option}=): {there}")
-        if feature is not None and feature not in features:
-            raise ValueError(f"{name}: there is no feature '{feature}' ({option}=); it has {there}")
-
-
-def _named_classes(
-    name: str, row: ReadySet, builder: Any, first_id: int, void: Sequence[int]
-) -> ClassTable:
-    """The class names that TFDS knows of a mask (`tfds.features.LabeledImage`).
-
-    Raises:
-        ValueError: if it knows none.
-    """
-    names = getattr(builder.info.features[row.mask], "names", None)
-    if not names:
-        raise ValueError(
-            f"{name}: say what the ids in '{row.mask}' mean: classes=FILE (names, and colours if "
-            "you like) or num_classes=N, with first_id and void if they do not start at 0"
+        if not feature and option != "ids":
+            raise ValueError(f"tfds:{name}: say which feature is the {option} ({option}=): {there}")
+        if feature and feature not in features:
+            raise ValueError(
+                f"tfds:{name}: there is no feature '{feature}' ({option}=); it has {there}"
+            )
+    table = row.classes
+    if table is None:
+        names = getattr(features[row.mask], "names", None)  # of tfds.features.LabeledImage
+        if not names:
+            raise ValueError(
+                f"tfds:{name}: say what the ids in '{row.mask}' mean: classes=FILE (names, and "
+                "colours if you like) or num_classes=N, with first_id and void if they do not "
+                "start at 0"
+            )
+        table = table_from_names(list(names), first_id).with_void(void)
+    splits = {
+        split: _Split(builder, split, row, table)
+        for split in builder.info.splits
+        if not row.splits or split in row.splits
+    }
+    splits = {split: entries for split, entries in splits.items() if len(entries)}
+    if not splits:
+        raise ValueError(f"tfds:{name}: {root} holds no image in a split with labels")
+    notes: tuple[str, ...] = ()
+    if row.objects is not None and any(entries.has_objects() for entries in splits.values()):
+        table = row.objects
+        for entries in splits.values():
+            entries.table, entries.red = table, True
+        notes = (
+            "its masks are those of the instance task: a hundred classes of objects, and "
+            "'other' for everything else",
         )
-    return table_from_names(list(names), first_id).with_void(void)
+    return Contents(splits, {"label": table}, source=str(root), notes=notes)
 
 
-class _Records(Sequence[dict[str, Any]]):
-    """The features in use of every example of a split, images as the bytes of their files."""
+class _Split(Sequence[Entry]):
+    """The examples of a split of a copy that TFDS prepared, each read when its turn comes."""
 
-    def __init__(self, builder: Any, split: str, row: ReadySet) -> None:
-        self.row = row
-        names = [name for name in (row.image, row.mask, row.ids) if name]
+    def __init__(self, builder: Any, split: str, row: TfdsSet, table: ClassTable) -> None:
+        self.split, self.row, self.table = split, row, table
+        self.red = False  # whether masks are RGB with the class in red
         # The features of no use here are not even parsed. (PartialDecoding needs TensorFlow.)
         every = builder.info.features
-        self.features = tfds.features.FeaturesDict({name: every[name] for name in names})
-        self.skip = dict.fromkeys((row.image, row.mask), tfds.decode.SkipDecoding())
+        used = [name for name in (row.image, row.mask, row.ids) if name]
+        self.features: Any = tfds.features.FeaturesDict({name: every[name] for name in used})
         paths = [Path(path) for path in builder.info.splits[split].filepaths]
         file_format = getattr(builder.info.file_format, "value", "tfrecord")  # None: an old copy
         if file_format == "array_record":
@@ -422,11 +400,55 @@ class _Records(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.records)
 
+    def record(self, index: int) -> Mapping[str, Any]:
+        """The features in use of an example, images as the bytes of their files."""
+        undecoded = dict.fromkeys((self.row.image, self.row.mask), tfds.decode.SkipDecoding())
+        return self.features.deserialize_example_np(self.records[index], decoders=undecoded)
+
+    def has_objects(self, looked_at: int = 16) -> bool:
+        """Whether masks hold a class in red and the number of an object in green."""
+        masks = (self.record(i)[self.row.mask] for i in range(min(looked_at, len(self))))
+        return any(np.ptp(read_image(mask, "mask"), axis=2).any() for mask in masks)
+
     def __getitem__(self, index: Any) -> Any:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        features: Any = self.features
-        return features.deserialize_example_np(self.records[index], decoders=self.skip)
+        record = self.record(range(len(self))[index])
+        entry_id = f"{self.split}_{index:06d}"
+        if self.row.ids:
+            value = record[self.row.ids]
+            text = value.decode() if isinstance(value, bytes) else str(value)
+            suffix = PurePosixPath(text).suffix
+            text = text.removesuffix(suffix) if suffix.lower() in IMAGE_SUFFIXES else text
+            entry_id = text.replace("/", "_")
+
+        def load() -> dict[str, Part]:
+            row = self.row
+            names = {"image": f"{entry_id}, {row.image}", "label": f"{entry_id}, {row.mask}"}
+            image = record[row.image]
+            if isinstance(image, bytes):
+                picture = encoded_image(image, names["image"])
+            else:
+                picture = encoded_pixels(to_rgb(np.asarray(image)))
+            try:
+                labels = self.table.to_labels(_mask_ids(record[row.mask], self.red))
+            except ValueError as error:
+                text = str(error).removeprefix("image: ")
+                raise ValueError(f"{names['label']}: {text}") from None
+            parts: dict[str, Part] = {"image": picture, "label": labels}
+            check_sizes(parts, names)
+            return parts
+
+        return Entry(entry_id, load)
+
+
+def _mask_ids(mask: bytes | np.ndarray | np.generic, red: bool) -> Integer[np.ndarray, "h w"]:
+    """The ids of a mask: an image file's, or those of an array (h, w) or (h, w, 1)."""
+    if isinstance(mask, bytes):
+        return read_image(mask)[..., 0].astype(np.int32) if red else read_label(mask, kind="index")
+    ids = np.asarray(mask)
+    ids = ids[..., 0] if ids.ndim == 3 and ids.shape[-1] == 1 else ids
+    if ids.ndim != 2 or ids.dtype.kind not in "uib":
+        raise ValueError(f"not a map of ids: {ids.dtype} of shape {ids.shape}")
+    return ids.astype(np.int32)
 
 
 class TFRecords(Sequence[bytes]):
@@ -461,73 +483,3 @@ class TFRecords(Sequence[bytes]):
         with path.open("rb") as file:
             file.seek(start)
             return file.read(length)
-
-
-class _Entries(Sequence[Entry]):
-    """The examples of a split, each read when its turn comes."""
-
-    def __init__(self, records: _Records, split: str, table: ClassTable, red: bool) -> None:
-        self.records = records
-        self.split = split
-        self.table = table
-        self.red = red
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: Any) -> Any:
-        record = self.records[index]
-        row = self.records.row
-        entry_id = f"{self.split}_{index:06d}"
-        if row.ids:
-            entry_id = _as_id(record[row.ids])
-
-        def load() -> dict[str, Part]:
-            names = {"image": f"{entry_id}, {row.image}", "label": f"{entry_id}, {row.mask}"}
-            image = record[row.image]
-            if isinstance(image, bytes):
-                picture = encoded_image(image, names["image"])
-            else:
-                picture = encoded_pixels(np.ascontiguousarray(image, np.uint8))
-            try:
-                ids = _mask_ids(record[row.mask], self.red, names["label"])
-                parts: dict[str, Part] = {"image": picture, "label": self.table.to_labels(ids)}
-            except ValueError as error:
-                text = str(error).removeprefix(f"{names['label']}: ")
-                raise ValueError(f"{names['label']}: {text}") from None
-            check_sizes(parts, names)
-            return parts
-
-        return Entry(entry_id, load)
-
-
-def _as_id(value: Any) -> str:
-    """The id of an example from a feature of text or numbers: without extension and slashes."""
-    text = value.decode() if isinstance(value, bytes) else str(value)
-    stem, dot, suffix = text.rpartition(".")
-    return (stem if f"{dot}{suffix}".lower() in IMAGE_SUFFIXES else text).replace("/", "_")
-
-
-def _mask_ids(value: Any, red: bool, name: str) -> Integer[np.ndarray, "h w"]:
-    """The ids of a mask: an image file's, or those of an array (h, w) or (h, w, 1)."""
-    if not isinstance(value, bytes):
-        ids = np.asarray(value)
-        ids = ids[..., 0] if ids.ndim == 3 and ids.shape[-1] == 1 else ids
-        if ids.ndim != 2 or ids.dtype.kind not in "uib":
-            raise ValueError(f"not a map of ids: {ids.dtype} of shape {ids.shape}")
-        return ids.astype(np.int32)
-    if red:
-        return read_image(value, name)[..., 0].astype(np.int32)
-    return read_label(value, kind="index", name=name)
-
-
-def _has_objects(records: _Records, looked_at: int = 16) -> bool:
-    """Whether masks hold a class in red and the number of an object in green."""
-    return any(
-        not _is_grey(read_image(records[index][records.row.mask], f"mask {index}"))
-        for index in range(min(looked_at, len(records)))
-    )
-
-
-def _is_grey(image: UInt8[np.ndarray, "h w 3"]) -> bool:
-    return bool((image[..., :1] == image).all())
