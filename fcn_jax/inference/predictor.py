@@ -301,9 +301,9 @@ class Predictor:
         Raises:
             ValueError: If it is no image, or does not fit the canvas.
         """
-        from fcn_jax.data.transforms import resize_features
+        from fcn_jax.data.transforms import resize
 
-        seen = resize_features(self._pixels(arrays), self.scale)
+        seen = resize(self._pixels(arrays), self.scale)
         canvas = self.canvas if takes_canvas(self.model) else exactly
         return CanvasImage(source, seen, _size_of(arrays), canvas_for(_size_of(seen), canvas))
 
