@@ -132,9 +132,9 @@ def make_pets(data_dir: Path, rng, **options) -> tuple[Path, dict[str, dict[str,
 
 def assert_pets(source, written) -> None:
     for example in source:
-        truth = written[example["id"]]
-        np.testing.assert_array_equal(example["image"], decoded(truth["image"]))
-        mask = decoded(truth["segmentation_mask"])
+        ground_truth = written[example["id"]]
+        np.testing.assert_array_equal(example["image"], decoded(ground_truth["image"]))
+        mask = decoded(ground_truth["segmentation_mask"])
         # Of the data set's README: 1 foreground, 2 background, 3 not classified.
         expected = np.select([mask == 1, mask == 2], [0, 1], 255)
         np.testing.assert_array_equal(example["label"], expected)
@@ -327,7 +327,7 @@ def test_cityscapes_classes():
 
 OTHER_SPEC = {
     "photo": features.Image(),
-    "truth": features.Image(shape=(None, None, 1)),
+    "ground_truth": features.Image(shape=(None, None, 1)),
     "array": features.Tensor(shape=(6, 7, 1), dtype=np.uint8),
     "named": features.LabeledImage(labels=["ground", "thing"], shape=(None, None, 1)),
     "number": features.Scalar(np.int64),
@@ -338,7 +338,7 @@ def make_other(data_dir: Path, rng, **options) -> list[dict[str, Any]]:
     found = [
         {
             "photo": encoded(rng.integers(0, 256, (6, 7, 3), np.uint8)),
-            "truth": encoded(rng.integers(3, 7, (6, 7)).astype(np.uint8)),
+            "ground_truth": encoded(rng.integers(3, 7, (6, 7)).astype(np.uint8)),
             "array": rng.integers(0, 3, (6, 7, 1)).astype(np.uint8),
             "named": encoded(rng.integers(0, 2, (6, 7)).astype(np.uint8)),
             "number": 100 + i,
@@ -358,23 +358,25 @@ def test_any_other_data_set(tmp_path, rng):
         )
         assert set(source.ids) == set(found)
         for example in source:
-            truth = found[example["id"]]
-            np.testing.assert_array_equal(example["image"], decoded(truth["photo"]))
+            ground_truth = found[example["id"]]
+            np.testing.assert_array_equal(example["image"], decoded(ground_truth["photo"]))
         return source, {example["id"]: example["label"] for example in source}
 
-    source, read = labels(mask="truth", num_classes=3, first_id=3, void=(6,))
+    source, read = labels(mask="ground_truth", num_classes=3, first_id=3, void=(6,))
     assert source.classes.names == ("class 0", "class 1", "class 2")
     for name, label in read.items():
-        truth = decoded(found[name]["truth"])
-        np.testing.assert_array_equal(label, np.where(truth == 6, 255, truth - 3))
+        ground_truth = decoded(found[name]["ground_truth"])
+        np.testing.assert_array_equal(label, np.where(ground_truth == 6, 255, ground_truth - 3))
 
     (tmp_path / "classes.csv").write_text("name,id,r,g,b\nsky,4,1,2,3\nsea,3,0,0,9\nlake,5,0,0,1\n")
     file = str(tmp_path / "classes.csv")
-    source, read = labels(mask="truth", classes=file, void=(6,))
+    source, read = labels(mask="ground_truth", classes=file, void=(6,))
     assert source.classes.names == ("sky", "sea", "lake")
     for name, label in read.items():
-        truth = decoded(found[name]["truth"])
-        expected = np.select([truth == 4, truth == 3, truth == 5], [0, 1, 2], 255)
+        ground_truth = decoded(found[name]["ground_truth"])
+        expected = np.select(
+            [ground_truth == 4, ground_truth == 3, ground_truth == 5], [0, 1, 2], 255
+        )
         np.testing.assert_array_equal(label, expected)
 
     source, read = labels(mask="array", num_classes=3)
@@ -393,10 +395,10 @@ def test_what_has_to_be_said_of_another_data_set(tmp_path, rng):
     wrong: list[tuple[dict[str, Any], str]] = [
         ({}, r"no feature 'image' \(image=\); it has .*photo \(Image\)"),
         ({"image": "photo"}, r"say which feature is the mask \(mask=\): .*named \(LabeledImage\)"),
-        ({"image": "photo", "mask": "truth"}, r"classes=FILE .*or num_classes=N"),
+        ({"image": "photo", "mask": "ground_truth"}, r"classes=FILE .*or num_classes=N"),
         (
-            {"image": "photo", "mask": "truth", "num_classes": 3},
-            r"train_000000, truth: label values .*[56].*belong to no class",
+            {"image": "photo", "mask": "ground_truth", "num_classes": 3},
+            r"train_000000, ground_truth: label values .*[56].*belong to no class",
         ),
         ({"image": "photo", "mask": "photo", "num_classes": 3}, "train_000000, photo: is an RGB"),
         (
@@ -404,7 +406,7 @@ def test_what_has_to_be_said_of_another_data_set(tmp_path, rng):
             "train_000000, number: not a map of ids",
         ),
         ({"num_classes": 3, "classes": str(tmp_path / "c.txt")}, "classes or num_classes, not"),
-        ({"maks": "truth"}, "no option 'maks'; it has tfds_dir, image, mask"),
+        ({"maks": "ground_truth"}, "no option 'maks'; it has tfds_dir, image, mask"),
     ]
     for options, message in wrong:
         with pytest.raises(ValueError, match=message):

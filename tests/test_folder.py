@@ -21,7 +21,7 @@ class Tree:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.rng = np.random.default_rng(0)
-        self.truth: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self.ground_truth: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         root.mkdir(parents=True)
 
     def add(self, name: str, image: str, mask: str, mode: str = "L") -> None:
@@ -41,7 +41,7 @@ class Tree:
         else:
             Image.fromarray(ids).save(self.root / mask)
         with Image.open(self.root / image) as file:
-            self.truth[name] = np.array(file), ids
+            self.ground_truth[name] = np.array(file), ids
 
     def write(self, name: str, text: str) -> None:
         (self.root / name).write_text(text)
@@ -54,7 +54,7 @@ class Tree:
             assert source.ids == names
             assert source.classes.names == NAMES
             for example in source:
-                image, label = self.truth[f"{split}/{example['id']}"]
+                image, label = self.ground_truth[f"{split}/{example['id']}"]
                 np.testing.assert_array_equal(example["image"], image)
                 np.testing.assert_array_equal(example["label"], label)
 
@@ -99,15 +99,15 @@ def test_globs_pair_what_the_stars_match(tree, tmp_path):
         tree.add(
             f"train/{city}_{frame}",
             f"photos/train/{city}/f{frame}_rgb.jpg",
-            f"truth/train/{city}/f{frame}_gt.png",
+            f"ground_truth/train/{city}/f{frame}_gt.png",
         )
-    tree.add("val/york_9", "photos/val/york/f9_rgb.png", "truth/val/york/f9_gt.png")
+    tree.add("val/york_9", "photos/val/york/f9_rgb.png", "ground_truth/val/york/f9_gt.png")
     (tree.root / "photos/train/york/notes.txt").touch()
     tree.check(
         tmp_path / "d",
         {"train": ("bath_1", "york_1", "york_2"), "val": ("york_9",)},
         images="photos/{split}/*/f*_rgb.*",
-        masks="truth/{split}/*/f*_gt.png",
+        masks="ground_truth/{split}/*/f*_gt.png",
     )
 
 
@@ -122,7 +122,7 @@ def test_masks_of_ids_palette_and_colors(tree, tmp_path, mode):
 
 def test_first_id_and_void(tree, tmp_path):
     tree.add("train/a", "train/images/a.png", "train/masks/a.png")
-    _, ids = tree.truth["train/a"]
+    _, ids = tree.ground_truth["train/a"]
     stored = np.select([ids == 0, ids == 1, ids == 2], [1, 2, 3], 0).astype(np.uint8)
     stored[0, 0] = 17
     Image.fromarray(stored).save(tree.root / "train/masks/a.png")
@@ -132,7 +132,7 @@ def test_first_id_and_void(tree, tmp_path):
 
 def test_grey_masks_with_255_as_a_class(tree, tmp_path):
     tree.add("train/a", "train/images/a.png", "train/masks/a.png")
-    size = tree.truth["train/a"][1].shape
+    size = tree.ground_truth["train/a"][1].shape
     mask = tree.rng.choice([0, 255], size).astype(np.uint8)
     Image.fromarray(mask).save(tree.root / "train/masks/a.png")
     where = {"data_dir": tmp_path / "d", "manual_dir": tree.root}

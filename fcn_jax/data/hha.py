@@ -29,7 +29,7 @@ GRAVITY_PHASES = ((45.0, 5), (15.0, 5))
 """The threshold in degrees and the number of iterations of each phase of `gravity`."""
 
 _DISPARITY_SCALE = 310.0  # grey levels at 1 m
-_NEAREST = 1.0  # m; nearer points are shown as if there, lest disparity outgrow a byte too far
+_NEAREST = 1.0  # m; nearer points are treated as if they were there
 _ANGLE_OFFSET = 128.0 - 90.0  # puts 90 degrees, a wall, at 128
 _UNKNOWN_ANGLE = 180.0  # what the authors' program shows where there is no normal
 # Where the lowest point is less than 0.9 m below the camera no floor is in view, and the ground is
@@ -95,7 +95,7 @@ def hha(
         depth: Depth along the optical axis; 0 is missing.
         camera: Camera matrix in pixels, the first pixel's centre being (0, 0); see `nyu_camera`.
         raw_depth: The depth as measured, before holes were filled; normals come only from pixels
-            where it is not 0. Its other values are not looked at. None: `depth` was measured.
+            where it is not 0. Its other values are ignored. None: `depth` was measured.
         per_metre: Depth units in a metre: 1000 for millimetres.
 
     Returns:

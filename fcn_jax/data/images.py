@@ -1,9 +1,9 @@
-"""Read an image or a label file of any kind into an array.
+"""Read images and label files of any kind as arrays.
 
-People's files come grey, with alpha, with a palette, rotated by an EXIF tag, with 16 bits or in
-CMYK. Here they become what the rest of the package works with: uint8 RGB images, and integer label
-maps with one id per pixel. Only Pillow decodes, always, so that training and prediction see the
-same pixels on every machine (OpenCV turns palette masks into colours without a word).
+Files may be grey, have alpha, a palette, 16 bits or an EXIF orientation, or be CMYK. Here they
+become what the rest of the package works with: uint8 RGB images, and integer label maps with one id
+per pixel. Pillow alone decodes, so that training and prediction see the same pixels on every
+machine (OpenCV silently turns palette masks into colours).
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ def read_label(
     """Read a label file as the class ids it stores, one per pixel.
 
     * Grey files of 1, 8 or 16 bits hold ids; so do palette files, whose colours are decoration.
-    * RGB files hold colours, looked up in `table`. With no table they are refused, unless the three
-      channels are equal everywhere: that is an index map some tool wrote as RGB.
+    * RGB files hold colours, which are looked up in `table`. Without a table they are refused,
+      unless the three channels are equal everywhere: then the file is a map of ids stored as RGB.
     * `kind="color"` also reads palette and grey files by colour; `kind="index"` never does.
 
     Alpha is dropped. The void colour of VOC, (224, 224, 192), and the colours of ignored rows

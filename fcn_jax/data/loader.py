@@ -1,7 +1,7 @@
 """From a source of examples to batches on the devices: a grain pipeline.
 
-Order and randomness depend on the seed and the position alone, not on threads, workers or
-processes, so that a pipeline can go on exactly where a checkpoint left it.
+Order and randomness depend only on the seed and the position, not on threads, workers or processes,
+so that a pipeline can continue exactly where a checkpoint left it.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class TrainingBatches(contextlib.AbstractContextManager["TrainingBatches"]):
         ]
         if differing:
             raise ValueError(
-                f"cannot go on with the former run's batches: {'; '.join(differing)}. "
-                "Use the former settings, or another workdir"
+                f"cannot continue with the batches of the earlier run: {'; '.join(differing)}. "
+                "Use the earlier settings, or another workdir"
             )
         self._stop()
         self._next_batch = int(state["next_batch"])

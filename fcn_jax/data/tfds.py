@@ -6,9 +6,9 @@ TFDS's own folder ($TFDS_DATA_DIR, or ~/tensorflow_datasets), as
 
     DIR/NAME/[CONFIG/]VERSION/dataset_info.json
 
-and need not be one of TFDS's own. Files of ArrayRecord and of TFRecord are read. A copy that is not
-there is downloaded and prepared by TFDS into `data_dir`; some of its data sets need TensorFlow for
-that, and some files that a person has to fetch (`manual_dir`).
+and need not be one of TFDS's own. ArrayRecord and TFRecord files are read. If there is no copy,
+TFDS downloads and prepares one in `data_dir`; for some data sets it needs TensorFlow, and for some
+you must fetch files yourself (`manual_dir`).
 
 The images and masks are then stored once more in this package's form, with labels 0..C-1 and 255.
 `TFDS_SETS` says which of TFDS's features they are and what classes the masks hold. For any other
@@ -147,8 +147,8 @@ class TfdsSet:
 
     Attributes:
         image: TFDS's feature that holds the image.
-        mask: The one that holds the ids of the classes; empty where a person has to say.
-        classes: What the ids mean; None where the data set itself may say.
+        mask: The one that holds the ids of the classes; empty where it must be given.
+        classes: What the ids mean; None where the data set may name them itself.
         ids: The one that names an example; None numbers them.
         splits: The splits to store, where they are there; empty: all.
         objects: The classes of a copy whose masks are RGB with the class in red and a number for
@@ -195,7 +195,7 @@ def plan(
     """Plan the data set.
 
     Args:
-        manual_dir: The files that a person has to fetch for TFDS, where it prepares the data set.
+        manual_dir: The files that you must fetch yourself before TFDS can prepare the data set.
         data_dir: Where this package's prepared data sets lie.
         name: What TFDS calls the data set.
         tfds_dir: Where TFDS's copy lies; None looks in `data_dir` and TFDS's own folder.
@@ -379,7 +379,7 @@ class _Split(Sequence[Entry]):
     def __init__(self, builder: Any, split: str, row: TfdsSet, table: ClassTable) -> None:
         self.split, self.row, self.table = split, row, table
         self.red = False  # whether masks are RGB with the class in red
-        # The features of no use here are not even parsed. (PartialDecoding needs TensorFlow.)
+        # The other features are not even parsed. (PartialDecoding needs TensorFlow.)
         every = builder.info.features
         used = [name for name in (row.image, row.mask, row.ids) if name]
         self.features: Any = tfds.features.FeaturesDict({name: every[name] for name in used})
@@ -455,7 +455,7 @@ class TFRecords(Sequence[bytes]):
     """Random access to the records of TFRecord files.
 
     A record is its length (8 bytes, little-endian), a checksum of that (4), the content and a
-    checksum of that (4). The checksums are not looked at: images have their own.
+    checksum of that (4). The checksums are ignored: images have their own.
 
     Raises:
         ValueError: naming the file that ends within a record.
