@@ -440,7 +440,7 @@ class _Split(Sequence[Entry]):
         return Entry(entry_id, load)
 
 
-def _mask_ids(mask: bytes | np.ndarray | np.generic, red: bool) -> Integer[np.ndarray, "h w"]:
+def _mask_ids(mask: object, red: bool) -> Integer[np.ndarray, "h w"]:
     """The ids of a mask: an image file's, or those of an array (h, w) or (h, w, 1)."""
     if isinstance(mask, bytes):
         return read_image(mask)[..., 0].astype(np.int32) if red else read_label(mask, kind="index")
