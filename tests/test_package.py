@@ -140,8 +140,8 @@ def test_the_usage_says_how_a_command_was_called(command, capsys, monkeypatch):
 
 @pytest.mark.xfail(strict=False, reason="to come")
 def test_importing_the_package_needs_jax_flax_and_numpy_only():
-    unwanted = "PIL orbax optax tensorflow_datasets matplotlib rich scipy h5py ml_collections"
-    code = f"import sys, fcn_jax; print(*set('{unwanted}'.split()) & set(sys.modules))"
+    unwanted = {"PIL", "optax", "orbax", "tensorflow_datasets", "matplotlib", "scipy", "h5py"}
+    code = f"import sys, fcn_jax; print(*{unwanted} & set(sys.modules))"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     loaded = subprocess.check_output([sys.executable, "-c", code], env=env, text=True)
     assert loaded.split() == []

@@ -119,6 +119,11 @@ class Metrics:
         per_class_iu: IU_i; NaN where the class is in neither.
         absent: The classes in neither, left out of the means.
         unscored: The classes left out of the means because they were not to be scored.
+
+    Example:
+        >>> metrics = compute_metrics(np.array([[8, 2], [0, 10]]))
+        >>> print(metrics.pixel_accuracy, metrics.per_class_accuracy)
+        0.9 [0.8 1. ]
     """
 
     pixel_accuracy: float

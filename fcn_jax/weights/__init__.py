@@ -101,6 +101,11 @@ def load(path: str | Path) -> Weights:
         FileNotFoundError: If there is no such file, or the folder is no run's.
         ValueError: If the file is of no known kind, damaged, or holds NaN or Inf. The message
             names the file and everything that is wrong with it.
+
+    Example:
+        >>> save("small.npz", {"conv1": {"kernel": np.ones((3, 3, 3, 8)), "bias": np.zeros(8)}})
+        >>> {name: array.shape for name, array in load("small.npz").items()}
+        {'conv1/kernel': (3, 3, 3, 8), 'conv1/bias': (8,)}
     """
     path = Path(path).expanduser()
     if path.is_dir():

@@ -51,6 +51,9 @@ def save(
     Raises:
         ValueError: If the kind is unknown, or an array is none of a network's or not finite; all
             of them in one message.
+
+    Example:
+        >>> save("small.safetensors", {"conv1/kernel": np.ones((3, 3, 3, 8), np.float32)})
     """
     path = Path(path).expanduser()
     kind = kind or _SUFFIXES.get(path.suffix)
