@@ -22,7 +22,7 @@ from cases import (
 from fcn_jax.devices import data_mesh
 from fcn_jax.inference.predictor import Predictor
 from fcn_jax.models.fcn import FCN, abstract_params, create_model
-from fcn_jax.models.inputs import CAFFE
+from fcn_jax.models.inputs import CAFFE, Inputs
 from fcn_jax.training.optimizer import make_optimizer, make_schedule
 from fcn_jax.training.step import create_state, make_train_step
 
@@ -120,7 +120,8 @@ class Training:
         )
         self.batch = jax.device_put(case.random_batch())
         self.state = create_state(params, optimizer, mesh)
-        step: Any = make_train_step(model, optimizer, CAFFE, mesh, key=jax.random.key(0))
+        inputs, key = Inputs.of(CAFFE), jax.random.key(0)
+        step: Any = make_train_step(model, optimizer, inputs, mesh, key=key)
         self.compiled = step.lower(self.state, self.batch).compile()
 
     def run(self, steps: int) -> None:

@@ -1,6 +1,6 @@
 """The training loop beside the bare step: does the loader keep the device busy?
 
-    python benchmarks/loop.py --config=configs/camvid_fcn8s.py [--config.FIELD=VALUE ...]
+    python benchmarks/loop.py --config=configs/camvid.py [--config.FIELD=VALUE ...]
 
 Times, in turns (A B A B), N steps on one batch that stays on the device, and N steps on batches
 from the loader whose losses are watched and then checked, as the loop of `fcn_jax.training.run`
@@ -30,23 +30,20 @@ def main(argv: list[str]) -> None:
     from fcn_jax.devices import data_mesh
     from fcn_jax.models.fcn import initial_params
     from fcn_jax.models.inputs import CAFFE, Inputs
-    from fcn_jax.runs import build_model
-    from fcn_jax.training import run
+    from fcn_jax.training.run import make_stages, mean_losses
     from fcn_jax.training.step import create_state, make_train_step
-    from fcn_jax.training.watch import LossWatch
 
     logging.set_verbosity(logging.WARNING)
     config: Any = CONFIG.value
     source = data.open_source(config.dataset, config.train_split, **configs.data_options(config))
-    stage = run.Stage(0, config.stages[-1], 10**6, 1e-12)
-    inputs = Inputs.of(CAFFE)
-    model = build_model(config, stage.name, source.label_maps, inputs)
-    optimizer = run.make_stage_optimizer(config, model, stage)
-    mesh = data_mesh()
-    state = create_state(initial_params(model, jax.random.key(0)), optimizer, mesh)
-    step = make_train_step(model, optimizer, inputs, mesh, key=jax.random.key(0))
+    inputs, mesh = Inputs.of(CAFFE), data_mesh()
+    config.stages, config.steps, config.learning_rate = config.stages[-1:], (10**6,), (1e-12,)
+    (stage,) = make_stages(config, source, source.label_maps, inputs, mesh)
+    params = initial_params(stage.model, jax.random.key(0))
+    state = create_state(params, stage.optimizer, mesh)
+    step = make_train_step(stage.model, stage.optimizer, inputs, mesh, key=stage.key)
 
-    with run.stage_batches(config, source, stage, mesh) as batches:
+    with stage.batches as batches:
         fixed, _ = next(batches)
 
         def bare() -> None:
@@ -57,12 +54,12 @@ def main(argv: list[str]) -> None:
 
         def loop() -> None:
             nonlocal state
-            watch = LossWatch(stage.name)
+            reports = []
             for number in range(STEPS.value):
                 batch, ids = next(batches)
-                state, figures = step(state, batch)
-                watch.add(number, ids, figures)
-            watch.check()
+                state, report = step(state, batch)
+                reports.append((number, ids, report))
+            mean_losses(stage.name, reports)
 
         kinds = {"bare step": bare, "training loop": loop}
         for warm_up in kinds.values():
@@ -70,11 +67,11 @@ def main(argv: list[str]) -> None:
         times = take_turns(kinds, TURNS.value)
         loads = 5 * STEPS.value
         alone = seconds(lambda: [next(batches) for _ in range(loads)])
-    report({name: statistics.median(values) for name, values in times.items()}, config.batch_size)
+    show({name: statistics.median(values) for name, values in times.items()}, config.batch_size)
     print(f"{'loader alone':>18}  {loads * config.batch_size / alone:8.1f} images/s")
 
 
-def report(medians: dict[str, float], batch_size: int) -> None:
+def show(medians: dict[str, float], batch_size: int) -> None:
     """Prints medians, given in seconds for all steps of a turn."""
     for name, median in medians.items():
         one = median / STEPS.value

@@ -1,29 +1,30 @@
-"""FCN-GoogLeNet on PASCAL VOC 2011 and SBD, by the recipe of CVPR 2015.
-
-The reference promised this network and did not release it. Expected mean IU on VOC 2011 val: 42.5
-(CVPR 2015, table 1; not repeated here). Minibatches of 20 images. Skips are our own extension:
---config.stages="('fcn32s', 'fcn16s', 'fcn8s')"
+"""FCN-GoogLeNet on PASCAL VOC 2011 and SBD, from ImageNet weights.
 
     python train.py --config=configs/fcn_googlenet.py --config.init=bvlc_googlenet.caffemodel \
         --config.manual_dir=DIR
 
 DIR holds VOCdevkit and SBD (docs/data.md names the places). To train on VOC alone:
 --config.train_split=train --config.eval_split=val
+
+Arguments follow a colon, several with commas between: --config=configs/fcn_googlenet.py:8s
+
+    32s      FCN-32s alone, as published (the default)
+    16s, 8s  skips as well, which are our own extension
+    cvpr     the recipe of CVPR 2015: minibatches of 20, momentum 0.9 (the default)
+    pami     the solver of the VGG nets; the reference promised this network and did not release it
+
+Mean IU on VOC 2011 val (CVPR 2015, table 1; not repeated here): 42.5.
 """
 
-from fcn_jax.config import default_config, reference_solver, set_recipe
+from fcn_jax.config import TRAINED_IN_TURN, choose, cvpr_recipe, reference_solver, voc_config
 
 
-def get_config(recipe="cvpr"):
-    config = default_config()
-    config.dataset = "voc2012"
-    config.dataset_options.sbd = ""  # The folder of SBD, where it is not found by itself.
-    config.train_split = "sbd_train"
-    config.eval_split = "seg11valid"
-
-    config.stages = ("fcn32s",)
+def get_config(arguments=""):
+    network, recipe = choose(arguments, ("32s", "16s", "8s"), ("cvpr", "pami"))
+    config = voc_config()
+    config.stages = TRAINED_IN_TURN[network]
     config.backbone = "googlenet"
-    # No published solver: "pami" is that of the VGG nets.
-    reference_solver(config, rates=(1e-10,), steps=100_000)
-    set_recipe(config, recipe, cvpr_rate=5e-5)
+    reference_solver(config, rates=(1e-10, 1e-12, 1e-14), steps=100_000)
+    if recipe == "cvpr":
+        cvpr_recipe(config, rate=5e-5)
     return config.lock()

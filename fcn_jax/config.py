@@ -1,106 +1,400 @@
-"""The configuration of a run: every field with its default and its meaning, and their checks.
+"""The configuration of a run: every field with its default, its meaning and what it may be.
 
-A config file holds ``get_config()`` that starts from `default_config` and sets what differs.
+A config file holds ``get_config()``, which starts from `default_config` and sets what differs.
+`load_config` reads one; `validate` finds mistakes before anything is read or written.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import importlib.util
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeAlias
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from fcn_jax.models.backbones import find_backbone
 from fcn_jax.models.decoders import SEGMENTERS
+from fcn_jax.models.fcn import FCN, create_model
 from fcn_jax.models.layers import PRECISIONS
-from fcn_jax.training.optimizer import OPTIMIZERS, SCHEDULES
+
+# ======================================================================== what a value may be
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What the values of a field are.
+
+    Attributes:
+        words: What to give, as a sentence without its end.
+        fits: Whether a value is of this kind.
+    """
+
+    words: str
+    fits: Callable[[Any], bool]
+
+
+def whole(least: int, most: int = 2**31 - 1) -> Kind:
+    """Whole numbers within limits."""
+    return Kind(
+        f"give a whole number from {least} to {most}",
+        lambda value: type(value) is int and least <= value <= most,
+    )
+
+
+def number(
+    at_least: float = -3e38, above: float = -3e38, below: float = 3e38, at_most: float = 3e38
+) -> Kind:
+    """Numbers within limits, by default those of float32; NaN is none."""
+    limits = {"at least": at_least, "above": above, "below": below, "at most": at_most}
+    return Kind(
+        "give a number "
+        + " and ".join(f"{name} {limit}" for name, limit in limits.items() if abs(limit) < 3e38),
+        lambda value: (
+            type(value) in (int, float)
+            and max(at_least, above) <= value <= min(below, at_most)
+            and value not in (above, below)
+        ),
+    )
+
+
+def choice(*names: str) -> Kind:
+    """One of some names."""
+    return Kind(f"choose one of {', '.join(names)}", lambda value: value in names)
+
+
+def several(kind: Kind) -> Kind:
+    """A tuple of values of a kind, which may be empty."""
+    return Kind(
+        f"give a tuple; for each entry {kind.words}",
+        lambda value: isinstance(value, tuple) and all(map(kind.fits, value)),
+    )
+
+
+def by_name(kind: Kind) -> Kind:
+    """Values of a kind, each under a name."""
+    return Kind(
+        f"give a dictionary; for each name {kind.words}",
+        lambda value: (
+            isinstance(value, ConfigDict) and all(kind.fits(part) for part in value.values())
+        ),
+    )
+
+
+FLAG = Kind("give True or False", lambda value: isinstance(value, bool))
+TEXT = Kind("give text", lambda value: isinstance(value, str))
+NAME = Kind("give a name", lambda value: isinstance(value, str) and value.strip() != "")
+OPTIONS = Kind("give a dictionary", lambda value: isinstance(value, ConfigDict))
+SIZE = Kind(
+    "give (height, width) in pixels, or () for none",
+    lambda value: several(whole(1)).fits(value) and len(value) in (0, 2),
+)
+FACTORS = Kind(
+    "give (lowest, highest), both positive and at most 16",
+    lambda value: (
+        several(number(above=0, at_most=16)).fits(value)
+        and len(value) == 2
+        and value[0] <= value[1]
+    ),
+)
+MODALITIES = Kind(
+    "give the modalities that it reads, each once, such as 'image' or 'image+depth'",
+    lambda value: (
+        isinstance(value, str) and all(parts := value.split("+")) and len(set(parts)) == len(parts)
+    ),
+)
+INPUTS = Kind(
+    by_name(MODALITIES).words, lambda value: by_name(MODALITIES).fits(value) and len(value) > 0
+)
+STAGES = Kind(
+    f"give one or more of {', '.join(SEGMENTERS)}, none twice",
+    lambda value: several(choice(*SEGMENTERS)).fits(value) and 0 < len(value) == len(set(value)),
+)
+
+# ======================================================================== the fields
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A field of a config.
+
+    Attributes:
+        default: Its value where a config file sets none.
+        kind: What values it may have.
+        meaning: What it does.
+        free: Whether it may change when a run goes on: where files lie, how often it looks up.
+    """
+
+    default: Any
+    kind: Kind
+    meaning: str
+    free: bool = False
+
+
+OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
+SCHEDULES = ("constant", "step", "poly", "cosine")
+
+FIELDS: dict[str, dict[str, Field]] = {
+    "Data": {
+        "dataset": Field("shapes", NAME, "A data set of docs/data.md."),
+        "data_dir": Field(
+            "data", NAME, "Where data sets are prepared once and found again.", free=True
+        ),
+        "manual_dir": Field(
+            "", TEXT, "The files as their owners publish them, where not downloaded.", free=True
+        ),
+        "dataset_options": Field({}, OPTIONS, "Further options of the data set."),
+        "train_split": Field("train", NAME, "The images to train on."),
+        "eval_split": Field("val", NAME, "The images to score on."),
+        "scale": Field(
+            1.0,
+            number(above=0, at_most=16),
+            "Factor on the size of images before the network; logits are scaled back.",
+        ),
+        "num_workers": Field(
+            0, whole(0, 1024), "Processes that load and transform; 0: threads of this one.", free=True
+        ),
+    },
+    "Augmentation, of training images only": {
+        "flip": Field(False, FLAG, "Mirror half of the images left to right."),
+        "scale_range": Field(
+            (1.0, 1.0), FACTORS, "Random resize, by a factor drawn log-uniformly from this range."
+        ),
+        "crop": Field(
+            (), SIZE, "Random crop to (height, width), filled with void where an image is smaller."
+        ),
+        "jitter": Field(
+            0.0,
+            number(at_least=0, below=1),
+            "Strength of random brightness, contrast and saturation.",
+        ),
+        "canvas": Field((), SIZE, "(height, width) of batches; empty: as their images need."),
+    },
+    "Inputs and heads": {
+        "inputs": Field(
+            {"image": "image"},
+            INPUTS,
+            "Each input of the network and the modalities that it reads: 'image+depth' joins their "
+            "channels (early fusion); two inputs have a backbone each (late fusion).",
+        ),
+        "heads": Field(
+            (), several(NAME), "Label maps that are learned; empty: all that the data have."
+        ),
+        "loss_weights": Field(
+            {}, by_name(number(above=0)), "Factor on each head's loss, where it is not 1."
+        ),
+    },
+    "Networks": {
+        "stages": Field(
+            ("fcn32s", "fcn16s", "fcn8s"), STAGES, "Trained in turn, each from the one before."
+        ),
+        "backbone": Field("vgg16", NAME, "A backbone, or one of your own as FILE.py:FUNCTION."),
+        "padding": Field(
+            "same",
+            choice("same", "reference"),
+            "'reference': 100 pixels of border, the published networks.",
+        ),
+        "width": Field(
+            1.0, number(above=0, at_most=64), "Multiplier of the backbone's channels."
+        ),
+        "fc_width": Field(4096, whole(1, 2**16), "Channels of fc6 and fc7."),
+        "dropout": Field(0.5, number(at_least=0, below=1), "Rate of dropout after fc6 and fc7."),
+        "learned_upsampling": Field(
+            "intermediate",
+            choice("intermediate", "none", "all"),
+            "Which transposed convolutions are trained: 'intermediate' as in CVPR 2015, 'none' as "
+            "in PAMI 2016.",
+        ),
+        "init": Field(
+            "",
+            TEXT,
+            "Start weights: a file or a run's folder, 'color=FILE,hha=FILE' for each input; empty: "
+            "random.",
+        ),
+        "freeze": Field(
+            (), several(NAME), "Patterns of layers that are not trained, such as 'conv1_*'."
+        ),
+    },
+    "Computation": {
+        "precision": Field(
+            "float32",
+            choice(*PRECISIONS),
+            "'tf32' and 'bfloat16' are faster on GPUs and TPUs.",
+        ),
+        "spatial_shards": Field(
+            1,
+            whole(1),
+            "Devices that share the rows of each image, where images are large.",
+            free=True,
+        ),
+        "remat": Field(
+            False,
+            FLAG,
+            "Compute maps again for the gradient: less memory on GPUs and TPUs, more time.",
+            free=True,
+        ),
+    },
+    "Training": {
+        "batch_size": Field(1, whole(1), "Images in a minibatch, over all devices."),
+        "accumulate": Field(1, whole(1), "Minibatches in an update (Caffe's iter_size)."),
+        "epochs": Field((), several(number(above=0)), "Passes over the training set, per stage."),
+        "steps": Field(
+            (), several(whole(1)), "Minibatches, per stage; they count where epochs are given too."
+        ),
+        "optimizer": Field("sgd", choice(*OPTIMIZERS), "The optimiser."),
+        "learning_rate": Field((1e-10,), several(number(above=0)), "Per stage."),
+        "schedule": Field("constant", choice(*SCHEDULES), "How the learning rate changes."),
+        "warmup": Field(0, whole(0), "Updates over which the rate grows to its value."),
+        "schedule_step": Field(0, whole(0), "Updates between drops of the schedule 'step'."),
+        "schedule_gamma": Field(0.1, number(above=0), "Factor of each drop."),
+        "momentum": Field(0.99, number(at_least=0, below=1), "Momentum of sgd and rmsprop."),
+        "weight_decay": Field(5e-4, number(at_least=0), "On kernels."),
+        "bias_rate": Field(
+            2.0, number(at_least=0), "Biases learn at this multiple of the learning rate."
+        ),
+        "clip_norm": Field(0.0, number(at_least=0), "Largest norm of the gradient; 0: off."),
+        "normalize_loss": Field(
+            False, FLAG, "Divide the loss by its number of pixels; the paper sums."
+        ),
+        "cell_fraction": Field(
+            1.0,
+            number(above=0, at_most=1),
+            "Part of the final-layer cells that are trained on (CVPR 2015, figure 5).",
+        ),
+        # A stage's data are shuffled by seed * 4 + stage, in 32 bits.
+        "seed": Field(0, whole(0, 2**30 - 1), "Of all that is random."),
+    },
+    "Evaluation, checkpoints and logs": {
+        "eval_batch_size": Field(1, whole(1), "Images at a time.", free=True),
+        "eval_every": Field(
+            0, whole(0), "Steps between evaluations; 0: at the end of each stage only."
+        ),
+        "checkpoint_every": Field(1000, whole(1), "Steps between checkpoints.", free=True),
+        "log_every": Field(20, whole(1), "Steps between records of the loss.", free=True),
+        "samples": Field(4, whole(0), "Images that are drawn at each evaluation.", free=True),
+    },
+}
+"""Every field, in sections. "Per stage": a tuple of one value, or of one for each stage."""
+
+_ALL: dict[str, Field] = {
+    name: field for section in FIELDS.values() for name, field in section.items()
+}
 
 
 def default_config() -> ConfigDict:
-    """All fields of a run. Tuples marked "per stage" hold one value, or one for each stage."""
-    config = ConfigDict()
+    """A config in which every field of `FIELDS` has its default."""
+    return ConfigDict({name: field.default for name, field in _ALL.items()})
 
-    # ---- Data
-    config.dataset = "shapes"  # A name in fcn_jax.data.DATASETS.
-    config.data_dir = "data"  # Where data sets are prepared once and found again.
-    config.manual_dir = ""  # The files as their owners publish them, where not downloaded.
-    config.dataset_options = ConfigDict()  # Further options of the data set (folder).
-    config.train_split = "train"
-    config.eval_split = "val"
-    config.scale = 1.0  # Images are resized by this before the network, scores back after it.
-    config.num_workers = 0  # Processes that load and transform; 0: threads of this one.
 
-    # ---- Augmentation, of training images only
-    config.flip = False  # Mirror half of the images left to right.
-    config.scale_range = (1.0, 1.0)  # Random resize, by a factor drawn log-uniformly.
-    config.crop = ()  # Random crop to (height, width), filled with void where too small.
-    config.jitter = 0.0  # Strength of random brightness, contrast and saturation.
-    config.canvas = ()  # (height, width) of batches; empty: as their images need.
+# ======================================================================== config files
 
-    # ---- Inputs and outputs
-    # Each input of the network and the features of the data that it reads: "image+depth" joins
-    # their channels (early fusion), two inputs have a backbone each (late fusion).
-    config.inputs = ConfigDict({"image": "image"})
-    config.heads = ()  # Label maps that are learned; empty: all that the data have.
-    config.loss_weights = ConfigDict()  # Factor on each head's loss, where it is not 1.
 
-    # ---- Networks
-    config.stages = ("fcn32s", "fcn16s", "fcn8s")  # Trained in turn, each from the last.
-    config.backbone = "vgg16"  # Or a backbone of your own, FILE.py:FUNCTION.
-    config.padding = "same"  # Or "reference": 100 pixels of border, the published networks.
-    config.width = 1.0  # Multiplier of the backbone's channels.
-    config.fc_width = 4096  # Channels of fc6 and fc7.
-    config.dropout = 0.5
-    config.learned_upsampling = "intermediate"  # CVPR 2015; "none": PAMI; "all".
-    # Start weights: a file or a run's folder; "color=…,hha=…" for each input; empty: random.
-    config.init = ""
-    config.freeze = ()  # Patterns of layers that are not trained, such as "conv1_*".
+def config_files() -> dict[str, Path]:
+    """The config files of this package by name; in a clone they lie in configs/ beside it."""
+    package = Path(__file__).parent
+    folders = (package / "configs", package.parent / "configs")
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.py"))}
 
-    # ---- Computation
-    config.precision = "float32"  # Or "tf32", "bfloat16": faster on GPUs and TPUs.
-    config.spatial_shards = 1  # Devices that share the rows of each image, where images are large.
-    config.remat = (
-        False  # Compute maps again for the gradient: less memory on GPUs and TPUs, more time.
-    )
 
-    # ---- Training
-    config.batch_size = 1  # Over all devices.
-    config.accumulate = 1  # Minibatches an update (Caffe's iter_size).
-    config.epochs = ()  # Per stage: passes over the training set,
-    config.steps = ()  # or minibatches, which go first where both are given.
-    config.optimizer = "sgd"
-    config.learning_rate = (1e-10,)  # Per stage.
-    config.schedule = "constant"
-    config.warmup = 0  # Updates over which the rate grows to its value.
-    config.schedule_step = 0  # Updates between drops of the "step" schedule,
-    config.schedule_gamma = 0.1  # and the factor of each.
-    config.momentum = 0.99
-    config.weight_decay = 5e-4  # On kernels.
-    config.bias_rate = 2.0  # Biases learn at this multiple of the rate.
-    config.clip_norm = 0.0  # Largest gradient norm; 0: off.
-    config.normalize_loss = False  # Divide the loss by its pixels; the paper sums.
-    config.cell_fraction = 1.0  # Part of the final-layer cells trained on (paper, figure 5).
-    config.seed = 0
+def find_config(name: str) -> str:
+    """The file of a config.
 
-    # ---- Evaluation, checkpoints and logs
-    config.eval_batch_size = 1
-    config.eval_every = 0  # Steps; 0: at the end of each stage.
-    config.checkpoint_every = 1000  # Steps.
-    config.log_every = 20  # Steps.
-    config.samples = 4  # Validation images drawn at each evaluation.
+    Args:
+        name: A file, or the name of a config of this package; perhaps ``:`` and arguments after.
+
+    Returns:
+        Its path, and the arguments as they were given.
+
+    Raises:
+        ValueError: If there is no such config; the message lists those that there are.
+
+    Example:
+        >>> find_config("fcn8s:32s")
+        '…/configs/fcn8s.py:32s'
+    """
+    file, colon, arguments = name.partition(":")
+    known = config_files()
+    path = known.get(file, Path(file).expanduser())
+    if not path.is_file():
+        near = difflib.get_close_matches(Path(file).stem, known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"there is no config {file!r}; {hint}there are {', '.join(known)}")
+    return f"{path}{colon}{arguments}"
+
+
+def load_config(name: str) -> ConfigDict:
+    """What ``get_config()`` of a config file gives.
+
+    Args:
+        name: As for `find_config`. What follows ``:`` is the function's argument.
+
+    Raises:
+        ValueError: If there is no such config, it cannot be run, or it does not know an argument.
+    """
+    path, colon, arguments = find_config(name).partition(":")
+    spec = importlib.util.spec_from_file_location(f"fcn_jax_config_{Path(path).stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config(arguments) if colon else module.get_config()
+    except (SyntaxError, ImportError, AttributeError, NameError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def choose(arguments: str, *groups: tuple[str, ...]) -> tuple[str, ...]:
+    """What a config file's arguments choose: one name of each group, by default its first.
+
+    Args:
+        arguments: What follows ``:`` after the config, separated by commas.
+        *groups: The names that there are.
+
+    Raises:
+        ValueError: If an argument is in no group, or two are of one group.
+    """
+    given = [name.strip() for name in arguments.split(",") if name.strip()]
+    found = [[name for name in given if name in group] for group in groups]
+    if sum(map(len, found)) < len(given) or any(len(names) > 1 for names in found):
+        known = "; ".join(" or ".join(group) for group in groups)
+        raise ValueError(f"arguments {arguments!r}: give at most one of each of {known}")
+    return tuple((*names, group[0])[0] for names, group in zip(found, groups, strict=True))
+
+
+# ======================================================================== recipes of the papers
+
+TRAINED_IN_TURN = {
+    "32s": ("fcn32s",),
+    "16s": ("fcn32s", "fcn16s"),
+    "8s": ("fcn32s", "fcn16s", "fcn8s"),
+    "atonce": ("fcn8s_atonce",),
+}
+"""The stages that end in a network."""
+
+
+def voc_config() -> ConfigDict:
+    """The default config with the data of the papers: PASCAL VOC 2011 and SBD."""
+    config = default_config()
+    config.dataset = "voc2012"
+    config.dataset_options.sbd = ""  # The folder of SBD, where it is not found by itself.
+    config.train_split = "sbd_train"
+    config.eval_split = "seg11valid"
     return config
 
 
 def reference_solver(config: ConfigDict, rates: tuple[float, ...], steps: int) -> None:
     """Sets the published VGG networks and their solvers (PAMI 2016): one whole image a step.
 
-    100 pixels of border, transposed convolutions fixed; SGD of momentum 0.99, a constant rate, weight
-    decay 0.0005, the loss summed over pixels, biases at twice the rate and not decayed.
+    100 pixels of border, transposed convolutions fixed; SGD of momentum 0.99, a constant rate,
+    weight decay 0.0005, the loss summed over pixels, biases at twice the rate and not decayed.
 
     Args:
         config: Changed in place.
-        rates: The learning rate of each stage.
+        rates: The learning rate of each stage, and perhaps of further ones.
         steps: Of each stage; scored and saved every 4000, as in the reference.
     """
     config.update(
@@ -109,7 +403,7 @@ def reference_solver(config: ConfigDict, rates: tuple[float, ...], steps: int) -
         batch_size=1,
         steps=(steps,),
         optimizer="sgd",
-        learning_rate=rates,
+        learning_rate=rates[: len(config.stages)],
         schedule="constant",
         momentum=0.99,
         weight_decay=5e-4,
@@ -120,34 +414,22 @@ def reference_solver(config: ConfigDict, rates: tuple[float, ...], steps: int) -
     )
 
 
-def set_recipe(config: ConfigDict, recipe: str, cvpr_rate: float) -> None:
-    """Sets how the networks of a config are trained, by the argument of its config file.
+def cvpr_recipe(config: ConfigDict, rate: float) -> None:
+    """Sets the training of CVPR 2015 (section 4.3).
 
-    ``pami`` leaves the config, which has the values of the published solvers, as it is. ``cvpr``
-    is the training of CVPR 2015 (section 4.3): minibatches of 20 images, momentum 0.9, the loss
-    as the mean over pixels, intermediate transposed convolutions learned, skip stages at a hundredth of
-    the rate, at least 175 epochs.
+    Minibatches of 20 images, momentum 0.9, the loss as the mean over pixels, intermediate
+    transposed convolutions learned, skip stages at a hundredth of the rate, 175 epochs.
 
     Args:
         config: Changed in place.
-        recipe: ``pami`` or ``cvpr``.
-        cvpr_rate: 1e-3 for AlexNet, 1e-4 for VGG16, 5e-5 for GoogLeNet.
-
-    Raises:
-        ValueError: If the recipe is unknown.
+        rate: 1e-3 for AlexNet, 1e-4 for VGG16, 5e-5 for GoogLeNet.
     """
-    if recipe not in ("pami", "cvpr"):
-        raise ValueError(f"unknown recipe {recipe!r} after the config file; take pami or cvpr")
-    if recipe == "pami":
-        return
-    fields: Any = config
-    rates = (cvpr_rate, *[cvpr_rate / 100] * (len(fields.stages) - 1))
     config.update(
         batch_size=20,
         accumulate=1,
         steps=(),
         epochs=(175.0,),
-        learning_rate=rates,
+        learning_rate=(rate, *[rate / 100] * (len(config.stages) - 1)),
         optimizer="sgd",
         momentum=0.9,
         weight_decay=5e-4,
@@ -159,120 +441,96 @@ def set_recipe(config: ConfigDict, recipe: str, cvpr_rate: float) -> None:
     )
 
 
-# What may change when a run goes on: where files lie, and how often it looks up.
-FREE_FIELDS = frozenset(
-    {
-        "data_dir",
-        "manual_dir",
-        "num_workers",
-        "eval_batch_size",
-        "checkpoint_every",
-        "log_every",
-        "remat",
-        "samples",
-        "spatial_shards",
-    }
-)
-
-_PER_STAGE = ("steps", "epochs", "learning_rate")
-_CHOICES = {
-    "padding": ("same", "reference"),
-    "precision": tuple(PRECISIONS),
-    "optimizer": tuple(OPTIMIZERS),
-    "schedule": tuple(SCHEDULES),
-}
-_POSITIVE = (
-    *("width", "fc_width", "batch_size", "accumulate", "eval_batch_size", "scale"),
-    *("checkpoint_every", "log_every", "spatial_shards"),
-)
-_NOT_NEGATIVE = ("eval_every", "samples", "num_workers", "warmup", "clip_norm", "weight_decay")
-_BELOW_ONE = ("dropout", "momentum", "jitter")
-_HEIGHT_WIDTH = ("crop", "canvas")
+# ======================================================================== checks
 
 
 def validate(config: ConfigDict) -> None:
-    """Checks every value that can be checked without the data.
+    """Checks all that can be known without the data, and builds the network of every stage.
 
     Raises:
-        ValueError: With all problems, each naming the field, the value and the remedy.
+        ValueError: With all problems, a line each: the field, its value and the remedy.
     """
-    problems = [
-        f"config.{field} = {config[field]!r}: {remedy}"
-        for check in (_wrong_names, _wrong_stages, _wrong_numbers, _wrong_shapes, _wrong_inputs)
-        for field, remedy in check(config)
-    ]
+    problems = {
+        name: field.kind.words for name, field in _ALL.items() if not field.kind.fits(config[name])
+    }
+    for name in set(config) - set(_ALL):
+        problems[name] = f"there is no such field{near_field(name)}"
+    for find in (_wrong_lengths, _wrong_networks):
+        if "stages" not in problems:
+            problems |= {name: words for name, words in find(config) if name not in problems}
     if problems:
-        raise ValueError("\n".join(problems))
+        plain = config.to_dict()
+        raise ValueError(
+            "\n".join(f"config.{name} = {plain[name]!r}: {problems[name]}" for name in problems)
+        )
 
 
-Problems: TypeAlias = Iterator[tuple[str, str]]
-"""Fields with a wrong value, and the remedy of each."""
+def near_field(name: str) -> str:
+    """A hint at the field whose name is nearest; empty where none is near."""
+    near = difflib.get_close_matches(name, _ALL, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _wrong_stages(fields: Any) -> Problems:
-    stages = len(fields.stages)
-    known = ", ".join(SEGMENTERS)
-    if not stages:
-        yield "stages", f"name at least one of {known}"
-    if not set(fields.stages) <= set(SEGMENTERS) or len(set(fields.stages)) < stages:
-        yield "stages", f"each must be one of {known}, and none twice"
-    for field in _PER_STAGE:
-        if len(fields[field]) not in (0, 1, stages):
-            yield field, f"give one value, or one for each of the {stages} stages"
-        if not all(value > 0 for value in fields[field]):
-            yield field, "values must be positive"
-    if not fields.steps and not fields.epochs:
-        yield "epochs", "give the length of the stages here or as config.steps"
-    if not fields.learning_rate:
-        yield "learning_rate", "give at least one value"
-
-
-def _wrong_names(fields: Any) -> Problems:
-    for field, choices in _CHOICES.items():
-        if fields[field] not in choices:
-            yield field, f"choose one of {', '.join(choices)}"
+def _wrong_lengths(config: ConfigDict) -> Iterator[tuple[str, str]]:
+    """Fields that do not fit the stages or each other, and the remedy of each."""
+    stages = len(config.stages)
+    for name in ("learning_rate", "steps" if config.steps else "epochs"):
+        if isinstance(config[name], tuple) and len(config[name]) not in (1, stages):
+            yield name, f"give one value, or one for each of the {stages} stages"
+    if config.schedule == "step" and config.schedule_step == 0:
+        yield "schedule_step", "the schedule 'step' needs the number of updates between drops"
     try:
-        find_backbone(fields.backbone)
+        start_files(config)
+    except ValueError as error:
+        yield "init", str(error)
+
+
+def _wrong_networks(config: ConfigDict) -> Iterator[tuple[str, str]]:
+    """Fields by which no network can be built, and why."""
+    try:
+        find_backbone(os.path.expanduser(config.backbone))
     except ValueError as error:
         yield "backbone", str(error)
+        return
+    for stage in config.stages:
+        for field in ("stages", "freeze"):
+            try:
+                stage_model(config, stage, freeze=config.freeze if field == "freeze" else ())
+            except (ValueError, TypeError) as error:
+                yield field, f"{stage} cannot be built: {error}"
+                return
 
 
-def _wrong_numbers(fields: Any) -> Problems:
-    yield from ((field, "must be positive") for field in _POSITIVE if fields[field] <= 0)
-    yield from ((field, "must not be negative") for field in _NOT_NEGATIVE if fields[field] < 0)
-    yield from ((field, "must be in [0, 1)") for field in _BELOW_ONE if not 0 <= fields[field] < 1)
-    if not 0 < fields.cell_fraction <= 1:
-        yield "cell_fraction", "must be in (0, 1]"
-    if fields.schedule == "step" and fields.schedule_step <= 0:
-        yield "schedule_step", "the schedule 'step' needs the updates between drops"
+# ======================================================================== what a config says
 
 
-def _wrong_shapes(fields: Any) -> Problems:
-    for field in _HEIGHT_WIDTH:
-        value = fields[field]
-        if len(value) not in (0, 2) or not all(isinstance(v, int) and v > 0 for v in value):
-            yield field, "give (height, width) in pixels, or () for none"
-    factors = fields.scale_range
-    if len(factors) != 2 or not 0 < factors[0] <= factors[1]:
-        yield "scale_range", "give (lowest, highest), both positive"
+def stage_model(config: ConfigDict, stage: str, **options: Any) -> FCN:
+    """The network of a stage of a config.
 
-
-def _wrong_inputs(fields: Any) -> Problems:
-    inputs = [joined.split("+") for joined in fields.inputs.values()]
-    if not inputs or not all(all(parts) and len(set(parts)) == len(parts) for parts in inputs):
-        yield (
-            "inputs",
-            "give each input the features it reads, each once, such as 'image' or 'image+depth'",
-        )
-    if not all(weight > 0 for weight in fields.loss_weights.values()):
-        yield "loss_weights", "values must be positive"
+    Args:
+        config: A config.
+        stage: A network of `fcn_jax.models.decoders.SEGMENTERS`.
+        **options: Of `create_model`, in place of the config's. Unless the data have been looked
+            at, ``num_classes`` and the channels of ``inputs`` are assumed.
+    """
+    channels = {
+        name: sum(1 if modality == "depth" else 3 for modality in read.split("+"))
+        for name, read in config.inputs.items()
+    }
+    fields = ("padding", "width", "fc_width", "dropout", "learned_upsampling", "precision", "remat")
+    given = {
+        "backbone": os.path.expanduser(config.backbone),
+        "inputs": channels,
+        "freeze": config.freeze,
+        **{field: config[field] for field in fields},
+    }
+    return create_model(stage, **{**given, **options})
 
 
 def per_stage(config: ConfigDict, field: str) -> tuple[Any, ...]:
     """A per-stage field with one value for every stage."""
-    fields: Any = config
-    values = tuple(fields[field])
-    return values * len(fields.stages) if len(values) == 1 else values
+    values = tuple(config[field])
+    return values * len(config.stages) if len(values) == 1 else values
 
 
 def start_files(config: ConfigDict) -> dict[str, str]:
@@ -281,15 +539,13 @@ def start_files(config: ConfigDict) -> dict[str, str]:
     Raises:
         ValueError: If an input is named that the config does not have, or one is missing.
     """
-    fields: Any = config
-    pairs = [part.partition("=") for part in fields.init.split(",")]
-    named = {name.strip(): path.strip() for name, equals, path in pairs if equals}
-    if not fields.init or not set(named) & set(fields.inputs):
-        return {"": fields.init} if fields.init else {}
-    if set(named) != set(fields.inputs):
+    pairs = [part.partition("=") for part in config.init.split(",")]
+    named = {name.strip(): os.path.expanduser(file.strip()) for name, equals, file in pairs if equals}
+    if not config.init or not set(named) & set(config.inputs):
+        return {"": os.path.expanduser(config.init)} if config.init else {}
+    if set(named) != set(config.inputs):
         raise ValueError(
-            f"config.init = {fields.init!r}: give a file for each input, "
-            + ",".join(f"{name}=FILE" for name in fields.inputs)
+            "give a file for each input, " + ",".join(f"{name}=FILE" for name in config.inputs)
         )
     return named
 
@@ -301,7 +557,14 @@ def data_options(config: ConfigDict) -> dict[str, Any]:
         "manual_dir": config.manual_dir,
         **config.dataset_options.to_dict(),
     }
-    return {name: value for name, value in options.items() if value not in ("", ())}
+    return {
+        name: os.path.expanduser(value) if isinstance(value, str) else value
+        for name, value in options.items()
+        if value not in ("", ())
+    }
+
+
+# ======================================================================== as files store it
 
 
 def to_plain(config: ConfigDict) -> dict[str, Any]:
@@ -326,12 +589,13 @@ def from_plain(fields: Mapping[str, Any]) -> ConfigDict:
 def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Lines ``field: old -> new`` for the fields that must not change when a run goes on.
 
-    A field that one of them lacks, as it is younger than the run, has its default.
+    A field that one of them lacks has its default.
     """
     defaults = to_plain(default_config())
     old, new = {**defaults, **old}, {**defaults, **new}
+    free = {name for name, field in _ALL.items() if field.free}
     return [
         f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
-        for name in sorted(set(old | new) - FREE_FIELDS)
+        for name in sorted(set(old | new) - free)
         if old.get(name) != new.get(name)
     ]

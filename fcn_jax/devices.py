@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -22,6 +21,18 @@ from jaxtyping import Array
 # ======================================================================== where arrays lie
 
 
+def check_platform() -> None:
+    """Raises ValueError if the platform that JAX_PLATFORMS asks for has no device here."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked, reason = os.environ.get("JAX_PLATFORMS", ""), str(error).partition(".")[0]
+        raise ValueError(
+            f"JAX_PLATFORMS={asked}: there is no such device{reason and f' ({reason})'}; unset it, or "
+            "install jax for that device"
+        ) from None
+
+
 def data_mesh(spatial_shards: int = 1) -> Mesh:
     """All devices of all processes, along the axes ``data`` and ``height``.
 
@@ -29,8 +40,9 @@ def data_mesh(spatial_shards: int = 1) -> Mesh:
         spatial_shards: Devices that share each image, a part of its rows each.
 
     Raises:
-        ValueError: If the devices cannot be divided so.
+        ValueError: If the devices cannot be divided so, or there are none (`check_platform`).
     """
+    check_platform()
     devices, own = jax.device_count(), jax.local_device_count()
     if devices % spatial_shards:
         raise ValueError(
@@ -116,12 +128,12 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
 
 # ======================================================================== processes
 
-# What launchers tell a program about itself: how many processes they started, and which it is.
 _LAUNCHERS = (
     ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),  # set by hand
     ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # srun
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),  # mpirun of Open MPI
 )
+"""How launchers tell a program the number of processes that they started, and which it is."""
 
 
 def join_processes(
@@ -143,11 +155,19 @@ def join_processes(
     Raises:
         ValueError: If it is not said who the others are, or they cannot be reached.
     """
-    told = _told_by_launcher()
+    told_number, told_id = next(
+        (
+            (int(os.environ[number]), int(os.environ[own]))
+            for number, own in _LAUNCHERS
+            if all(os.environ.get(name, "").isdecimal() for name in (number, own))
+        ),
+        (None, None),
+    )
+    on_pod = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")  # one of several machines
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     if coordinator is None and (num_processes is not None or process_id is not None):
         raise ValueError("--num_processes and --process_id need --coordinator=HOST:PORT")
-    if coordinator == "none" or (coordinator is None and told[0] in (None, 1) and not _on_pod()):
+    if coordinator == "none" or (coordinator is None and told_number in (None, 1) and not on_pod):
         return
     address = None if coordinator == "auto" else coordinator
     if address is not None and not address.rpartition(":")[2].isdecimal():
@@ -155,28 +175,14 @@ def join_processes(
     try:
         jax.distributed.initialize(
             address,
-            told[0] if num_processes is None else num_processes,
-            told[1] if process_id is None else process_id,
+            told_number if num_processes is None else num_processes,
+            told_id if process_id is None else process_id,
         )
     except (ValueError, RuntimeError) as error:
         raise ValueError(
             f"cannot join the other processes ({str(error).splitlines()[0]}); give every process "
             "--coordinator=HOST:PORT --num_processes=N --process_id=I, or --coordinator=none"
         ) from None
-
-
-def _told_by_launcher() -> tuple[int | None, int | None]:
-    """Number of processes and this one's, where a launcher set them."""
-    for names in _LAUNCHERS:
-        values = [os.environ.get(name, "") for name in names]
-        if all(value.isdecimal() for value in values):
-            return int(values[0]), int(values[1])
-    return None, None
-
-
-def _on_pod() -> bool:
-    """Whether this is one of several machines of a TPU slice."""
-    return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
 
 
 def is_first_process() -> bool:
@@ -264,10 +270,12 @@ def keep_compiled_programs() -> Path | None:
     Returns:
         The directory, or None where the cache stays off (also if it cannot be written).
     """
+    import platformdirs
+
     given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if given is not None:
         return Path(given) if given else None
-    directory = _user_cache() / "fcn_jax" / "compiled"
+    directory = platformdirs.user_cache_path("fcn_jax", appauthor=False) / "compiled"
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -275,11 +283,3 @@ def keep_compiled_programs() -> Path | None:
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     return directory
-
-
-def _user_cache() -> Path:
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

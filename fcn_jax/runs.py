@@ -1,6 +1,6 @@
-"""The checkpoints of a run: one orbax directory a stage, the last and the best step in it.
+"""The folder of a run: its config, and one orbax directory a stage with the last and the best step.
 
-Each checkpoint holds the train state, the position in the data, the config and the figures, so
+Each checkpoint holds the train state, the position in the data, the config and the metrics, so
 that it alone suffices to go on or to predict.
 """
 
@@ -11,22 +11,34 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jaxtyping import Array
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from fcn_jax.classes import ClassTable
-from fcn_jax.config import from_plain, to_plain
+from fcn_jax.config import from_plain, stage_model, to_plain
 from fcn_jax.models.decoders import SEGMENTERS
-from fcn_jax.models.fcn import FCN, create_model
+from fcn_jax.models.fcn import FCN
 from fcn_jax.models.inputs import Inputs
-from fcn_jax.training.step import TrainState
 
 Which = Literal["best", "last"]
+
+
+class TrainState(Protocol):
+    """What a checkpoint needs of a train state, which is a tree of arrays."""
+
+    @property
+    def step(self) -> Array | np.ndarray: ...
+    @property
+    def params(self) -> Any: ...
+
+
+State = TypeVar("State", bound=TrainState)
 
 
 class StageCheckpoints:
@@ -39,7 +51,9 @@ class StageCheckpoints:
     def __init__(self, workdir: Path, stage: str, *, read_only: bool = False) -> None:
         policies = preservation_policy
         self._manager = ocp.CheckpointManager(
-            _stage_directory(workdir, stage),
+            # orbax takes absolute paths only, and says so in a background thread where nobody
+            # hears it.
+            workdir.absolute() / "checkpoints" / stage,
             item_handlers={
                 "state": ocp.PyTreeCheckpointHandler(),
                 "data": ocp.JsonCheckpointHandler(),
@@ -85,7 +99,7 @@ class StageCheckpoints:
 
     def save(
         self,
-        state: TrainState,
+        state: State,
         data: dict[str, Any],
         run: dict[str, Any],
         metrics: dict[str, float] | None,
@@ -93,7 +107,7 @@ class StageCheckpoints:
         """Saves in the background; the state may be donated as soon as this returns.
 
         Args:
-            state: The train state; its step numbers the checkpoint.
+            state: Its step is the number of the checkpoint.
             data: The data iterator's position.
             run: Config, classes and inputs, plain values (`describe_run`).
             metrics: ``{"mean_iu": …}`` and others where the state was scored.
@@ -109,8 +123,8 @@ class StageCheckpoints:
         )
 
     def restore(
-        self, like: TrainState, sharding: jax.sharding.Sharding
-    ) -> tuple[TrainState, dict[str, Any]]:
+        self, like: State, sharding: jax.sharding.Sharding
+    ) -> tuple[State, dict[str, Any]]:
         """The last checkpoint's state, of the shapes in ``like``, and its position in the data."""
         step = self._require("last")
         abstract = jax.tree.map(
@@ -159,23 +173,18 @@ def _mean_iu(metrics: dict[str, float]) -> float:
     return metrics["mean_iu"]
 
 
-def _stage_directory(workdir: Path, stage: str) -> Path:
-    # orbax takes absolute paths only, and says so in a background thread where nobody hears it.
-    return Path(workdir).absolute() / "checkpoints" / stage
-
-
 # ======================================================================== finished runs
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained network with all that predicting with it needs.
+    """A trained network, and all that predicting with it needs.
 
     Attributes:
         model: The network.
         variables: ``{"params": …}``.
         inputs: What it reads of an example, and how that is normalised.
-        heads: Names and colours of the classes of each output.
+        heads: The classes of each head.
         config: The run's config.
         stage: The stage it comes from.
         step: The step within the stage.
@@ -191,7 +200,7 @@ class Run:
 
     @property
     def classes(self) -> ClassTable:
-        """The classes of the first output."""
+        """The classes of the first head."""
         return next(iter(self.heads.values()))
 
 
@@ -199,20 +208,8 @@ def build_model(
     config: ConfigDict, stage: str, heads: Mapping[str, ClassTable], inputs: Inputs
 ) -> FCN:
     """The network of a stage of a config."""
-    learned = config.learned_upsampling
-    return create_model(
-        stage,
-        backbone=config.backbone,
-        num_classes={head: classes.num_classes for head, classes in heads.items()},
-        inputs=inputs.channels,
-        padding=config.padding,
-        width=config.width,
-        fc_width=config.fc_width,
-        dropout=config.dropout,
-        learned_upsampling=learned,
-        precision=config.precision,
-        remat=config.remat,
-    )
+    num_classes = {head: classes.num_classes for head, classes in heads.items()}
+    return stage_model(config, stage, num_classes=num_classes, inputs=inputs.channels)
 
 
 def describe_run(
@@ -226,23 +223,36 @@ def describe_run(
     }
 
 
-def available_stages(workdir: str | Path) -> list[str]:
-    """The stages of a run that have a checkpoint, in the order they are trained.
+def read_config(workdir: str | Path) -> ConfigDict:
+    """The config of a run.
 
     Raises:
         FileNotFoundError: If the folder is no run's.
+        ValueError: If its config.json is damaged.
     """
-    path = Path(workdir) / "config.json"
+    path = Path(workdir).expanduser() / "config.json"
     if not path.is_file():
         raise FileNotFoundError(
             f"{workdir} is no folder of a training run (it has no config.json); "
             "give the --workdir of train.py"
         )
-    stages = json.loads(path.read_text())["stages"]
-    found = []
+    try:
+        return from_plain(json.loads(path.read_text()))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); restore it or use another folder") from None
+
+
+def available_stages(workdir: str | Path) -> list[str]:
+    """The stages of a run that have a checkpoint, in the order they are trained.
+
+    Raises:
+        FileNotFoundError, ValueError: As `read_config`.
+    """
+    stages = read_config(workdir).stages
+    workdir, found = Path(workdir).expanduser(), []
     for stage in stages:
-        if _stage_directory(Path(workdir), stage).is_dir():
-            with StageCheckpoints(Path(workdir), stage, read_only=True) as checkpoints:
+        if (workdir / "checkpoints" / stage).is_dir():
+            with StageCheckpoints(workdir, stage, read_only=True) as checkpoints:
                 if checkpoints.step() is not None:
                     found.append(stage)
     return found
@@ -275,7 +285,7 @@ def load_run(
     if stage not in stages:
         known = "" if stage in SEGMENTERS else f"; networks are {', '.join(SEGMENTERS)}"
         raise ValueError(f"{workdir} has no checkpoint of {stage!r}, only {stages}{known}")
-    with StageCheckpoints(Path(workdir), stage, read_only=True) as checkpoints:
+    with StageCheckpoints(Path(workdir).expanduser(), stage, read_only=True) as checkpoints:
         fields = checkpoints.run(which)
         params = checkpoints.restore_params(which)
         step = checkpoints.step(which)

@@ -20,6 +20,7 @@ from random_parameters import random_parameters
 import fcn_jax
 from fcn_jax import VOID, Preprocessing
 from fcn_jax.devices import put_batch, replicated
+from fcn_jax.models.inputs import Inputs
 from fcn_jax.ops import convolutions, dispatch, pooling
 from fcn_jax.training.step import make_objective
 
@@ -92,7 +93,7 @@ def loss_and_gradient(case: Case, mesh: Mesh) -> dict[str, np.ndarray]:
     """What `make_objective` gives, its gradient, and what that costs on each device."""
     model, batch = case.model, put_batch(case.batch(), mesh)
     assert len(batch["image"].sharding.device_set) == mesh.size
-    objective = make_objective(model, Preprocessing(), mesh, normalize_loss=True)
+    objective = make_objective(model, Inputs.of(Preprocessing()), mesh, normalize_loss=True)
     whole = replicated(mesh)
     compute = jax.jit(
         jax.value_and_grad(objective, has_aux=True),

@@ -26,7 +26,7 @@ from fcn_jax.devices import data_mesh
 from fcn_jax.geometry import Window
 from fcn_jax.models.backbones import Backbone, Conv, Padding, Pool
 from fcn_jax.models.fcn import abstract_params
-from fcn_jax.models.inputs import CAFFE
+from fcn_jax.models.inputs import CAFFE, Inputs
 from fcn_jax.training.optimizer import make_optimizer, make_schedule
 from fcn_jax.training.step import create_state, init_state, make_train_step
 
@@ -36,6 +36,7 @@ RECORD = Path(__file__).with_name("compiled_cost.json")
 # recorded, a quarter more in others. What it is given depends on the package alone.
 MARGIN, OTHER_RELEASE = 1.05, 1.25
 
+INPUTS = Inputs.of(CAFFE)
 UNOPTIMISED = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 QUICK_CASES = [("inference", "reference"), ("training", "same")]
 SLOW_CASES = [("inference", "same"), ("training", "reference")]
@@ -62,7 +63,7 @@ def program(model: fcn_jax.FCN, task: str, shape: tuple[int, int, int]):
         run = jax.jit(lambda params, images: model.apply({"params": params}, CAFFE.apply(images)))
         return run, (params, images)
     optimizer = make_optimizer_of(model)
-    step: Any = make_train_step(model, optimizer, CAFFE, data_mesh(), key=jax.random.key(0))
+    step: Any = make_train_step(model, optimizer, INPUTS, data_mesh(), key=jax.random.key(0))
     state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), params)
     return step, (state, {"image": images, "label": jax.ShapeDtypeStruct(shape, jnp.uint8)})
 
@@ -151,7 +152,7 @@ def test_a_step_compiles_once_for_a_canvas():
     model = fcn_jax.create_model("fcn16s", backbone=plain, num_classes=3, width=0.5, fc_width=8)
     optimizer = make_optimizer_of(model)
     mesh = data_mesh()
-    step = make_train_step(model, optimizer, CAFFE, mesh, key=jax.random.key(0))
+    step = make_train_step(model, optimizer, INPUTS, mesh, key=jax.random.key(0))
     state = create_state(random_parameters(model, 0), optimizer, mesh)
     rng = np.random.default_rng(0)
 

@@ -1,119 +1,146 @@
 """Trains the networks of a config, stage by stage, and writes a report.
 
-    python train.py --config=configs/fcn8s.py [--workdir=DIR] [--config.FIELD=VALUE ...]
+    fcn-jax train --config=quickstart [--workdir=DIR] [--config.FIELD=VALUE ...]
 
-Every field and its meaning: fcn_jax/config.py. Kill it at any moment and run the same command
-again: it goes on from the last checkpoint. A run uses all devices it finds. On several machines
-that share the run's folder, start the same command on each:
+In a clone also ``python train.py --config=configs/fcn8s.py``. Kill it at any moment and run the
+same command again: it goes on from the last checkpoint. A run uses all devices it finds. On several
+machines that share the run's folder, start the same command on each:
 
-    srun --ntasks-per-node=8 python train.py …       SLURM: a task for each GPU finds the others,
+    srun --ntasks-per-node=8 fcn-jax train …         SLURM: a task for each GPU finds the others,
                                                      as mpirun's and a TPU pod's processes do
-    python train.py … --coordinator=HOST:PORT --num_processes=4 --process_id=0       and 1, 2, 3
+    fcn-jax train … --coordinator=HOST:PORT --num_processes=4 --process_id=0       and 1, 2, 3
 """
 
 from __future__ import annotations
 
-import difflib
+import argparse
 import re
 import sys
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/fcn8s.py.")
-WORKDIR = flags.DEFINE_string(
-    "workdir", None, "The run's folder; default: runs/ and the config file's name."
-)
-COORDINATOR = flags.DEFINE_string(
-    "coordinator",
-    None,
-    "HOST:PORT of process 0 of several; auto: jax asks the cluster; none: train alone. Default: "
-    "$JAX_COORDINATOR_ADDRESS; auto where srun, mpirun or a TPU pod started several processes.",
-)
-NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "Processes that train together; default: $JAX_NUM_PROCESSES."
-)
-PROCESS_ID = flags.DEFINE_integer(
-    "process_id", None, "This process, counted from 0; default: $JAX_PROCESS_ID."
-)
-flags.mark_flag_as_required("config")
+from fcn_jax import config as configs
+from fcn_jax.cli import program
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Trains every stage, writes the report, and returns the exit code."""
-    argv = parse([sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
-    if len(argv) > 1:
-        return fail(f"unexpected argument {argv[1]!r}; fields are set as --config.FIELD=VALUE")
-    config_file = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]
-    workdir = Path(WORKDIR.value or Path("runs") / Path(config_file).stem)
+    name = program("train")
+    args, fields = make_parser(name).parse_known_args(argv)
+    argument = args.config.replace(":", "_").replace(",", "_")
+    workdir = Path(args.workdir or Path("runs") / Path(argument).name.replace(".py", ""))
 
-    logging.set_verbosity(logging.ERROR)  # below it orbax tells a great deal
+    try:
+        config = configs.load_config(args.config)
+        set_fields(config, fields)
+    except ValueError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
 
     import jax
+    from absl import logging
 
     from fcn_jax import devices
-    from fcn_jax.devices import keep_compiled_programs
     from fcn_jax.inference import report
-    from fcn_jax.training.run import train
-    from fcn_jax.training.watch import Diverged, Stopped
+    from fcn_jax.training.run import Diverged, Stopped, train
 
-    keep_compiled_programs()
+    logging.set_verbosity(logging.ERROR)  # below it orbax tells a great deal
+    devices.keep_compiled_programs()
     try:
         # ---- The other processes, before anything touches the devices
-        devices.join_processes(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+        devices.join_processes(args.coordinator, args.num_processes, args.process_id)
 
         # ---- Every stage, then the report
-        source = train(CONFIG.value, workdir)
+        source = train(config, workdir)
         if jax.process_count() == 1:
             report.evaluate_run(workdir, source)
         elif devices.is_first_process():  # reading checkpoints alone would wait for the others
-            print(f"python eval.py --workdir={workdir} writes the report")
+            print(f"fcn-jax eval --workdir={workdir} writes the report")
     except Stopped as stopped:
-        print(f"train.py: {stopped}", file=sys.stderr)
+        print(f"{name}: {stopped}", file=sys.stderr)
         return 128 + stopped.signum
     except KeyboardInterrupt:  # while the data are prepared or the report written
-        return fail("interrupted")
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 2
     except (ValueError, OSError, Diverged) as error:
-        return fail(str(error))
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
     return 0
 
 
-def fail(message: str) -> int:
-    """Says what is wrong, and returns the exit code."""
-    print(f"train.py: {message}", file=sys.stderr)
-    return 2
+def make_parser(name: str) -> argparse.ArgumentParser:
+    """The parser of all arguments but the config's fields, which its help lists."""
+    parser = argparse.ArgumentParser(
+        prog=name,
+        usage=f"{name} --config=NAME [--workdir=DIR] [--config.FIELD=VALUE ...]",
+        description="Trains the networks of a config, stage by stage, and writes a report. Run the "
+        "same command again after an interruption: it goes on from the last checkpoint.",
+        epilog=describe_configs(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--config", metavar="NAME", required=True, help="a config below, or a file of your own")
+    add("--workdir", metavar="DIR", help="the run's folder; default: runs/ and the config's name")
+    add(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="process 0 of several; auto: jax asks the cluster; none: train alone; default: "
+        "$JAX_COORDINATOR_ADDRESS, or auto where srun, mpirun or a TPU pod started several",
+    )
+    add("--num_processes", metavar="N", type=int, help="default: $JAX_NUM_PROCESSES")
+    add("--process_id", metavar="I", type=int, help="from 0; default: $JAX_PROCESS_ID")
+    return parser
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Parses the flags; a mistake is one line that names the remedy, not a traceback."""
+def describe_configs() -> str:
+    """The config files and all fields, for ``--help``."""
+    lines = ["Configs (arguments follow a colon, such as fcn8s:32s; each file tells its own):"]
+    for name, path in configs.config_files().items():
+        title = path.read_text().partition("\n")[0].strip('"')
+        lines.append(f"  {name:<16}{title}")
+    lines += ["", "Fields. Per stage: a tuple of one value, or of one for each stage."]
+    for section, fields in configs.FIELDS.items():
+        lines += ["", f"{section}:"]
+        for name, field in fields.items():
+            head = f"  --config.{name}={field.default!r}"
+            lines += [head, *textwrap.wrap(field.meaning, 90, initial_indent=" " * 6)]
+    return "\n".join(lines)
+
+
+def set_fields(config: ConfigDict, given: Sequence[str]) -> None:
+    """Sets fields that are given as ``--config.FIELD=VALUE``.
+
+    Raises:
+        ValueError: If a field or an argument is unknown, or a value of another type.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    if strange := [text for text in given if text.startswith("-") and "config." not in text]:
+        raise ValueError(f"unexpected argument {strange[0]!r}; --help lists those that there are")
+    values, argv = flags.FlagValues(), ["train", *given]
     try:
-        return flags.FLAGS(argv)
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        rest = values(argv)[1:]
     except AttributeError as error:
-        message = _unknown_field(error)
-    except (flags.Error, TypeError, ValueError, OSError, SyntaxError) as error:
-        message = " ".join(str(error).split())
-        if "Traceback" in message:  # of the config file: what it says at its end
-            message = str(error).strip().splitlines()[-1]
-    sys.exit(fail(message))
+        raise ValueError(unknown_field(str(error), given)) from None
+    except (flags.Error, TypeError, SyntaxError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    if rest:
+        raise ValueError(f"unexpected argument {rest[0]!r}; fields are --config.FIELD=VALUE")
 
 
-def _unknown_field(error: AttributeError) -> str:
+def unknown_field(message: str, given: Sequence[str]) -> str:
     """ml_collections' error for a field that does not exist, as one sentence."""
-    from fcn_jax.config import default_config
-
-    names = re.findall(r"\w+", str(error))
-    field = names[0] if names else ""
-    nested = [
-        section
-        for section in ("inputs", "loss_weights")
-        if any(f"config.{section}." in a for a in sys.argv)
-    ]
-    if nested:
-        return (
-            f"config.{nested[0]} has no {field!r} here; give the whole, such as "
-            f"--config.{nested[0]}=\"{{'{field}': …}}\""
-        )
-    near = difflib.get_close_matches(field, list(default_config()), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "fcn_jax/config.py lists all fields"
-    return f"the config has no field {field!r}; {hint}"
+    name = (re.findall(r"\w+", message) or [""])[0]
+    for section in ("inputs", "loss_weights"):
+        if any(f"config.{section}.{name}" in text for text in given):
+            return (
+                f"config.{section} has no {name!r} here; give the whole, such as "
+                f"--config.{section}=\"{{'{name}': …}}\""
+            )
+    return f"the config has no field {name!r}{configs.near_field(name) or '; --help lists all'}"

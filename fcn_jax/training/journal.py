@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -21,9 +21,13 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 
 class Journal:
@@ -40,9 +44,9 @@ class Journal:
         self._stages = stages
         self._silent = silent
         self._console = Console(quiet=silent, soft_wrap=True)
-        self._writers: dict[str, Any] = {}
+        self._writers: dict[str, SummaryWriter] = {}
         self._progress: Progress | None = None
-        self._task: Any = None
+        self._task = TaskID(0)
 
     def __enter__(self) -> Journal:
         return self
@@ -69,27 +73,25 @@ class Journal:
             return
         rank = self._stages.index(stage)
         kept = []
-        for line in path.read_text().splitlines():
+        for line in path.read_text(errors="replace").splitlines():
             # A kill can cut the last line short.
-            with contextlib.suppress(json.JSONDecodeError, KeyError, ValueError):
+            with contextlib.suppress(KeyError, ValueError):
                 record = json.loads(line)
                 if (self._stages.index(record["stage"]), record["step"]) <= (rank, step):
                     kept.append(line)
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(f"{line}\n" for line in kept))
         temporary.replace(path)
-        self._writers[stage] = self._open_tensorboard(stage, purge_step=step + 1)
+        self._tensorboard(stage, purge_step=step + 1)
 
-    def record(self, stage: str, step: int, values: Mapping[str, Any]) -> None:
-        """Appends to metrics.jsonl, and draws the numbers among the values in TensorBoard."""
+    def record(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Appends numbers to metrics.jsonl, and draws them in TensorBoard."""
         if self._silent:
             return
         with (self._workdir / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
-        writer = self._tensorboard(stage)
         for name, value in values.items():
-            if isinstance(value, int | float):
-                writer.add_scalar(name, value, step)
+            self._tensorboard(stage).add_scalar(name, value, step)
 
     def picture(self, stage: str, step: int, name: str, image: Image.Image) -> None:
         """Saves a sample prediction in samples/ and shows it in TensorBoard."""
@@ -100,16 +102,16 @@ class Journal:
         image.save(folder / f"{stage}_{name}.png")
         self._tensorboard(stage).add_image(name, np.asarray(image), step, dataformats="HWC")
 
-    def _tensorboard(self, stage: str) -> Any:
-        if stage not in self._writers:
-            self._writers[stage] = self._open_tensorboard(stage, purge_step=None)
-        return self._writers[stage]
-
-    def _open_tensorboard(self, stage: str, purge_step: int | None) -> Any:
+    def _tensorboard(self, stage: str, purge_step: int | None = None) -> SummaryWriter:
+        """The writer of a stage; made at the first call, which alone can purge."""
         from tensorboardX import SummaryWriter
 
-        folder = self._workdir / "tensorboard" / stage
-        return SummaryWriter(str(folder), purge_step=purge_step, flush_secs=30)
+        if stage not in self._writers:
+            folder = self._workdir / "tensorboard" / stage
+            self._writers[stage] = SummaryWriter(
+                str(folder), purge_step=purge_step, flush_secs=30
+            )
+        return self._writers[stage]
 
     # ------------------------------------------------------------------ progress
 
@@ -123,11 +125,11 @@ class Journal:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[numbers]}"),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._console) as self._progress:
-            self._task = self._progress.add_task(stage, total=steps, completed=step, figures="")
+            self._task = self._progress.add_task(stage, total=steps, completed=step, numbers="")
             yield
         self._progress = None
 
@@ -135,9 +137,9 @@ class Journal:
         self, stage: str, step: int, steps: int, loss: float, rate: float, batch_size: int
     ) -> None:
         """Moves the bar: loss per pixel, images per second, and the time that is left."""
-        figures = f"loss {loss:.4f}/px  {rate:.1f} images/s"
+        numbers = f"loss {loss:.4f}/px  {rate:.1f} images/s"
         if self._progress is not None:
-            self._progress.update(self._task, completed=step, figures=figures)
+            self._progress.update(self._task, completed=step, numbers=numbers)
         else:
             left = time.strftime("%H:%M:%S", time.gmtime((steps - step) * batch_size / rate))
-            self.say(f"{stage} {step}/{steps}  {figures}  ETA {left}")
+            self.say(f"{stage} {step}/{steps}  {numbers}  ETA {left}")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable
 from typing import Any
 
 import jax
 import optax
 
-SCHEDULES = ("constant", "step", "poly", "cosine")
-OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
+from fcn_jax.config import OPTIMIZERS, SCHEDULES
 
 
 def make_schedule(
@@ -64,7 +62,7 @@ def make_optimizer(
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     bias_rate: float = 2.0,
-    frozen: Sequence[str] = (),
+    frozen: Collection[str] = (),
     clip_norm: float = 0.0,
     accumulate: int = 1,
 ) -> optax.GradientTransformation:
@@ -82,12 +80,12 @@ def make_optimizer(
         momentum: Of ``sgd`` and ``rmsprop``.
         weight_decay: On kernels.
         bias_rate: Factor on the rate of biases.
-        frozen: Patterns of layer names that stay as they are.
+        frozen: Layers that stay as they are, `fcn_jax.models.fcn.FCN.frozen_layers`.
         clip_norm: Largest global gradient norm; 0 is off.
         accumulate: Minibatches whose mean gradient makes one update (Caffe's iter_size).
 
     Raises:
-        ValueError: If the name is unknown; at ``init`` also if a pattern matches no layer.
+        ValueError: If the name is unknown.
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"unknown optimizer {name!r}; choose one of {', '.join(OPTIMIZERS)}")
@@ -106,39 +104,26 @@ def make_optimizer(
             parts = [coupled, optax.scale_by_adam(), decoupled, scale]
         return optax.chain(*parts, optax.scale(-1.0))
 
-    def label(params: Any) -> Any:
-        return _label_parameters(params, frozen)
+    def rule_of_each_array(params: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
+        return {
+            layer: {array: "frozen" if layer in frozen else array for array in arrays}
+            for layer, arrays in params.items()
+        }
 
     rules: dict[Hashable, optax.GradientTransformation] = {
         "kernel": rule(1.0, weight_decay),
         "bias": rule(bias_rate, 0.0),
         "frozen": optax.set_to_zero(),
     }
-    parts = [optax.partition(rules, label)]
+    parts = [optax.partition(rules, rule_of_each_array)]
     if clip_norm:
-        still = optax.masked(optax.set_to_zero(), lambda p: _is_frozen(label(p)))
+        # The norm is that of what is trained.
+        still = optax.masked(
+            optax.set_to_zero(),
+            lambda params: jax.tree.map(lambda name: name == "frozen", rule_of_each_array(params)),
+        )
         parts = [still, optax.clip_by_global_norm(clip_norm), *parts]
     optimizer = optax.chain(*parts)
     if accumulate > 1:
         optimizer = optax.MultiSteps(optimizer, accumulate).gradient_transformation()
     return optimizer
-
-
-def _is_frozen(labels: Any) -> Any:
-    return jax.tree.map(lambda label: label == "frozen", labels)
-
-
-def _label_parameters(params: dict[str, Any], frozen: Sequence[str]) -> Any:
-    """``kernel``, ``bias`` or ``frozen`` for every array of ``{layer: {array: …}}``."""
-    for pattern in frozen:
-        if not fnmatch.filter(params, pattern):
-            raise ValueError(f"no layer matches {pattern!r} to freeze; there are {list(params)}")
-    return {
-        layer: {name: "frozen" if matches_any(layer, frozen) else name for name in arrays}
-        for layer, arrays in params.items()
-    }
-
-
-def matches_any(layer: str, patterns: Sequence[str]) -> bool:
-    """Whether a layer's name matches one of the patterns, such as ``conv1_*``."""
-    return any(fnmatch.fnmatchcase(layer, pattern) for pattern in patterns)

@@ -1,21 +1,27 @@
 """A whole run: every stage of a config in turn, safe against a crash at any moment.
 
-What is trained, on what, is decided here; each part is done elsewhere. All processes of a run that
-has several do the same; the first alone writes, but for the checkpoints.
+`train` takes the config apart, finds all mistakes before it writes anything, and trains a stage
+after the other. All processes of a run that has several do the same; the first alone writes, but
+for the checkpoints.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import signal
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jaxtyping import Int64
 from ml_collections import ConfigDict
 
 from fcn_jax import config as configs
@@ -25,7 +31,7 @@ from fcn_jax.classes import ClassTable
 from fcn_jax.data import loader
 from fcn_jax.data.transforms import Augmentation
 from fcn_jax.inference.evaluation import evaluate
-from fcn_jax.inference.metrics import Metrics, compute_metrics
+from fcn_jax.inference.metrics import compute_metrics
 from fcn_jax.inference.predictor import Predictor
 from fcn_jax.models.decoders import SEGMENTERS
 from fcn_jax.models.fcn import FCN, abstract_params, initial_params
@@ -35,11 +41,13 @@ from fcn_jax.runs import (
     available_stages,
     build_model,
     describe_run,
+    read_config,
 )
 from fcn_jax.training import init
 from fcn_jax.training.journal import Journal
 from fcn_jax.training.optimizer import make_optimizer, make_schedule
 from fcn_jax.training.step import (
+    StepReport,
     TrainState,
     TrainStep,
     all_finite,
@@ -47,51 +55,87 @@ from fcn_jax.training.step import (
     init_state,
     make_train_step,
 )
-from fcn_jax.training.watch import Diverged, LossWatch, Stopped, StopSignal
+
+# ======================================================================== what is handed on
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage of a run.
+    """One stage of a run, and all that is its own.
 
     Attributes:
-        index: Its place in the run.
         name: The network.
         steps: Minibatches.
-        learning_rate: At its start.
+        batch_size: Images in each.
+        model: The network.
+        optimizer: With its learning rate and length.
+        loss: Options of `fcn_jax.training.step.make_objective`.
+        batches: Endless; read from the position where the stage goes on.
+        key: Random key.
     """
 
-    index: int
     name: str
     steps: int
-    learning_rate: float
+    batch_size: int
+    model: FCN
+    optimizer: optax.GradientTransformation
+    loss: Mapping[str, Any]
+    batches: loader.TrainingBatches
+    key: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Every:
+    """How often a stage looks up, in steps; scoring 0 is at its end only."""
+
+    log: int
+    save: int
+    score: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """The images that networks are scored on, and how.
+
+    Attributes:
+        source: The images.
+        scale: Factor on their size before the network.
+        batch_size: Images at a time.
+        samples: How many are drawn.
+    """
+
+    source: data.Source
+    scale: float
+    batch_size: int
+    samples: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What all stages of a run share."""
+    """What all stages of a run share.
 
-    config: ConfigDict
+    Attributes:
+        workdir: The run's folder.
+        heads: The label maps that are learned, with their classes.
+        inputs: What the networks read.
+        mesh: Devices.
+        every: How often to log, save and score.
+        scoring: What to score on.
+        description: What each checkpoint says of the run, from `describe_run`.
+        journal: Where to tell and record.
+    """
+
     workdir: Path
-    stages: tuple[Stage, ...]
-    train_source: data.Source
-    eval_source: data.Source
-    heads: dict[str, ClassTable]
+    heads: Mapping[str, ClassTable]
     inputs: Inputs
     mesh: Mesh
+    every: Every
+    scoring: Scoring
+    description: dict[str, Any]
     journal: Journal
 
 
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """What the loop of a stage works with."""
-
-    task: Task
-    stage: Stage
-    model: FCN
-    train_step: TrainStep
-    batches: loader.TrainingBatches
-    checkpoints: StageCheckpoints
+# ======================================================================== the run
 
 
 def train(config: ConfigDict, workdir: str | Path) -> data.Source:
@@ -102,7 +146,7 @@ def train(config: ConfigDict, workdir: str | Path) -> data.Source:
     (`fcn_jax.devices.join_processes`) call it with the same config and a folder that all see.
 
     Args:
-        config: See `fcn_jax.config.default_config`.
+        config: See `fcn_jax.config.FIELDS`.
         workdir: The run's folder; made if absent.
 
     Returns:
@@ -112,348 +156,18 @@ def train(config: ConfigDict, workdir: str | Path) -> data.Source:
         ValueError: If the config has mistakes, or differs from the folder's run.
         Diverged: If the loss is not finite.
         Stopped: On SIGINT or SIGTERM, when all is saved.
+
+    Example:
+        >>> config = fcn_jax.config.load_config("quickstart")
+        >>> config.batch_size = 4
+        >>> train(config, "runs/quickstart")
     """
+    workdir = Path(workdir).expanduser()
+
+    # ---- Mistakes that show without the data: in the config, the folder, the start weights
     configs.validate(config)
-    task = _prepare(config, Path(workdir))
-    devices.wait_for_all("prepared")  # nobody still looks for a former run
-    if devices.is_first_process():
-        _describe(task)
-    with task.journal, StopSignal() as stop:
-        _announce(task)
-        for stage in task.stages:
-            _run_stage(task, stage, stop)
-    return task.eval_source
-
-
-def _prepare(config: ConfigDict, workdir: Path) -> Task:
-    """Finds the data, and all mistakes, before anything is written."""
+    usual = data.row_of(config.dataset).preprocessing
     mesh = devices.data_mesh(config.spatial_shards)
-    begun = bool(available_stages(workdir)) if (workdir / "config.json").exists() else False
-    if begun:
-        _check_same_run(config, workdir)
-    # A file that cannot be read or does not fit is an error now, not after the data are prepared.
-    given = {} if begun else init.load_weights(config)
-    init.check_weights(config, given)
-    options = configs.data_options(config)
-    train_source = data.open_source(config.dataset, config.train_split, **options)
-    eval_source = data.open_source(config.dataset, config.eval_split, **options)
-    data.check_disjoint(train_source, eval_source)
-    _check_batch_size(config, len(train_source), mesh)
-    silent = not devices.is_first_process()
-    return Task(
-        config=config,
-        workdir=workdir,
-        stages=_stages(config, len(train_source)),
-        train_source=train_source,
-        eval_source=eval_source,
-        heads=init.choose_heads(config, train_source),
-        inputs=(
-            Inputs.from_dict(_read_json(workdir / "inputs.json"))
-            if begun
-            else init.choose_inputs(config, train_source, given)
-        ),
-        mesh=mesh,
-        journal=Journal(workdir, tuple(config.stages), silent=silent),
-    )
-
-
-def _describe(task: Task) -> None:
-    """Writes what the run is into its folder."""
-    task.workdir.mkdir(parents=True, exist_ok=True)
-    tables = {head: classes.to_dict() for head, classes in task.heads.items()}
-    _write_json(task.workdir / "config.json", configs.to_plain(task.config))
-    _write_json(task.workdir / "classes.json", tables)
-    _write_json(task.workdir / "inputs.json", task.inputs.to_dict())
-
-
-def _announce(task: Task) -> None:
-    classes = " and ".join(str(table.num_classes) for table in task.heads.values())
-    several = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    task.journal.say(
-        f"{task.config.dataset}: {len(task.train_source)} training and {len(task.eval_source)} "
-        f"evaluation images, {classes} classes; {jax.device_count()} "
-        f"{jax.devices()[0].platform} device(s){several}; in {task.workdir}"
-    )
-    for note in dict.fromkeys((*task.train_source.notes, *task.eval_source.notes)):
-        task.journal.say(f"note: {note}")
-
-
-# ======================================================================== one stage
-
-
-def _run_stage(task: Task, stage: Stage, stop: StopSignal) -> None:
-    """Trains a stage to its end, from its last checkpoint or from the stage before."""
-    config, journal = task.config, task.journal
-    model = build_model(config, stage.name, task.heads, task.inputs)
-    optimizer = make_stage_optimizer(config, model, stage)
-    key = jax.random.fold_in(jax.random.key(config.seed), stage.index)
-
-    with StageCheckpoints(task.workdir, stage.name) as checkpoints:
-        done = checkpoints.step()
-        if done == stage.steps:
-            journal.say(f"{stage.name}: finished before, {done} steps")
-            return
-        batches = stage_batches(config, task.train_source, stage, task.mesh)
-        if done is None:
-            params = _start_params(task, stage, model, jax.random.fold_in(key, 1))
-            state = create_state(params, optimizer, task.mesh)
-            del params
-        else:
-            like = jax.eval_shape(lambda p: init_state(p, optimizer), abstract_params(model))
-            state, position = checkpoints.restore(like, devices.replicated(task.mesh))
-            batches.set_state(position)
-            journal.say(f"{stage.name}: going on from step {done}")
-        journal.rewind(stage.name, done or 0)
-
-        train_step = make_train_step(
-            model,
-            optimizer,
-            task.inputs,
-            task.mesh,
-            key=jax.random.fold_in(key, 2),
-            normalize_loss=config.normalize_loss,
-            cell_fraction=config.cell_fraction,
-            frozen=config.freeze,
-            loss_weights=config.loss_weights,
-        )
-        with batches, journal.progress(stage.name, done or 0, stage.steps):
-            _loop(Training(task, stage, model, train_step, batches, checkpoints), state, stop)
-
-
-def _loop(training: Training, state: TrainState, stop: StopSignal) -> None:
-    """The training loop: step, log, evaluate, save; waits for the devices only to log."""
-    config, stage, journal = training.task.config, training.stage, training.task.journal
-    watch = LossWatch(stage.name)
-    step = int(state.step)
-    clock, clocked = time.perf_counter(), step
-    while step < stage.steps:
-        batch, ids = next(training.batches)
-        state, figures = training.train_step(state, batch)
-        step += 1
-        watch.add(step, ids, figures)
-        due = _due(config, stage, step, stop)
-        if not due.logging:
-            continue
-
-        values = watch.check()
-        rate = (step - clocked) * config.batch_size / (time.perf_counter() - clock)
-        journal.record(stage.name, step, {**values, "images_per_second": rate})
-        journal.advance(stage.name, step, stage.steps, values["loss"], rate, config.batch_size)
-        if due.saving:
-            _save(training, state, step, ids, scoring=due.scoring)
-        if due.signum and step < stage.steps:
-            raise Stopped(
-                f"stopped at {stage.name} step {step} of {stage.steps}, all saved; "
-                "the same command goes on from here",
-                due.signum,
-            )
-        clock, clocked = time.perf_counter(), step
-
-
-@dataclasses.dataclass(frozen=True)
-class _Due:
-    """What is to be done after a step.
-
-    Attributes:
-        logging: Wait for the devices, check the losses and record them; so for all below.
-        scoring: Evaluate the network.
-        saving: Write a checkpoint.
-        signum: Stop, because of this signal; 0 is none.
-    """
-
-    logging: bool
-    scoring: bool
-    saving: bool
-    signum: int
-
-
-def _due(config: ConfigDict, stage: Stage, step: int, stop: StopSignal) -> _Due:
-    scoring = step == stage.steps or (config.eval_every > 0 and step % config.eval_every == 0)
-    saving = scoring or step % config.checkpoint_every == 0
-    logging = saving or step % config.log_every == 0
-    signum = stop.received
-    if jax.process_count() > 1:
-        # All must stop at one step. They agree on it where they wait for the devices anyway.
-        signum = devices.largest_over_processes(signum) if logging else 0
-    return _Due(logging or signum > 0, scoring, saving or signum > 0, signum)
-
-
-def _save(
-    training: Training, state: TrainState, step: int, ids: list[str], *, scoring: bool
-) -> None:
-    """Writes a checkpoint of a state that is sound, with its scores where they are wanted."""
-    # A finite loss can still have led to parameters that are not.
-    if not all_finite(state.params):
-        raise Diverged(
-            f"{training.stage.name} step {step}: parameters are NaN or Inf after the update on the "
-            f"images {', '.join(ids)}; the last checkpoint is untouched. Lower "
-            "config.learning_rate, or set config.clip_norm"
-        )
-    task = training.task
-    run = describe_run(task.config, task.heads, task.inputs)
-    metrics = _evaluate(training, state, step) if scoring else None
-    training.checkpoints.save(state, training.batches.get_state(), run, metrics)
-
-
-# ======================================================================== scores
-
-
-def _evaluate(training: Training, state: TrainState, step: int) -> dict[str, float]:
-    """Scores the evaluation split, records the figures, and draws a few predictions.
-
-    All processes get the same figures.
-    """
-    task, stage = training.task, training.stage.name
-    samples: list[tuple[Any, dict[str, np.ndarray]]] = []
-
-    def keep(example: Any, labels: dict[str, np.ndarray]) -> None:
-        if len(samples) < task.config.samples:
-            samples.append((example, labels))
-
-    counts = _count(training, state, keep)
-    metrics: dict[str, float] = {}
-    for head, classes in task.heads.items():
-        figures = _figures(compute_metrics(counts[head], classes.scored))
-        prefix = f"{head}/" if len(task.heads) > 1 else ""
-        metrics |= {f"{prefix}{name}": value for name, value in figures.items()}
-        task.journal.say(
-            f"{stage} step {step}: {prefix.replace('/', '  ')}"
-            + "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items())
-        )
-        for number, (example, labels) in enumerate(samples):
-            panels = {"image": example["image"], "truth": example[head], stage: labels[head]}
-            name = f"sample{number}{'_' + head if prefix else ''}"
-            task.journal.picture(stage, step, name, drawing.side_by_side(panels, classes))
-    # By this the best checkpoint is chosen.
-    metrics["mean_iu"] = float(np.mean([v for k, v in metrics.items() if k.endswith("mean_iu")]))
-    task.journal.record(stage, step, {f"eval/{name}": value for name, value in metrics.items()})
-    return metrics
-
-
-def _count(training: Training, state: TrainState, keep: Any) -> dict[str, np.ndarray]:
-    """The confusion matrix of each head over the evaluation split, of all processes."""
-    task = training.task
-    num_classes = {head: classes.num_classes for head, classes in task.heads.items()}
-    # Each process scores its part of the images on its own devices: their sizes may differ.
-    part = range(jax.process_index(), len(task.eval_source), jax.process_count())
-    if not part:
-        counts = {head: np.zeros((n, n), np.int64) for head, n in num_classes.items()}
-        return devices.sum_over_processes(counts)
-    predictor = Predictor(
-        training.model,
-        jax.tree.map(lambda x: x.addressable_data(0), state.params),
-        task.inputs,
-        task.heads,
-        task.config.scale,
-        task.config.eval_batch_size,
-        rule_for(task.eval_source.sizes),
-        mesh=devices.local_mesh(),
-    )
-    examples = loader.evaluation_examples(task.eval_source, part)
-    counts = evaluate(predictor, examples, visit=keep)
-    return devices.sum_over_processes(counts)
-
-
-def _figures(result: Metrics) -> dict[str, float]:
-    names = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
-    return {name: getattr(result, name) for name in names}
-
-
-# ======================================================================== the parts of a stage
-
-
-def _start_params(task: Task, stage: Stage, model: FCN, key: jax.Array) -> dict[str, Any]:
-    """Parameters before the first step: the previous stage's, the start weights', or random."""
-    if stage.index > 0:
-        previous = task.stages[stage.index - 1].name
-        with StageCheckpoints(task.workdir, previous, read_only=True) as checkpoints:
-            given = {"": weights.Weights(weights.flatten(checkpoints.restore_params("last")))}
-        origin = f"{previous}, its last step"
-    elif task.config.init:
-        given = init.load_weights(task.config)
-        origin = task.config.init
-    else:
-        task.journal.say(f"{stage.name}: starts from random weights")
-        return initial_params(model, key)
-    params, report = init.params_from(model, given, key)
-    task.journal.say(f"{stage.name}: starts from {origin}\n{report}")
-    return params
-
-
-def stage_batches(
-    config: ConfigDict, source: data.Source, stage: Stage, mesh: Mesh
-) -> loader.TrainingBatches:
-    """The endless training batches of a stage."""
-    part, parts = devices.batch_part(mesh)
-    return loader.training_batches(
-        source,
-        batch_size=config.batch_size,
-        # Each stage sees the images in another order.
-        seed=config.seed * len(SEGMENTERS) + stage.index,
-        augmentation=Augmentation(
-            scale=config.scale,
-            scale_range=tuple(config.scale_range),
-            crop=tuple(config.crop) or None,
-            flip=config.flip,
-            jitter=config.jitter,
-        ),
-        mesh=mesh,
-        canvas=tuple(config.canvas) or None,
-        num_workers=config.num_workers,
-        process_index=part,
-        process_count=parts,
-    )
-
-
-def make_stage_optimizer(
-    config: ConfigDict, model: FCN, stage: Stage
-) -> optax.GradientTransformation:
-    """The optimiser of a stage, with its learning rate and length."""
-    schedule = make_schedule(
-        config.schedule,
-        stage.learning_rate,
-        -(-stage.steps // config.accumulate),
-        warmup=config.warmup,
-        step_size=config.schedule_step,
-        gamma=config.schedule_gamma,
-    )
-    return make_optimizer(
-        config.optimizer,
-        schedule,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        bias_rate=config.bias_rate,
-        frozen=(*model.frozen_layers, *config.freeze),
-        clip_norm=config.clip_norm,
-        accumulate=config.accumulate,
-    )
-
-
-def _stages(config: ConfigDict, images: int) -> tuple[Stage, ...]:
-    """The stages with their lengths in steps."""
-    if config.steps:
-        steps = configs.per_stage(config, "steps")
-    else:
-        epochs = configs.per_stage(config, "epochs")
-        steps = tuple(max(1, round(e * images / config.batch_size)) for e in epochs)
-    rates = configs.per_stage(config, "learning_rate")
-    rows = zip(config.stages, steps, rates, strict=True)
-    return tuple(Stage(index, *row) for index, row in enumerate(rows))
-
-
-# ======================================================================== checks and records
-
-
-def _check_same_run(config: ConfigDict, workdir: Path) -> None:
-    old = _read_json(workdir / "config.json")
-    if changed := configs.changed_fields(old, configs.to_plain(config)):
-        raise ValueError(
-            f"{workdir} holds a run of another config; use another --workdir, or set back:\n  "
-            + "\n  ".join(changed)
-        )
-
-
-def _check_batch_size(config: ConfigDict, images: int, mesh: Mesh) -> None:
     parts = mesh.shape["data"]
     if config.batch_size % parts:
         shared = "" if parts == mesh.size else f", {mesh.shape['height']} for each image"
@@ -461,20 +175,406 @@ def _check_batch_size(config: ConfigDict, images: int, mesh: Mesh) -> None:
             f"config.batch_size = {config.batch_size} cannot be split over {mesh.size} devices"
             f"{shared}; use a multiple of {parts}"
         )
-    if config.batch_size > images:
+    inputs = _inputs_of_former_run(config, workdir)
+    start: dict[str, weights.Weights] = {}
+    if inputs is None:
+        start = {name: weights.load(path) for name, path in configs.start_files(config).items()}
+        first = configs.stage_model(config, config.stages[0])
+        init.check_weights(first, config.backbone, start, config.init)
+
+    # ---- The data, and mistakes that show by them
+    options = configs.data_options(config)
+    train_source = data.open_source(config.dataset, config.train_split, **options)
+    eval_source = data.open_source(config.dataset, config.eval_split, **options)
+    data.check_disjoint(train_source, eval_source)
+    if config.batch_size > len(train_source):
         raise ValueError(
-            f"config.batch_size = {config.batch_size} is more than the {images} training images"
+            f"config.batch_size = {config.batch_size} is more than the {len(train_source)} "
+            "training images"
         )
+    heads = init.choose_heads(config.heads, config.loss_weights, train_source)
+    inputs = inputs or init.choose_inputs(config.inputs, train_source, usual, start)
+    stages = make_stages(config, train_source, heads, inputs, mesh)
+
+    # ---- From here on the folder is this run's
+    devices.wait_for_all("prepared")  # nobody still looks for a former run
+    if devices.is_first_process():
+        workdir.mkdir(parents=True, exist_ok=True)
+        temporary = workdir / "config.tmp"
+        temporary.write_text(json.dumps(configs.to_plain(config), indent=2))
+        temporary.replace(workdir / "config.json")
+    silent = not devices.is_first_process()
+    with Journal(workdir, tuple(config.stages), silent=silent) as journal, noted_signals() as stop:
+        task = Task(
+            workdir=workdir,
+            heads=heads,
+            inputs=inputs,
+            mesh=mesh,
+            every=Every(config.log_every, config.checkpoint_every, config.eval_every),
+            scoring=Scoring(eval_source, config.scale, config.eval_batch_size, config.samples),
+            description=describe_run(config, heads, inputs),
+            journal=journal,
+        )
+        classes = " and ".join(str(table.num_classes) for table in heads.values())
+        several = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+        journal.say(
+            f"{config.dataset}: {len(train_source)} training and {len(eval_source)} evaluation "
+            f"images, {classes} classes; {jax.device_count()} {jax.devices()[0].platform} "
+            f"device(s){several}; in {workdir}"
+        )
+        for note in dict.fromkeys((*train_source.notes, *eval_source.notes)):
+            journal.say(f"note: {note}")
+        before = None
+        for stage in stages:
+            _train_stage(task, stage, before, start, stop)
+            before = stage.name
+    return eval_source
 
 
-def _read_json(path: Path) -> Any:
+def _inputs_of_former_run(config: ConfigDict, workdir: Path) -> Inputs | None:
+    """What the networks read of the run that a folder holds; None where none has begun.
+
+    Raises:
+        ValueError: If it is a run of another config.
+    """
+    stages = available_stages(workdir) if (workdir / "config.json").exists() else []
+    if not stages:
+        return None
+    former = configs.to_plain(read_config(workdir))
+    if changed := configs.changed_fields(former, configs.to_plain(config)):
+        raise ValueError(
+            f"{workdir} holds a run of another config; use another --workdir, or set back:\n  "
+            + "\n  ".join(changed)
+        )
+    with StageCheckpoints(workdir, stages[-1], read_only=True) as checkpoints:
+        return Inputs.from_dict(checkpoints.run("last")["inputs"])
+
+
+def make_stages(
+    config: ConfigDict,
+    source: data.Source,
+    heads: Mapping[str, ClassTable],
+    inputs: Inputs,
+    mesh: Mesh,
+) -> list[Stage]:
+    """Takes a config apart, into what each stage needs."""
+    rates = configs.per_stage(config, "learning_rate")
+    if config.steps:
+        steps = configs.per_stage(config, "steps")
+    else:
+        epochs = configs.per_stage(config, "epochs")
+        steps = tuple(max(1, round(e * len(source) / config.batch_size)) for e in epochs)
+    augmentation = Augmentation(
+        scale=config.scale,
+        scale_range=config.scale_range,
+        crop=config.crop or None,
+        flip=config.flip,
+        jitter=config.jitter,
+    )
+    part, parts = devices.batch_part(mesh)
+    stages = []
+    for index, name in enumerate(config.stages):
+        model = build_model(config, name, heads, inputs)
+        schedule = make_schedule(
+            config.schedule,
+            rates[index],
+            -(-steps[index] // config.accumulate),
+            warmup=config.warmup,
+            step_size=config.schedule_step,
+            gamma=config.schedule_gamma,
+        )
+        optimizer = make_optimizer(
+            config.optimizer,
+            schedule,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            bias_rate=config.bias_rate,
+            frozen=model.frozen_layers,
+            clip_norm=config.clip_norm,
+            accumulate=config.accumulate,
+        )
+        batches = loader.training_batches(
+            source,
+            batch_size=config.batch_size,
+            seed=config.seed * len(SEGMENTERS) + index,  # each stage has another order
+            augmentation=augmentation,
+            mesh=mesh,
+            canvas=config.canvas or None,
+            num_workers=config.num_workers,
+            process_index=part,
+            process_count=parts,
+        )
+        loss = {
+            "normalize_loss": config.normalize_loss,
+            "cell_fraction": config.cell_fraction,
+            "loss_weights": config.loss_weights.to_dict(),
+        }
+        key = jax.random.fold_in(jax.random.key(config.seed), index)
+        stages.append(
+            Stage(name, steps[index], config.batch_size, model, optimizer, loss, batches, key)
+        )
+    return stages
+
+
+# ======================================================================== one stage
+
+
+def _train_stage(
+    task: Task,
+    stage: Stage,
+    before: str | None,
+    start: dict[str, weights.Weights],
+    stop: Sequence[int],
+) -> None:
+    """Trains a stage to its end, from its last checkpoint or from what it starts with.
+
+    Args:
+        task: What the stages share.
+        stage: This stage.
+        before: The stage that it starts from; None is the start weights.
+        start: The start weights; emptied when they have been used.
+        stop: Signals that came, from `noted_signals`.
+    """
+    journal = task.journal
+    with StageCheckpoints(task.workdir, stage.name) as checkpoints:
+        done = checkpoints.step()
+        if done == stage.steps:
+            journal.say(f"{stage.name}: finished before, {done} steps")
+            return
+        if done is None:
+            key = jax.random.fold_in(stage.key, 1)
+            if before is not None:
+                with StageCheckpoints(task.workdir, before, read_only=True) as finished:
+                    arrays = weights.flatten(finished.restore_params("last"))
+                start = {"": weights.Weights(arrays)}
+            if start:
+                params, report = init.params_from(stage.model, start, key)
+                origin = "the start weights" if before is None else f"{before}, its last step"
+                journal.say(f"{stage.name}: starts from {origin}\n{report}")
+                start.clear()
+            else:
+                params = initial_params(stage.model, key)
+                journal.say(f"{stage.name}: starts from random weights")
+            state = create_state(params, stage.optimizer, task.mesh)
+            del params
+        else:
+            like = jax.eval_shape(
+                lambda params: init_state(params, stage.optimizer), abstract_params(stage.model)
+            )
+            state, position = checkpoints.restore(like, devices.replicated(task.mesh))
+            stage.batches.set_state(position)
+            journal.say(f"{stage.name}: going on from step {done}")
+        journal.rewind(stage.name, done or 0)
+
+        key = jax.random.fold_in(stage.key, 2)
+        train_step = make_train_step(
+            stage.model, stage.optimizer, task.inputs, task.mesh, key=key, **stage.loss
+        )
+        with stage.batches, journal.progress(stage.name, done or 0, stage.steps):
+            _loop(task, stage, train_step, state, checkpoints, stop)
+
+
+def _loop(
+    task: Task,
+    stage: Stage,
+    train_step: TrainStep,
+    state: TrainState,
+    checkpoints: StageCheckpoints,
+    stop: Sequence[int],
+) -> None:
+    """The training loop: step, log, score, save; waits for the devices only to log."""
+    every, journal = task.every, task.journal
+    step = int(state.step)
+    reports: list[tuple[int, list[str], StepReport]] = []
+    clock = time.perf_counter()
+    while step < stage.steps:
+        batch, ids = next(stage.batches)
+        state, report = train_step(state, batch)
+        step += 1
+        reports.append((step, ids, report))
+
+        scoring = step == stage.steps or (every.score > 0 and step % every.score == 0)
+        saving = scoring or step % every.save == 0
+        logging = saving or step % every.log == 0
+        signum = stop[0] if stop else 0
+        if jax.process_count() > 1:
+            # All must stop at one step. They agree on it where they wait for the devices anyway.
+            signum = devices.largest_over_processes(signum) if logging else 0
+        if not logging and not signum:
+            continue
+
+        # ---- Look at the steps since the last time
+        values = mean_losses(stage.name, reports)
+        rate = len(reports) * stage.batch_size / (time.perf_counter() - clock)
+        journal.record(stage.name, step, {**values, "images_per_second": rate})
+        journal.advance(stage.name, step, stage.steps, values["loss"], rate, stage.batch_size)
+        reports.clear()
+
+        # ---- Save, with a score where it is due
+        if saving or signum:
+            # A finite loss can still have led to parameters that are not.
+            if not all_finite(state.params):
+                raise Diverged(
+                    f"{stage.name} step {step}: parameters are NaN or Inf after the update on the "
+                    f"images {', '.join(ids)}; {REMEDY}"
+                )
+            metrics = _score(task, stage, state, step) if scoring else None
+            checkpoints.save(state, stage.batches.get_state(), task.description, metrics)
+        if signum and step < stage.steps:
+            raise Stopped(
+                f"stopped at {stage.name} step {step} of {stage.steps}, all saved; "
+                "the same command goes on from here",
+                signum,
+            )
+        clock = time.perf_counter()
+
+
+def mean_losses(
+    stage: str, reports: Sequence[tuple[int, Sequence[str], StepReport]]
+) -> dict[str, float]:
+    """Looks at what several steps reported, for which it waits for the devices.
+
+    A step does not wait to be looked at, and still none goes unseen.
+
+    Args:
+        stage: For messages.
+        reports: Of each step its number, its images, and its report, still on the device.
+
+    Returns:
+        Loss per valid pixel (with several heads also of each) and gradient norm, their means.
+
+    Raises:
+        Diverged: If a loss was not finite, or a label invalid; names the step and images.
+    """
+    host = jax.device_get([report for _, _, report in reports])
+    for (step, ids, _), report in zip(reports, host, strict=True):
+        images = ", ".join(ids)
+        if report.invalid:
+            raise Diverged(
+                f"{stage} step {step}: {int(report.invalid)} pixels have a label that is neither a "
+                f"class nor void (255), in one of the images {images}; mend the label files"
+            )
+        if not np.isfinite(report.loss) or not np.isfinite(report.gradient_norm):
+            raise Diverged(
+                f"{stage} step {step}: the loss is {report.loss} and the gradient norm "
+                f"{report.gradient_norm} on the images {images}; {REMEDY}"
+            )
+    means = {
+        "loss": float(np.mean([report.loss for report in host])),
+        "gradient_norm": float(np.mean([report.gradient_norm for report in host])),
+    }
+    heads = host[0].head_losses
+    if len(heads) > 1:
+        for head in heads:
+            means[f"loss_{head}"] = float(np.mean([r.head_losses[head] for r in host]))
+    return means
+
+
+# ======================================================================== scores
+
+
+def _score(task: Task, stage: Stage, state: TrainState, step: int) -> dict[str, float]:
+    """Scores the evaluation split, records the metrics, and draws a few predictions.
+
+    All processes get the same metrics.
+    """
+    samples: list[tuple[Any, dict[str, np.ndarray]]] = []
+
+    def keep(example: Any, labels: dict[str, np.ndarray]) -> None:
+        if len(samples) < task.scoring.samples:
+            samples.append((example, labels))
+
+    counts = _count(task, stage.model, state, keep)
+    metrics: dict[str, float] = {}
+    for head, classes in task.heads.items():
+        of_head = compute_metrics(counts[head], classes.scored)
+        names = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
+        values = {name: float(getattr(of_head, name)) for name in names}
+        prefix = f"{head}/" if len(task.heads) > 1 else ""
+        metrics |= {f"{prefix}{name}": value for name, value in values.items()}
+        task.journal.say(
+            f"{stage.name} step {step}: {prefix.replace('/', '  ')}"
+            + "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items())
+        )
+        for number, (example, labels) in enumerate(samples):
+            panels = {
+                "image": example["image"],
+                "ground truth": example[head],
+                stage.name: labels[head],
+            }
+            name = f"sample{number}{'_' + head if prefix else ''}"
+            task.journal.picture(stage.name, step, name, drawing.side_by_side(panels, classes))
+    # By this the best checkpoint is chosen.
+    metrics["mean_iu"] = float(np.mean([v for k, v in metrics.items() if k.endswith("mean_iu")]))
+    task.journal.record(
+        stage.name, step, {f"eval/{name}": value for name, value in metrics.items()}
+    )
+    return metrics
+
+
+def _count(
+    task: Task, model: FCN, state: TrainState, visit: Any
+) -> dict[str, Int64[np.ndarray, "c c"]]:
+    """The confusion matrix of each head over the evaluation split, of all processes."""
+    scoring = task.scoring
+    # Each process scores its part of the images on its own devices: their sizes may differ.
+    part = range(jax.process_index(), len(scoring.source), jax.process_count())
+    if part:
+        predictor = Predictor(
+            model,
+            jax.tree.map(lambda x: x.addressable_data(0), state.params),
+            task.inputs,
+            task.heads,
+            scale=scoring.scale,
+            batch_size=scoring.batch_size,
+            canvas=rule_for(scoring.source.sizes),
+            mesh=devices.local_mesh(),
+        )
+        examples = loader.evaluation_examples(scoring.source, part)
+        counts = evaluate(predictor, examples, visit=visit)
+    else:
+        sizes = {head: classes.num_classes for head, classes in task.heads.items()}
+        counts = {head: np.zeros((size, size), np.int64) for head, size in sizes.items()}
+    return devices.sum_over_processes(counts)
+
+
+# ======================================================================== ends
+
+REMEDY = "the last checkpoint is untouched. Lower config.learning_rate, or set config.clip_norm"
+
+
+class Diverged(RuntimeError):
+    """Training cannot go on; the last checkpoint is from before."""
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop; all is saved.
+
+    Attributes:
+        signum: The signal's number.
+    """
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
+@contextlib.contextmanager
+def noted_signals() -> Iterator[Sequence[int]]:
+    """The first of SIGINT and SIGTERM that comes, in a list; the second ends the program at once."""
+    received: list[int] = []
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        del frame
+        received.append(signum)
+        restore()
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}); restore it or use another folder") from None
-
-
-def _write_json(path: Path, content: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2))
-    temporary.replace(path)
+        yield received
+    finally:
+        restore()

@@ -1,8 +1,8 @@
-"""The train step: one batch in, new state and its figures out, compiled for a device mesh."""
+"""The train step: one batch in, new state and a report out, compiled for a device mesh."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -10,13 +10,20 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from fcn_jax.devices import batch_sharding, least_memory, replicated
 from fcn_jax.models.fcn import FCN
-from fcn_jax.models.inputs import Inputs, Preprocessing
+from fcn_jax.models.inputs import Inputs
 from fcn_jax.models.losses import PixelLoss, cross_entropy, sample_cells
-from fcn_jax.training.optimizer import matches_any
+
+Params: TypeAlias = dict[str, Any]
+"""``{layer: {"kernel": …, "bias": …}}``"""
+
+Batch: TypeAlias = Mapping[str, Array]
+"""The arrays of a batch: the modalities that are read (``image`` uint8 (b, h, w, 3)), a label map
+uint8 (b, h, w) with void 255 by the name of each head (``label`` where there is one), and
+``valid_size`` int32 (b, 2) where images may be smaller than their canvas."""
 
 
 @struct.dataclass
@@ -29,13 +36,13 @@ class TrainState:
         opt_state: The optimiser's state.
     """
 
-    step: Int[Array, ""]
-    params: Any
+    step: Integer[Array, ""]
+    params: Params
     opt_state: Any
 
 
 @struct.dataclass
-class StepFigures:
+class StepReport:
     """What a step reports; it stays on the device until somebody asks.
 
     Attributes:
@@ -49,24 +56,19 @@ class StepFigures:
 
     loss: Float[Array, ""]
     head_losses: dict[str, Float[Array, ""]]
-    valid: Int[Array, ""]
-    invalid: Int[Array, ""]
+    valid: Integer[Array, ""]
+    invalid: Integer[Array, ""]
     gradient_norm: Float[Array, ""]
 
-
-Batch: TypeAlias = dict[str, Array]
-"""The arrays of a batch: the features that are read (``image`` uint8 (b, h, w, 3)), a label map
-uint8 (b, h, w) with void 255 by the name of each head (``label`` where there is one), and ``valid_size``
-int32 (b, 2) where images may be smaller than their canvas."""
 
 Losses: TypeAlias = dict[str, PixelLoss]
 """The loss of each head."""
 
-LossesOf: TypeAlias = Callable[[Any, Batch, Array], Losses]
+LossesOf: TypeAlias = Callable[[Params, Batch, Array], Losses]
 """From parameters, a batch and a random key."""
 
-Objective: TypeAlias = Callable[[Any, Batch, Array], tuple[Array, Losses]]
-TrainStep: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, StepFigures]]
+Objective: TypeAlias = Callable[[Params, Batch, Array], tuple[Array, Losses]]
+TrainStep: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, StepReport]]
 
 
 # ======================================================================== what is minimised
@@ -74,34 +76,53 @@ TrainStep: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, StepFigur
 
 def make_objective(
     model: FCN,
-    preprocessing: Preprocessing | Inputs,
+    inputs: Inputs,
     mesh: Mesh,
     *,
     normalize_loss: bool = False,
     cell_fraction: float = 1.0,
-    frozen: Sequence[str] = (),
     loss_weights: Mapping[str, float] | None = None,
 ) -> Objective:
     """The pixelwise cross-entropy of a network, summed over its heads.
 
     Args:
         model: The network.
-        preprocessing: Applied to the batch's features on the devices.
+        inputs: How the network sees a batch; applied on the devices.
         mesh: Devices, from `fcn_jax.devices.data_mesh`; batches are split over them.
         normalize_loss: Divide the loss by the number of valid pixels (the paper sums).
         cell_fraction: Part of the final-layer cells that are trained on (paper, figure 5).
-        frozen: Patterns of layer names whose gradient is not computed.
         loss_weights: Factor on the loss of each head; 1 where none is given.
 
     Returns:
         ``objective(params, batch, key)``, a pure function for `jax.jit`: what is minimised, and
-        the loss of each head. Dropout and patch sampling draw from the key.
+        the loss of each head. Dropout and the sampling of cells draw from the key.
     """
-    losses_of = _make_losses(model, Inputs.of(preprocessing), cell_fraction, frozen)
+    heads = [head for head, _ in model.heads]
+    cells = model.alignment.geometry["score_fr"]
+
+    def losses_of(params: Params, batch: Batch, key: Array) -> Losses:
+        dropout_key, cell_key = jax.random.split(key)
+        valid_size = batch.get("valid_size")
+        logits: Any = model.apply(
+            {"params": params},
+            inputs.apply(batch, valid_size),
+            valid_size=valid_size,
+            train=True,
+            rngs={"dropout": dropout_key},
+        )
+        logits = logits if len(heads) > 1 else {heads[0]: logits}
+        labels = {head: batch[head] for head in heads}
+        if cell_fraction < 1:
+            labels = {
+                head: sample_cells(cell_key, label, cell_fraction, cells)
+                for head, label in labels.items()
+            }
+        return {head: cross_entropy(logits[head], labels[head]) for head in heads}
+
     if mesh.shape["data"] > 1 and mesh.shape.get("height", 1) > 1:
         losses_of = _by_groups(losses_of, mesh)
 
-    def objective(params: Any, batch: Batch, key: Array) -> tuple[Array, Losses]:
+    def objective(params: Params, batch: Batch, key: Array) -> tuple[Array, Losses]:
         batch = {
             name: jax.lax.with_sharding_constraint(array, batch_sharding(mesh, array.ndim))
             for name, array in batch.items()
@@ -115,42 +136,6 @@ def make_objective(
     return objective
 
 
-def _make_losses(
-    model: FCN, inputs: Inputs, cell_fraction: float, frozen: Sequence[str]
-) -> LossesOf:
-    heads = [head for head, _ in model.heads]
-    cells = model.alignment.geometry["score_fr"]
-
-    def losses_of(params: Any, batch: Batch, key: Array) -> Losses:
-        dropout_key, cell_key = jax.random.split(key)
-        sizes = batch.get("valid_size")
-        logits: Any = model.apply(
-            {"params": _without_gradient(params, frozen)},
-            inputs.apply(batch, sizes),
-            valid_size=sizes,
-            train=True,
-            rngs={"dropout": dropout_key},
-        )
-        logits = logits if len(heads) > 1 else {heads[0]: logits}
-        labels = {head: batch[head] for head in heads}
-        if cell_fraction < 1:
-            labels = {
-                head: sample_cells(cell_key, values, cell_fraction, cells)
-                for head, values in labels.items()
-            }
-        return {head: cross_entropy(logits[head], labels[head]) for head in heads}
-
-    return losses_of
-
-
-def _without_gradient(params: Any, frozen: Sequence[str]) -> Any:
-    """The parameters, those of frozen layers as constants."""
-    return {
-        layer: jax.lax.stop_gradient(arrays) if matches_any(layer, frozen) else arrays
-        for layer, arrays in params.items()
-    }
-
-
 def _by_groups(losses_of: LossesOf, mesh: Mesh) -> LossesOf:
     """The losses, where each group of devices that share images works on those alone.
 
@@ -159,7 +144,7 @@ def _by_groups(losses_of: LossesOf, mesh: Mesh) -> LossesOf:
     group there is one axis only. The groups draw random numbers of their own.
     """
 
-    def of_group(params: Any, batch: Batch, key: Array) -> Losses:
+    def of_group(params: Params, batch: Batch, key: Array) -> Losses:
         losses = losses_of(params, batch, jax.random.fold_in(key, jax.lax.axis_index("data")))
         return jax.lax.psum(losses, "data")
 
@@ -184,12 +169,13 @@ def _weighted_sum(values: Mapping[str, Array], weights: Mapping[str, float] | No
 def make_train_step(
     model: FCN,
     optimizer: optax.GradientTransformation,
-    preprocessing: Preprocessing | Inputs,
+    inputs: Inputs,
     mesh: Mesh,
     *,
     key: Array,
+    normalize_loss: bool = False,
+    cell_fraction: float = 1.0,
     loss_weights: Mapping[str, float] | None = None,
-    **options: Any,
 ) -> TrainStep:
     """Compiles a step of the optimiser on the objective.
 
@@ -199,24 +185,37 @@ def make_train_step(
     Args:
         model: The network.
         optimizer: From `make_optimizer`.
-        preprocessing: Applied to the batch's features on the devices.
+        inputs: How the network sees a batch; applied on the devices.
         mesh: Devices; a batch is split over them, the gradient summed.
         key: Random key of the stage.
-        loss_weights: As for `make_objective`.
-        **options: Further ones of `make_objective`. Give the optimiser the same ``frozen``.
+        normalize_loss, cell_fraction, loss_weights: As for `make_objective`.
 
     Returns:
         ``step(state, batch)``, for batches from `fcn_jax.devices.put_batch`.
     """
-    objective = make_objective(model, preprocessing, mesh, loss_weights=loss_weights, **options)
+    objective = make_objective(
+        model,
+        inputs,
+        mesh,
+        normalize_loss=normalize_loss,
+        cell_fraction=cell_fraction,
+        loss_weights=loss_weights,
+    )
     gradient_of = jax.grad(objective, has_aux=True)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepFigures]:
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
         gradient, losses = gradient_of(state.params, batch, jax.random.fold_in(key, state.step))
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        figures = _figures(losses, gradient, loss_weights)
-        return TrainState(state.step + 1, params, opt_state), figures
+        means = {head: loss.mean for head, loss in losses.items()}
+        report = StepReport(
+            loss=_weighted_sum(means, loss_weights),
+            head_losses=means,
+            valid=jnp.stack([loss.valid for loss in losses.values()]).sum(),
+            invalid=jnp.stack([loss.invalid for loss in losses.values()]).sum(),
+            gradient_norm=jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradient))),
+        )
+        return TrainState(state.step + 1, params, opt_state), report
 
     whole = replicated(mesh)
     return jax.jit(
@@ -228,26 +227,15 @@ def make_train_step(
     )
 
 
-def _figures(losses: Losses, gradient: Any, weights: Mapping[str, float] | None) -> StepFigures:
-    means = {head: loss.mean for head, loss in losses.items()}
-    return StepFigures(
-        loss=_weighted_sum(means, weights),
-        head_losses=means,
-        valid=jnp.stack([loss.valid for loss in losses.values()]).sum(),
-        invalid=jnp.stack([loss.invalid for loss in losses.values()]).sum(),
-        gradient_norm=jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradient))),
-    )
-
-
 # ======================================================================== the state
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step."""
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
-def create_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def create_state(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The state before the first step, copied to every device."""
     state = init_state(params, optimizer)
     # A copy: the step donates its state, and the caller may still hold the parameters.

@@ -3,12 +3,12 @@
 Get the images as the SegNet tutorial lays them out (train/, trainannot/, val/, valannot/), and
 the ImageNet weights of VGG16 as .npz.
 
-    python train.py --config=configs/camvid_fcn8s.py --config.manual_dir=CamVid \\
+    python train.py --config=configs/camvid.py --config.manual_dir=CamVid \\
         --config.init=vgg16_imagenet_trunk.npz
 
 On a CPU, at half size with a narrow fc6 and fc7 (docs/results.md has the scores):
 
-    python train.py --config=configs/camvid_fcn8s.py --config.manual_dir=CamVid \\
+    python train.py --config=configs/camvid.py --config.manual_dir=CamVid \\
         --config.init=vgg16_imagenet_trunk.npz --config.scale=0.5 --config.fc_width=512
 """
 
