@@ -8,11 +8,11 @@ Run it when a network or a config changes; a test compares.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
 import re
 from pathlib import Path
 
+from fcn_jax.config import load_config
 from fcn_jax.data.nyudv2 import NYUDV2
 from fcn_jax.data.pascal_context import PASCAL_CONTEXT
 from fcn_jax.data.sift_flow import SIFT_FLOW_GEOMETRIC, SIFT_FLOW_SEMANTIC
@@ -45,38 +45,36 @@ class Row:
 
     Attributes:
         title: What it is called.
-        config: Its config file, without the suffix.
+        config: The name of its config, and arguments; the last stage is the network.
         published: Its score, and where.
-        stage: Which of the config's stages; None is the last.
     """
 
     title: str
     config: str
     published: str
-    stage: str | None = None
 
 
 SEG11 = "mIU {} on seg11valid"
 NYUD = "mIU {} on NYUDv2 test"
 ROWS = (
-    Row("FCN-32s", "fcn32s", SEG11.format(63.6)),
-    Row("FCN-16s", "fcn16s", SEG11.format("65.0")),
+    Row("FCN-32s", "fcn8s:32s", SEG11.format(63.6)),
+    Row("FCN-16s", "fcn8s:16s", SEG11.format("65.0")),
     Row("FCN-8s", "fcn8s", SEG11.format(65.5)),
-    Row("FCN-8s at-once", "fcn8s_atonce", SEG11.format(65.4)),
+    Row("FCN-8s at-once", "fcn8s:atonce", SEG11.format(65.4)),
     Row("FCN-AlexNet", "fcn_alexnet", SEG11.format("48.0")),
     Row("FCN-GoogLeNet", "fcn_googlenet", "mIU 42.5 on VOC 2011 val"),
-    Row("FCN-GoogLeNet-16s", "fcn_googlenet", "ours, no score", "fcn16s"),
-    Row("FCN-GoogLeNet-8s", "fcn_googlenet", "ours, no score", "fcn8s"),
-    Row("NYUDv2 color", "nyud_color", NYUD.format(29.2)),
-    Row("NYUDv2 HHA", "nyud_hha", NYUD.format(24.2)),
-    Row("NYUDv2 color + depth, early fusion", "nyud_color_depth", NYUD.format(30.5)),
-    Row("NYUDv2 color, HHA, late fusion", "nyud_color_hha", NYUD.format(32.8)),
-    Row("SIFT Flow FCN-32s", "siftflow_fcn32s", "–"),
-    Row("SIFT Flow FCN-16s", "siftflow_fcn16s", "mIU 39.5, geometry 94.3 % of pixels"),
-    Row("SIFT Flow FCN-8s", "siftflow_fcn8s", "–"),
-    Row("PASCAL-Context FCN-32s", "pascal_context_fcn32s", "–"),
-    Row("PASCAL-Context FCN-16s", "pascal_context_fcn16s", "–"),
-    Row("PASCAL-Context FCN-8s", "pascal_context_fcn8s", "–"),
+    Row("FCN-GoogLeNet-16s", "fcn_googlenet:16s", "ours, no score"),
+    Row("FCN-GoogLeNet-8s", "fcn_googlenet:8s", "ours, no score"),
+    Row("NYUDv2 color", "nyud:color", NYUD.format(29.2)),
+    Row("NYUDv2 HHA", "nyud:hha", NYUD.format(24.2)),
+    Row("NYUDv2 color + depth, early fusion", "nyud:color_depth", NYUD.format(30.5)),
+    Row("NYUDv2 color, HHA, late fusion", "nyud:color_hha", NYUD.format(32.8)),
+    Row("SIFT Flow FCN-32s", "siftflow:32s", "–"),
+    Row("SIFT Flow FCN-16s", "siftflow:16s", "mIU 39.5, geometry 94.3 % of pixels"),
+    Row("SIFT Flow FCN-8s", "siftflow", "–"),
+    Row("PASCAL-Context FCN-32s", "pascal_context:32s", "–"),
+    Row("PASCAL-Context FCN-16s", "pascal_context:16s", "–"),
+    Row("PASCAL-Context FCN-8s", "pascal_context", "–"),
 )
 
 CLASSIFIERS = {
@@ -103,18 +101,7 @@ def network(row: Row, padding: str | None = None) -> FCN:
             for name, read in config.inputs.items()
         }
     )
-    return build_model(config, row.stage or config.stages[-1], HEADS[config.dataset], inputs)
-
-
-def load_config(name: str):
-    """What ``get_config()`` of a config file gives."""
-    path = ROOT / "configs" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise FileNotFoundError(path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
+    return build_model(config, config.stages[-1], HEADS[config.dataset], inputs)
 
 
 def parameters(model: FCN) -> int:
@@ -140,7 +127,7 @@ def table_of_networks() -> str:
         final = model.alignment.transposed_windows[model.alignment.final or ""]
         adds = [multiply_adds(network(row, p), 500, 500) for p in ("reference", "same")]
         lines.append(
-            f"| {row.title} | [`{row.config}`](../configs/{row.config}.py) "
+            f"| {row.title} | [`{row.config}`](../configs/{row.config.partition(':')[0]}.py) "
             f"| {parameters(model) / 1e6:.2f} M | {field} | {final.factor} "
             f"| {adds[0] / 1e9:.1f} G | {adds[1] / 1e9:.1f} G | {row.published} |"
         )

@@ -11,16 +11,28 @@ import difflib
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
+from fcn_jax import data
 from fcn_jax.models.backbones import find_backbone
 from fcn_jax.models.decoders import SEGMENTERS
 from fcn_jax.models.fcn import FCN, create_model
 from fcn_jax.models.layers import PRECISIONS
+
+if TYPE_CHECKING:
+
+    class Config(ConfigDict):
+        """A config: its fields are those of `FIELDS`, which a type checker cannot look up."""
+
+        def __getattr__(self, attribute: str) -> Any: ...
+        def __getitem__(self, key: str) -> Any: ...
+else:
+    Config = ConfigDict
 
 # ======================================================================== what a value may be
 
@@ -80,7 +92,8 @@ def by_name(kind: Kind) -> Kind:
     return Kind(
         f"give a dictionary; for each name {kind.words}",
         lambda value: (
-            isinstance(value, ConfigDict) and all(kind.fits(part) for part in value.values())
+            isinstance(value, ConfigDict)
+            and all(re.fullmatch(r"\w+", name) and kind.fits(value[name]) for name in value)
         ),
     )
 
@@ -156,7 +169,10 @@ FIELDS: dict[str, dict[str, Field]] = {
             "Factor on the size of images before the network; logits are scaled back.",
         ),
         "num_workers": Field(
-            0, whole(0, 1024), "Processes that load and transform; 0: threads of this one.", free=True
+            0,
+            whole(0, 1024),
+            "Processes that load and transform; 0: threads of this one.",
+            free=True,
         ),
     },
     "Augmentation, of training images only": {
@@ -198,9 +214,7 @@ FIELDS: dict[str, dict[str, Field]] = {
             choice("same", "reference"),
             "'reference': 100 pixels of border, the published networks.",
         ),
-        "width": Field(
-            1.0, number(above=0, at_most=64), "Multiplier of the backbone's channels."
-        ),
+        "width": Field(1.0, number(above=0, at_most=64), "Multiplier of the backbone's channels."),
         "fc_width": Field(4096, whole(1, 2**16), "Channels of fc6 and fc7."),
         "dropout": Field(0.5, number(at_least=0, below=1), "Rate of dropout after fc6 and fc7."),
         "learned_upsampling": Field(
@@ -285,9 +299,9 @@ _ALL: dict[str, Field] = {
 }
 
 
-def default_config() -> ConfigDict:
+def default_config() -> Config:
     """A config in which every field of `FIELDS` has its default."""
-    return ConfigDict({name: field.default for name, field in _ALL.items()})
+    return Config({name: field.default for name, field in _ALL.items()})
 
 
 # ======================================================================== config files
@@ -326,7 +340,7 @@ def find_config(name: str) -> str:
     return f"{path}{colon}{arguments}"
 
 
-def load_config(name: str) -> ConfigDict:
+def load_config(name: str) -> Config:
     """What ``get_config()`` of a config file gives.
 
     Args:
@@ -376,7 +390,7 @@ TRAINED_IN_TURN = {
 """The stages that end in a network."""
 
 
-def voc_config() -> ConfigDict:
+def voc_config() -> Config:
     """The default config with the data of the papers: PASCAL VOC 2011 and SBD."""
     config = default_config()
     config.dataset = "voc2012"
@@ -386,7 +400,7 @@ def voc_config() -> ConfigDict:
     return config
 
 
-def reference_solver(config: ConfigDict, rates: tuple[float, ...], steps: int) -> None:
+def reference_solver(config: Config, rates: tuple[float, ...], steps: int) -> None:
     """Sets the published VGG networks and their solvers (PAMI 2016): one whole image a step.
 
     100 pixels of border, transposed convolutions fixed; SGD of momentum 0.99, a constant rate,
@@ -414,7 +428,7 @@ def reference_solver(config: ConfigDict, rates: tuple[float, ...], steps: int) -
     )
 
 
-def cvpr_recipe(config: ConfigDict, rate: float) -> None:
+def cvpr_recipe(config: Config, rate: float) -> None:
     """Sets the training of CVPR 2015 (section 4.3).
 
     Minibatches of 20 images, momentum 0.9, the loss as the mean over pixels, intermediate
@@ -444,7 +458,7 @@ def cvpr_recipe(config: ConfigDict, rate: float) -> None:
 # ======================================================================== checks
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: Config) -> None:
     """Checks all that can be known without the data, and builds the network of every stage.
 
     Raises:
@@ -455,9 +469,9 @@ def validate(config: ConfigDict) -> None:
     }
     for name in set(config) - set(_ALL):
         problems[name] = f"there is no such field{near_field(name)}"
-    for find in (_wrong_lengths, _wrong_networks):
-        if "stages" not in problems:
-            problems |= {name: words for name, words in find(config) if name not in problems}
+    if not problems.keys() & {"stages", "steps", "epochs", "learning_rate", "inputs", "init"}:
+        problems |= _wrong_together(config)
+    problems = problems or _wrong_networks(config)
     if problems:
         plain = config.to_dict()
         raise ValueError(
@@ -471,40 +485,41 @@ def near_field(name: str) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _wrong_lengths(config: ConfigDict) -> Iterator[tuple[str, str]]:
-    """Fields that do not fit the stages or each other, and the remedy of each."""
-    stages = len(config.stages)
+def _wrong_together(config: Config) -> dict[str, str]:
+    """Fields that are right alone and do not fit each other or the data sets, with remedies."""
+    problems, stages = {}, len(config.stages)
     for name in ("learning_rate", "steps" if config.steps else "epochs"):
-        if isinstance(config[name], tuple) and len(config[name]) not in (1, stages):
-            yield name, f"give one value, or one for each of the {stages} stages"
+        if len(config[name]) not in (1, stages):
+            problems[name] = f"give one value, or one for each of the {stages} stages"
     if config.schedule == "step" and config.schedule_step == 0:
-        yield "schedule_step", "the schedule 'step' needs the number of updates between drops"
-    try:
-        start_files(config)
-    except ValueError as error:
-        yield "init", str(error)
+        problems["schedule_step"] = "the schedule 'step' needs the number of updates between drops"
+    for name, read in {"init": start_files, "dataset": lambda c: data.row_of(c.dataset)}.items():
+        try:
+            read(config)
+        except ValueError as error:
+            problems[name] = str(error)
+    return problems
 
 
-def _wrong_networks(config: ConfigDict) -> Iterator[tuple[str, str]]:
-    """Fields by which no network can be built, and why."""
+def _wrong_networks(config: Config) -> dict[str, str]:
+    """The first field by which no network can be built, and why."""
+    field = "backbone"
     try:
         find_backbone(os.path.expanduser(config.backbone))
-    except ValueError as error:
-        yield "backbone", str(error)
-        return
-    for stage in config.stages:
-        for field in ("stages", "freeze"):
-            try:
-                stage_model(config, stage, freeze=config.freeze if field == "freeze" else ())
-            except (ValueError, TypeError) as error:
-                yield field, f"{stage} cannot be built: {error}"
-                return
+        for stage in config.stages:
+            field = "stages"
+            stage_model(config, stage, freeze=())
+            field = "freeze"
+            stage_model(config, stage)
+    except (ValueError, TypeError) as error:
+        return {field: str(error)}
+    return {}
 
 
 # ======================================================================== what a config says
 
 
-def stage_model(config: ConfigDict, stage: str, **options: Any) -> FCN:
+def stage_model(config: Config, stage: str, **options: Any) -> FCN:
     """The network of a stage of a config.
 
     Args:
@@ -527,20 +542,22 @@ def stage_model(config: ConfigDict, stage: str, **options: Any) -> FCN:
     return create_model(stage, **{**given, **options})
 
 
-def per_stage(config: ConfigDict, field: str) -> tuple[Any, ...]:
+def per_stage(config: Config, field: str) -> tuple[Any, ...]:
     """A per-stage field with one value for every stage."""
     values = tuple(config[field])
     return values * len(config.stages) if len(values) == 1 else values
 
 
-def start_files(config: ConfigDict) -> dict[str, str]:
+def start_files(config: Config) -> dict[str, str]:
     """The files of start weights: by input where ``init`` names inputs, else one under ``""``.
 
     Raises:
         ValueError: If an input is named that the config does not have, or one is missing.
     """
     pairs = [part.partition("=") for part in config.init.split(",")]
-    named = {name.strip(): os.path.expanduser(file.strip()) for name, equals, file in pairs if equals}
+    named = {
+        name.strip(): os.path.expanduser(file.strip()) for name, equals, file in pairs if equals
+    }
     if not config.init or not set(named) & set(config.inputs):
         return {"": os.path.expanduser(config.init)} if config.init else {}
     if set(named) != set(config.inputs):
@@ -550,7 +567,7 @@ def start_files(config: ConfigDict) -> dict[str, str]:
     return named
 
 
-def data_options(config: ConfigDict) -> dict[str, Any]:
+def data_options(config: Config) -> dict[str, Any]:
     """The arguments of `fcn_jax.data.open_source` besides name and split; empty ones left out."""
     options = {
         "data_dir": config.data_dir,
@@ -567,17 +584,17 @@ def data_options(config: ConfigDict) -> dict[str, Any]:
 # ======================================================================== as files store it
 
 
-def to_plain(config: ConfigDict) -> dict[str, Any]:
+def to_plain(config: Config) -> dict[str, Any]:
     """The fields as JSON stores them: tuples become lists."""
     return json.loads(json.dumps(config.to_dict()))
 
 
-def from_plain(fields: Mapping[str, Any]) -> ConfigDict:
+def from_plain(fields: Mapping[str, Any]) -> Config:
     """The inverse of `to_plain`."""
 
     def tuples(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return ConfigDict({name: tuples(item) for name, item in value.items()})
+            return Config({name: tuples(item) for name, item in value.items()})
         return tuple(value) if isinstance(value, list) else value
 
     config = default_config()

@@ -28,8 +28,8 @@ def check_platform() -> None:
     except (RuntimeError, AssertionError) as error:
         asked, reason = os.environ.get("JAX_PLATFORMS", ""), str(error).partition(".")[0]
         raise ValueError(
-            f"JAX_PLATFORMS={asked}: there is no such device{reason and f' ({reason})'}; unset it, or "
-            "install jax for that device"
+            f"JAX_PLATFORMS={asked}: there is no such device{reason and f' ({reason})'}; unset it, "
+            "or install jax for that device"
         ) from None
 
 

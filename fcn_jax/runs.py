@@ -17,11 +17,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array
-from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from fcn_jax.classes import ClassTable
-from fcn_jax.config import from_plain, stage_model, to_plain
+from fcn_jax.config import Config, from_plain, stage_model, to_plain
 from fcn_jax.models.decoders import SEGMENTERS
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.inputs import Inputs
@@ -99,7 +98,7 @@ class StageCheckpoints:
 
     def save(
         self,
-        state: State,
+        state: TrainState,
         data: dict[str, Any],
         run: dict[str, Any],
         metrics: dict[str, float] | None,
@@ -122,9 +121,7 @@ class StageCheckpoints:
             metrics=metrics,
         )
 
-    def restore(
-        self, like: State, sharding: jax.sharding.Sharding
-    ) -> tuple[State, dict[str, Any]]:
+    def restore(self, like: State, sharding: jax.sharding.Sharding) -> tuple[State, dict[str, Any]]:
         """The last checkpoint's state, of the shapes in ``like``, and its position in the data."""
         step = self._require("last")
         abstract = jax.tree.map(
@@ -194,7 +191,7 @@ class Run:
     variables: dict[str, Any]
     inputs: Inputs
     heads: dict[str, ClassTable]
-    config: ConfigDict
+    config: Config
     stage: str
     step: int
 
@@ -204,17 +201,13 @@ class Run:
         return next(iter(self.heads.values()))
 
 
-def build_model(
-    config: ConfigDict, stage: str, heads: Mapping[str, ClassTable], inputs: Inputs
-) -> FCN:
+def build_model(config: Config, stage: str, heads: Mapping[str, ClassTable], inputs: Inputs) -> FCN:
     """The network of a stage of a config."""
     num_classes = {head: classes.num_classes for head, classes in heads.items()}
     return stage_model(config, stage, num_classes=num_classes, inputs=inputs.channels)
 
 
-def describe_run(
-    config: ConfigDict, heads: Mapping[str, ClassTable], inputs: Inputs
-) -> dict[str, Any]:
+def describe_run(config: Config, heads: Mapping[str, ClassTable], inputs: Inputs) -> dict[str, Any]:
     """What a checkpoint holds besides arrays, as plain values."""
     return {
         "config": to_plain(config),
@@ -223,7 +216,7 @@ def describe_run(
     }
 
 
-def read_config(workdir: str | Path) -> ConfigDict:
+def read_config(workdir: str | Path) -> Config:
     """The config of a run.
 
     Raises:

@@ -41,7 +41,7 @@ def test_the_tables_of_networks_are_up_to_date(generator):
 
 
 def test_every_config_of_a_paper_is_in_the_table(generator):
-    listed = {row.config for row in generator.ROWS}
+    listed = {row.config.partition(":")[0] for row in generator.ROWS}
     of_papers = {
         path.stem
         for path in (ROOT / "configs").glob("*.py")

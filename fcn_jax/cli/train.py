@@ -20,8 +20,6 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from fcn_jax import config as configs
 from fcn_jax.cli import program
 
@@ -111,7 +109,7 @@ def describe_configs() -> str:
     return "\n".join(lines)
 
 
-def set_fields(config: ConfigDict, given: Sequence[str]) -> None:
+def set_fields(config: configs.Config, given: Sequence[str]) -> None:
     """Sets fields that are given as ``--config.FIELD=VALUE``.
 
     Raises:

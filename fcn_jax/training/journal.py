@@ -108,9 +108,7 @@ class Journal:
 
         if stage not in self._writers:
             folder = self._workdir / "tensorboard" / stage
-            self._writers[stage] = SummaryWriter(
-                str(folder), purge_step=purge_step, flush_secs=30
-            )
+            self._writers[stage] = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=30)
         return self._writers[stage]
 
     # ------------------------------------------------------------------ progress

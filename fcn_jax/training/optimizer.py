@@ -104,7 +104,7 @@ def make_optimizer(
             parts = [coupled, optax.scale_by_adam(), decoupled, scale]
         return optax.chain(*parts, optax.scale(-1.0))
 
-    def rule_of_each_array(params: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
+    def rule_of_each_array(params: Any) -> dict[str, dict[str, str]]:
         return {
             layer: {array: "frozen" if layer in frozen else array for array in arrays}
             for layer, arrays in params.items()

@@ -22,7 +22,6 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Int64
-from ml_collections import ConfigDict
 
 from fcn_jax import config as configs
 from fcn_jax import data, devices, drawing, weights
@@ -138,7 +137,7 @@ class Task:
 # ======================================================================== the run
 
 
-def train(config: ConfigDict, workdir: str | Path) -> data.Source:
+def train(config: configs.Config, workdir: str | Path) -> data.Source:
     """Trains every stage of a config, or goes on where the folder's run was interrupted.
 
     The final parameters are the same bits whether or not the run was interrupted (on the same
@@ -231,7 +230,7 @@ def train(config: ConfigDict, workdir: str | Path) -> data.Source:
     return eval_source
 
 
-def _inputs_of_former_run(config: ConfigDict, workdir: Path) -> Inputs | None:
+def _inputs_of_former_run(config: configs.Config, workdir: Path) -> Inputs | None:
     """What the networks read of the run that a folder holds; None where none has begun.
 
     Raises:
@@ -251,7 +250,7 @@ def _inputs_of_former_run(config: ConfigDict, workdir: Path) -> Inputs | None:
 
 
 def make_stages(
-    config: ConfigDict,
+    config: configs.Config,
     source: data.Source,
     heads: Mapping[str, ClassTable],
     inputs: Inputs,
@@ -561,7 +560,7 @@ class Stopped(Exception):
 
 @contextlib.contextmanager
 def noted_signals() -> Iterator[Sequence[int]]:
-    """The first of SIGINT and SIGTERM that comes, in a list; the second ends the program at once."""
+    """Notes the first of SIGINT and SIGTERM in a list; the second ends the program at once."""
     received: list[int] = []
 
     def note(signum: int, frame: FrameType | None) -> None:

@@ -119,15 +119,15 @@ def make_objective(
             }
         return {head: cross_entropy(logits[head], labels[head]) for head in heads}
 
-    if mesh.shape["data"] > 1 and mesh.shape.get("height", 1) > 1:
-        losses_of = _by_groups(losses_of, mesh)
+    grouped = mesh.shape["data"] > 1 and mesh.shape.get("height", 1) > 1
+    compute = _by_groups(losses_of, mesh) if grouped else losses_of
 
     def objective(params: Params, batch: Batch, key: Array) -> tuple[Array, Losses]:
         batch = {
             name: jax.lax.with_sharding_constraint(array, batch_sharding(mesh, array.ndim))
             for name, array in batch.items()
         }
-        losses = losses_of(params, batch, key)
+        losses = compute(params, batch, key)
         minimised = {
             head: loss.mean if normalize_loss else loss.total for head, loss in losses.items()
         }
@@ -206,7 +206,7 @@ def make_train_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
         gradient, losses = gradient_of(state.params, batch, jax.random.fold_in(key, state.step))
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         means = {head: loss.mean for head, loss in losses.items()}
         report = StepReport(
             loss=_weighted_sum(means, loss_weights),
