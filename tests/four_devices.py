@@ -1,4 +1,4 @@
-"""Losses and gradients on four devices, for tests/test_parallel.py.
+"""Losses, gradients and training steps on four devices, for tests/test_parallel.py.
 
 A program of its own, since the number of devices is fixed when jax starts:
 
@@ -22,7 +22,8 @@ from fcn_jax import VOID, Preprocessing
 from fcn_jax.devices import put_batch, replicated
 from fcn_jax.models.inputs import Inputs
 from fcn_jax.ops import convolutions, dispatch, pooling
-from fcn_jax.training.step import make_objective
+from fcn_jax.training.optimizer import make_optimizer, make_schedule
+from fcn_jax.training.step import create_state, make_objective, make_train_step
 
 MESHES = {"one": (1, 1), "data": (4, 1), "both": (2, 2), "height": (1, 4)}
 """Devices along the axes data and height."""
@@ -46,9 +47,9 @@ class Case:
     def model(self):
         return fcn_jax.create_model(**{"dropout": 0.0, "learned_upsampling": "all", **self.options})
 
-    def batch(self) -> dict[str, np.ndarray]:
+    def batch(self, seed: int = 0) -> dict[str, np.ndarray]:
         """Four images; the first has few valid pixels and the last none, so devices differ."""
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(seed)
         height, width = self.canvas
         batch = {"image": rng.integers(0, 256, (4, height, width, 3), np.uint8)}
         for head, classes in self.model.heads:
@@ -67,6 +68,17 @@ CASES = {
     "wide": Case(
         {"name": "fcn16s", "backbone": toy_backbones.plain, "width": 4, "fc_width": 32},
         (52, 39),
+        True,
+    ),
+    "dropout": Case(
+        {
+            "name": "fcn32s",
+            "backbone": toy_backbones.plain,
+            "fc_width": 16,
+            "dropout": 0.5,
+            "learned_upsampling": "none",
+        },
+        (20, 13),
         True,
     ),
     "heads": Case(
@@ -125,6 +137,36 @@ def scores(case: Case, mesh: Mesh) -> dict[str, np.ndarray]:
     return {"scores": np.asarray(logits)}
 
 
+def three_steps(case: Case, mesh: Mesh) -> dict[str, np.ndarray]:
+    """Parameters and reports after three steps with dropout and sampled cells."""
+    model = case.model
+    optimizer = make_optimizer(
+        "sgd",
+        make_schedule("constant", 1e-4, 10),
+        weight_decay=0.1,
+        frozen=model.frozen_layers,
+        clip_norm=100.0,
+    )
+    step = make_train_step(
+        model,
+        optimizer,
+        Inputs.of(Preprocessing()),
+        mesh,
+        key=jax.random.key(7),
+        cell_fraction=0.5,
+        normalize_loss=True,
+    )
+    state, results = create_state(random_parameters(model, 0), optimizer, mesh), {}
+    for number in range(3):
+        batch = put_batch(case.batch(seed=number), mesh)
+        assert len(batch["image"].addressable_shards) == mesh.size
+        state, report = step(state, batch)
+        results |= {f"{number}/{k}": v for k, v in vars(report).items() if k != "head_losses"}
+    for layer, leaves in state.params.items():
+        results |= {f"{layer}/{name}": value for name, value in leaves.items()}
+    return {name: np.asarray(value) for name, value in results.items()}
+
+
 @contextlib.contextmanager
 def forms_of_other_backends():
     """What GPUs and TPUs would compute, on the CPU."""
@@ -141,6 +183,7 @@ def forms_of_other_backends():
 ON_CPU = (
     (loss_and_gradient, "wide", ("one", "both", "height")),
     (scores, "wide", ("one", "height")),
+    (three_steps, "dropout", ("one", "data")),
 )
 ON_OTHERS = ((loss_and_gradient, "heads", ("one", "data", "both", "height")),)
 """What is computed, of which case, on which meshes; the first is what the others must equal."""

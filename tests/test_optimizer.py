@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from fcn_jax.training.optimizer import OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule
+from fcn_jax.config import OPTIMIZERS, SCHEDULES
+from fcn_jax.training.optimizer import make_optimizer, make_schedule
 
 SHAPES = {
     "conv1_1": {"kernel": (3, 3, 2, 4), "bias": (4,)},
@@ -136,7 +137,7 @@ def test_caffes_update_with_a_step_schedule(bias_rate):
 
 def test_frozen_layers_are_neither_updated_nor_decayed_and_need_no_state():
     optimizer = make_optimizer(
-        "sgd", constant(1.0), weight_decay=0.5, frozen=("conv1_*", "upscore")
+        "sgd", constant(1.0), weight_decay=0.5, frozen=("conv1_1", "upscore")
     )
     start = random_tree(2)
     *_, end = run(optimizer, start, 3)
@@ -232,5 +233,3 @@ def test_errors_name_the_choices():
         make_schedule("step", 0.1, 10)
     with pytest.raises(ValueError, match="unknown optimizer 'lion'; choose one of sgd, adam"):
         make_optimizer("lion", constant(0.1))
-    with pytest.raises(ValueError, match="no layer matches 'conv9_"):
-        make_optimizer("sgd", constant(0.1), frozen=("conv9_*",)).init(random_tree(0))

@@ -16,13 +16,11 @@ import jax
 import numpy as np
 import pytest
 from four_devices import MESHES, ON_CPU, ON_OTHERS
-from test_training import command, environment, losses, parameters
-from test_training import run as run_alone
+from test_training import command, environment, losses, parameters, train
 
 from fcn_jax import devices
-from fcn_jax.config import default_config
 from fcn_jax.training import run as training
-from fcn_jax.training.step import StepFigures
+from fcn_jax.training.step import StepReport
 
 HERE = Path(__file__).parent
 FOUR_DEVICES = "--xla_force_host_platform_device_count=4"
@@ -58,7 +56,7 @@ COMPARED = [
 
 @pytest.mark.parametrize(("computed", "mesh"), COMPARED, ids=str)
 def test_devices_together_compute_what_one_does(on_four_devices, computed, mesh):
-    """Loss, all gradients and scores, where batches, rows or both are divided; odd sizes."""
+    """Loss, all gradients, steps and logits, where batches, rows or both are divided; odd sizes."""
     of_one = {
         name.removeprefix(f"{computed}/one/"): value
         for name, value in on_four_devices.items()
@@ -97,8 +95,8 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(place):
     """The workdir of a run on one device."""
-    done = run_alone(place, command(place, "alone", **FIELDS))
-    assert done.returncode == 0, done.stderr
+    code, _, errors = train(place, "alone", **FIELDS)
+    assert code == 0, errors
     return place / "alone"
 
 
@@ -137,6 +135,7 @@ def assert_same_run(workdir: Path, alone: Path) -> None:
             assert loss == pytest.approx(expected_loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(place, alone):
     """Also when one of them is asked to stop: both do, at one step, and go on later."""
     # Stopped in the middle, as soon as the first step is told.
@@ -161,6 +160,7 @@ def test_two_processes_train_as_one_does(place, alone):
     assert list(pictures.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_that_divides_images_over_devices(place, alone):
     """Two devices for each image, two images at a time."""
     variables = environment(place)
@@ -239,22 +239,24 @@ def test_only_logging_waits_for_the_devices(monkeypatch):
         nonlocal taken
         taken += 1
         zero = np.zeros((), np.int32)
-        figures: Any = StepFigures(OnDevice(), {"label": OnDevice()}, zero, zero, OnDevice())
-        return state, figures
+        report: Any = StepReport(OnDevice(), {"label": OnDevice()}, zero, zero, OnDevice())
+        return state, report
 
     class Batches:
         def __next__(self):
             return {}, ["image"]
 
-    monkeypatch.setattr(training, "_save", lambda *_, **__: None)
-    config = default_config()
-    config.log_every, config.checkpoint_every = 4, 1000
+        def get_state(self):
+            return {}
+
     journal = SimpleNamespace(record=lambda *_: None, advance=lambda *_: None)
-    task: Any = SimpleNamespace(config=config, journal=journal)
-    stage = training.Stage(0, "fcn32s", 10, 1.0)
-    parts: Any = (train_step, Batches(), None)
-    state: Any = SimpleNamespace(step=np.zeros((), np.int32))
-    stop: Any = SimpleNamespace(received=0)
-    training._loop(training.Training(task, stage, None, *parts), state, stop)
+    task: Any = SimpleNamespace(
+        every=training.Every(log=4, save=1000, score=0), journal=journal, description={}
+    )
+    stage: Any = SimpleNamespace(name="fcn32s", steps=10, batch_size=1, batches=Batches())
+    state: Any = SimpleNamespace(step=np.zeros((), np.int32), params=np.zeros(1))
+    saves: Any = SimpleNamespace(save=lambda *_: None)
+    monkeypatch.setattr(training, "_score", lambda *_: None)
+    training._loop(task, stage, train_step, state, saves, [])
     assert taken == 10
     assert set(looked) == {4, 8, 10}

@@ -1,11 +1,6 @@
-"""The train step against the gradient by hand, and on four devices against one."""
+"""The train step against the gradient by hand; test_parallel.py has it on four devices."""
 
 from __future__ import annotations
-
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +9,10 @@ import pytest
 from random_parameters import random_parameters
 
 import fcn_jax
-from fcn_jax import VOID, Preprocessing
-from fcn_jax.devices import data_mesh, put_batch
+from fcn_jax import VOID, Inputs, Preprocessing
+from fcn_jax.devices import data_mesh
 from fcn_jax.geometry import Window
 from fcn_jax.models.backbones import Backbone, Conv, Pool
-from fcn_jax.models.inputs import Inputs
 from fcn_jax.training.optimizer import make_optimizer, make_schedule
 from fcn_jax.training.step import (
     all_finite,
@@ -27,6 +21,7 @@ from fcn_jax.training.step import (
 )
 
 CLASSES = 4
+INPUTS = Inputs.of(Preprocessing())
 
 
 def small_backbone(padding, width, fc_width):
@@ -71,9 +66,7 @@ def sgd(rate: float = 1e-3, **options):
 
 def start(model, optimizer, mesh, **options):
     """A compiled step and the state it begins with."""
-    step = make_train_step(
-        model, optimizer, Preprocessing(), mesh, key=jax.random.key(7), **options
-    )
+    step = make_train_step(model, optimizer, INPUTS, mesh, key=jax.random.key(7), **options)
     return step, create_state(random_parameters(model, 0), optimizer, mesh)
 
 
@@ -92,7 +85,7 @@ def test_gradient_by_hand(normalize):
     optimizer = sgd(rate, momentum=0.0, bias_rate=1.0)
     step, state = start(model, optimizer, data_mesh(), normalize_loss=normalize)
     before, batch = host(state.params), random_batch()
-    after, figures = step(state, batch)
+    after, report = step(state, batch)
 
     bgr = batch["image"][..., ::-1].astype(np.float32) - np.float32(
         (104.00699, 116.66877, 122.67892)
@@ -110,17 +103,17 @@ def test_gradient_by_hand(normalize):
 
     loss, gradient = jax.jit(jax.value_and_grad(objective))(before)
     moved = jax.tree.map(lambda a, b: (a - np.asarray(b)) / rate, before, after.params)
-    for ours, truth in zip(jax.tree.leaves(moved), jax.tree.leaves(gradient), strict=True):
+    for ours, expected in zip(jax.tree.leaves(moved), jax.tree.leaves(gradient), strict=True):
         # The second part is the rounding of parameters of order one.
-        tolerance = 1e-5 * np.abs(truth).max() + 5e-7 / rate
-        np.testing.assert_allclose(ours, truth, atol=tolerance)
+        tolerance = 1e-5 * np.abs(expected).max() + 5e-7 / rate
+        np.testing.assert_allclose(ours, expected, atol=tolerance)
 
     per_pixel = float(loss) / (1 if normalize else counted.sum())
-    assert float(figures.loss) == pytest.approx(per_pixel, rel=1e-5)
-    assert int(figures.valid) == counted.sum()
-    assert int(figures.invalid) == 0
+    assert float(report.loss) == pytest.approx(per_pixel, rel=1e-5)
+    assert int(report.valid) == counted.sum()
+    assert int(report.invalid) == 0
     norm = np.sqrt(sum((np.asarray(g, np.float64) ** 2).sum() for g in jax.tree.leaves(gradient)))
-    assert float(figures.gradient_norm) == pytest.approx(norm, rel=1e-5)
+    assert float(report.gradient_norm) == pytest.approx(norm, rel=1e-5)
     assert int(after.step) == 1
 
 
@@ -155,13 +148,13 @@ def test_several_inputs_and_heads(normalize):
         loss_weights=weights,
     )
     params = random_parameters(model, 0)
-    after, figures = step(create_state(params, optimizer, data_mesh()), batch)
+    after, report = step(create_state(params, optimizer, data_mesh()), batch)
 
     bgr = batch["image"][..., ::-1] - np.float32((104.00699, 116.66877, 122.67892))
     log_depth = np.log(np.maximum(batch["depth"], 1)).astype(np.float32) - np.float32(7.8)
     images = {
-        "color": np.concatenate([bgr, log_depth[..., None]], axis=-1),
-        "hha": batch["hha"] - np.float32((132, 94, 118)),
+        "color": jnp.concatenate([bgr, log_depth[..., None]], axis=-1),
+        "hha": jnp.asarray(batch["hha"] - np.float32((132, 94, 118))),
     }
 
     def head_loss(params, head):
@@ -177,15 +170,15 @@ def test_several_inputs_and_heads(normalize):
         return sem / of_sem + 0.25 * geo / of_geo if normalize else sem + 0.25 * geo
 
     gradient = jax.jit(jax.grad(objective))(params)
-    for ours, old, truth in zip(
+    for ours, old, expected in zip(
         *map(jax.tree.leaves, (after.params, params, gradient)), strict=True
     ):
-        tolerance = 1e-5 * np.abs(truth).max() + 5e-7 / rate
-        np.testing.assert_allclose((old - np.asarray(ours)) / rate, truth, atol=tolerance)
+        tolerance = 1e-5 * np.abs(expected).max() + 5e-7 / rate
+        np.testing.assert_allclose((old - np.asarray(ours)) / rate, expected, atol=tolerance)
     per_pixel = {head: float(np.divide(*head_loss(params, head))) for head in ("sem", "geo")}
-    assert {k: float(v) for k, v in figures.head_losses.items()} == pytest.approx(per_pixel, 1e-5)
-    assert float(figures.loss) == pytest.approx(per_pixel["sem"] + 0.25 * per_pixel["geo"], 1e-5)
-    assert int(figures.valid) == sum((batch[head] != VOID).sum() for head in ("sem", "geo"))
+    assert {k: float(v) for k, v in report.head_losses.items()} == pytest.approx(per_pixel, 1e-5)
+    assert float(report.loss) == pytest.approx(per_pixel["sem"] + 0.25 * per_pixel["geo"], 1e-5)
+    assert int(report.valid) == sum((batch[head] != VOID).sum() for head in ("sem", "geo"))
 
 
 def test_what_lies_beyond_the_image_does_not_count():
@@ -202,9 +195,7 @@ def test_the_state_is_donated_but_not_the_parameters_it_was_made_from():
     model, optimizer, mesh = build(), sgd(), data_mesh()
     params = jax.device_put(random_parameters(model, 0))
     state = create_state(params, optimizer, mesh)
-    make_train_step(model, optimizer, Preprocessing(), mesh, key=jax.random.key(0))(
-        state, random_batch()
-    )
+    make_train_step(model, optimizer, INPUTS, mesh, key=jax.random.key(0))(state, random_batch())
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
 
@@ -214,9 +205,9 @@ def test_an_invalid_label_makes_the_loss_nan(label):
     step, state = start(build(), sgd(), data_mesh())
     batch = random_batch()
     batch["label"][1, 2, 3] = label
-    _, figures = step(state, batch)
-    assert np.isnan(figures.loss)
-    assert int(figures.invalid) == 1
+    _, report = step(state, batch)
+    assert np.isnan(report.loss)
+    assert int(report.invalid) == 1
 
 
 def test_all_finite():
@@ -244,68 +235,24 @@ def test_randomness_is_a_function_of_the_step(options):
 def test_part_of_the_cells_is_trained_on():
     step, state = start(build(), sgd(), data_mesh(), cell_fraction=0.25)
     batch = random_batch(size=16)
-    _, figures = step(state, batch)
+    _, report = step(state, batch)
     # 16 images of about 40 cells each: the standard deviation is 0.017.
-    assert int(figures.valid) / (batch["label"] != VOID).sum() == pytest.approx(0.25, abs=0.08)
+    assert int(report.valid) / (batch["label"] != VOID).sum() == pytest.approx(0.25, abs=0.08)
 
 
 # ======================================================================== frozen layers
 
 
-@pytest.mark.parametrize("frozen", [("upscore",), ("upscore", "st*")], ids=str)
-def test_frozen_layers_keep_every_bit(frozen):
-    optimizer = sgd(1e-4, weight_decay=0.1, frozen=frozen)
-    step, state = start(build(), optimizer, data_mesh(), frozen=frozen)
+@pytest.mark.parametrize("freeze", [(), ("st*",)], ids=str)
+def test_frozen_layers_keep_every_bit(freeze):
+    model = build(learned_upsampling="none", freeze=freeze)
+    assert model.frozen_layers == (*["stem"] * len(freeze), "upscore")
+    step, state = start(model, sgd(1e-4, weight_decay=0.1, frozen=model.frozen_layers), data_mesh())
     before = host(state.params)
     for seed in range(3):
         state, _ = step(state, random_batch(seed))
     after = host(state.params)
     for layer, leaves in before.items():
-        still = layer == "upscore" or (layer == "stem" and len(frozen) == 2)
+        still = layer in model.frozen_layers
         for name, value in leaves.items():
             assert (after[layer][name].tobytes() == value.tobytes()) == still, layer
-
-
-# ======================================================================== several devices
-
-
-def three_steps(devices: int) -> dict[str, np.ndarray]:
-    """Parameters and figures after three steps with dropout and sampled cells."""
-    mesh = data_mesh()
-    assert mesh.size == devices
-    optimizer = sgd(1e-4, weight_decay=0.1, frozen=("upscore",), clip_norm=100.0)
-    step, state = start(build(dropout=0.5), optimizer, mesh, cell_fraction=0.5, normalize_loss=True)
-    results = {}
-    for seed in range(3):
-        batch = put_batch(random_batch(seed, size=8), mesh)
-        assert len(batch["image"].addressable_shards) == devices
-        state, figures = step(state, batch)
-        results |= {f"{seed}/{k}": v for k, v in vars(figures).items() if k != "head_losses"}
-    for layer, leaves in state.params.items():
-        results |= {f"{layer}/{name}": value for name, value in leaves.items()}
-    return {name: np.asarray(value) for name, value in results.items()}
-
-
-def test_four_devices_do_what_one_does(tmp_path):
-    here, file = Path(__file__).parent, tmp_path / "four.npz"
-    code = (
-        "import sys, numpy, test_step; numpy.savez(sys.argv[1], **test_step.three_steps(devices=4))"
-    )
-    subprocess.run(
-        [sys.executable, "-c", code, str(file)],
-        check=True,
-        env={
-            **os.environ,
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-            "JAX_PLATFORMS": "cpu",
-            "PYTHONPATH": f"{here}{os.pathsep}{here.parent}",
-        },
-    )
-    if jax.device_count() != 1:
-        pytest.skip("needs a process with one device to compare with")
-    one = three_steps(devices=1)
-    with np.load(file) as four:
-        assert set(four.files) == set(one)
-        for name, value in one.items():
-            bound = 1e-6 * max(1.0, np.abs(value).max())
-            np.testing.assert_allclose(four[name], value, atol=bound, err_msg=name)

@@ -1,8 +1,8 @@
 """Every config file trains two steps of every stage on data made in the published layouts.
 
 On a backbone of four layers, which compiles in a tenth of the time of VGG16: that each config's own
-backbone builds its networks is shown in test_config.py, what the backbones compute in test_parity*.py.
-FCN-32s is trained on VGG16, with start weights of torchvision.
+backbone builds its networks is shown in test_config.py, what backbones compute in test_parity*.py.
+FCN-32s is trained on VGG11, with start weights of torchvision.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ from ml_collections import ConfigDict
 from random_parameters import random_parameters
 from safetensors.numpy import save_file
 from state_dicts import VGG_CONVOLUTIONS
-from test_config import FILES, load
 from test_training import environment
 
-from fcn_jax import Predictor, Preprocessing, create_model, weights
+from fcn_jax import Predictor, Preprocessing, create_model, data, ops, weights
+from fcn_jax import config as configs
+from fcn_jax.inference import report
 from fcn_jax.runs import load_run
 from fcn_jax.training import run as training
 
@@ -107,78 +108,37 @@ MAKERS = {
 }
 
 
-# Trains one config after the other in one process, which spares starting it for each: each line
-# of the input is a config's file, recipe, workdir and fields; the answer is a line as well.
-TRAINER = """
-import importlib.util, json, sys, traceback
-from fcn_jax.inference import report
-from fcn_jax.training.run import train
-
-for line in sys.stdin:
-    path, recipe, workdir, fields = json.loads(line)
-    try:
-        spec = importlib.util.spec_from_file_location("config", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        config = module.get_config(*[recipe] * bool(recipe))
-        with config.unlocked():
-            for name, value in fields.items():
-                section, _, field = name.rpartition(".")
-                target = config[section] if section else config
-                target[field] = tuple(value) if isinstance(value, list) else value
-        source = train(config, workdir)
-        if workdir.endswith("siftflow_fcn16s"):  # plots take longer than two steps
-            report.evaluate_run(workdir, source)
-        answer = ""
-    except Exception:
-        answer = traceback.format_exc()
-    print("ANSWER", json.dumps(answer), flush=True)
-"""
-
-
 @pytest.fixture(scope="module")
-def trainer(place):
-    """The process of `TRAINER`."""
-    arguments = [sys.executable, "-c", TRAINER]
-    # Of the operations the form that compiles faster: no config chooses one.
-    variables = {**environment(place), "FCN_JAX_PLAIN_OPS": "1"}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with (
-        open(place / "errors.txt", "w") as errors,
-        subprocess.Popen(arguments, env=variables, stderr=errors, **pipes) as process,
-    ):
-        yield process
-        process.stdin.close()
-
-
-@pytest.fixture(scope="module")
-def trained(place, trainer):
-    """A function that trains a config file, `name` or `name:recipe`, and gives the workdir."""
+def trained(place):
+    """A function that trains a config, `name` or `name:arguments`, and gives the workdir."""
 
     @functools.cache
     def train(name: str, **fields: str | float) -> Path:
-        stem, _, recipe = name.partition(":")
-        path = ROOT / "configs" / f"{stem}.py"
-        dataset = load(path).get_config().dataset
-        made = {**made_data(dataset, place / dataset), "data_dir": str(place / "data")}
-        workdir = place / "runs" / f"{name.replace(':', '_')}{'_from' if fields else ''}"
-        fields = {**SMALL, **made, **fields}
-        trainer.stdin.write(json.dumps([str(path), recipe, str(workdir), fields]) + "\n")
-        trainer.stdin.flush()
-        answer = next((line for line in trainer.stdout if line.startswith("ANSWER ")), None)
-        assert answer is not None, (place / "errors.txt").read_text()
-        assert json.loads(answer.removeprefix("ANSWER ")) == ""
+        config = configs.load_config(name)
+        made = made_data(config.dataset, place / config.dataset)
+        workdir = place / "runs" / re.sub(r"\W", "_", name) / ("from" if fields else "random")
+        with config.unlocked():
+            for field, value in {**SMALL, **made, **fields}.items():
+                section, _, option = field.rpartition(".")
+                target = config[section] if section else config
+                target[option] = tuple(value) if isinstance(value, list) else value
+            config.data_dir = str(place / "data")
+        # Of the operations the form that compiles faster: no config chooses one.
+        with ops.plain_forms():
+            training.train(config, workdir)
         return workdir
 
     return train
 
 
-CVPR = ("fcn16s:cvpr",)
-# Late fusion has a test of its own; tfds.py names a data set of TFDS, see test_datasets_ready.py.
-NAMES = [path.stem for path in FILES if path.stem not in ("nyud_color_hha", "tfds")]
+# Late fusion has a test of its own; tfds.py names a data set of TFDS, see test_datasets_tfds.py.
+SLOW = ("camvid", "fcn8s", "fcn8s:atonce", "fcn8s:16s,cvpr", "fcn_alexnet", "fcn_googlenet:8s")
+SLOW += ("folder", "nyud", "nyud:hha", "nyud:color_depth", "pascal_context", "siftflow")
 
 
-@pytest.mark.parametrize("name", [*NAMES, *CVPR])
+@pytest.mark.parametrize(
+    "name", ["quickstart", "siftflow:16s", *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)]
+)
 def test_a_config_trains_and_is_scored(trained, name):
     workdir = trained(name)
     config = load_run(workdir).config
@@ -192,8 +152,16 @@ def test_a_config_trains_and_is_scored(trained, name):
         assert [r for r in records if r["stage"] == stage and "eval/mean_iu" in r]
 
 
-def test_both_heads_are_reported(trained):
-    folder = trained("siftflow_fcn16s") / "report"
+def test_every_config_is_trained_here():
+    names = {name.partition(":")[0] for name in (*SLOW, "quickstart", "siftflow")}
+    assert names == set(configs.config_files()) - {"tfds"}
+
+
+def test_both_heads_are_reported(trained, place):
+    workdir = trained("siftflow:16s")
+    options = configs.data_options(load_run(workdir).config)
+    report.evaluate_run(workdir, data.open_source("sift_flow", "test", **options))
+    folder = workdir / "report"
     scores = json.loads((folder / "scores.json").read_text())["stages"]
     names = [f"{stage}_{head}" for stage in ("fcn32s", "fcn16s") for head in ("sem", "geo")]
     assert list(scores) == names
@@ -205,9 +173,10 @@ def test_both_heads_are_reported(trained):
     assert pictures == {"sem", "geo"}
 
 
+@pytest.mark.slow
 def test_late_fusion_starts_from_the_two_networks(trained):
-    color, hha = trained("nyud_color"), trained("nyud_hha")
-    workdir = trained("nyud_color_hha", init=f"color={color},hha={hha}")
+    color, hha = trained("nyud:color"), trained("nyud:hha")
+    workdir = trained("nyud:color_hha", init=f"color={color},hha={hha}")
     run = load_run(workdir)
     assert run.inputs.channels == {"color": 3, "hha": 3}
     for stream, start in (("color", color), ("hha", hha)):
@@ -218,8 +187,9 @@ def test_late_fusion_starts_from_the_two_networks(trained):
             np.testing.assert_allclose(after, before[layer]["kernel"], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_colour_and_depth_are_one_input_of_four_channels(trained):
-    run = load_run(trained("nyud_color_depth"))
+    run = load_run(trained("nyud:color_depth"))
     assert run.variables["params"]["stem"]["kernel"].shape[2] == 4
     [(_, features)] = run.inputs.entries
     assert [name for name, _ in features] == ["image", "depth"]
@@ -228,10 +198,10 @@ def test_colour_and_depth_are_one_input_of_four_channels(trained):
 
 def test_weights_of_torchvision_bring_their_scale_of_pixels(trained, place):
     """RGB from 0 to 1, less the mean, over the deviation: in training, and in predicting later."""
-    model = create_model("classifier", num_classes=10, width=0.05, fc_width=8)
+    model = create_model("classifier", backbone="vgg11", num_classes=10, width=0.05, fc_width=8)
     params = random_parameters(model, 0)
     theirs = {}
-    for index, layer in zip(VGG_CONVOLUTIONS["vgg16"], params, strict=False):
+    for index, layer in zip(VGG_CONVOLUTIONS["vgg11"], params, strict=False):
         kernel = params[layer]["kernel"].transpose(3, 2, 0, 1)
         theirs[f"features.{index}.weight"] = np.ascontiguousarray(kernel)
         theirs[f"features.{index}.bias"] = params[layer]["bias"]
@@ -239,12 +209,14 @@ def test_weights_of_torchvision_bring_their_scale_of_pixels(trained, place):
         kernel = params[layer]["kernel"].transpose(3, 2, 0, 1)  # flattened channel by channel
         theirs[f"classifier.{index}.weight"] = kernel.reshape(len(kernel), -1)
         theirs[f"classifier.{index}.bias"] = params[layer]["bias"]
-    save_file(theirs, place / "vgg16.bin")
+    save_file(theirs, place / "vgg11.bin")
 
-    run = load_run(trained("fcn32s", init=str(place / "vgg16.bin"), backbone="vgg16", width=0.05))
+    run = load_run(
+        trained("fcn8s:32s", init=str(place / "vgg11.bin"), backbone="vgg11", width=0.05)
+    )
     expected = Preprocessing("rgb", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1 / 255)
     assert run.inputs.sole == expected
-    for layer in ("conv1_1", "conv5_3", "fc6"):
+    for layer in ("conv1_1", "conv5_2", "fc6"):
         after = run.variables["params"][layer]["kernel"]
         np.testing.assert_allclose(after, params[layer]["kernel"], atol=1e-6)
     image = np.random.default_rng(1).integers(0, 256, (20, 30, 3), np.uint8)
@@ -262,12 +234,13 @@ def test_weights_of_torchvision_bring_their_scale_of_pixels(trained, place):
 
 def start(place, workdir: str, **fields):
     """Trains FCN-32s on the made VOC data for a step, in this process."""
-    config = load(ROOT / "configs/fcn32s.py").get_config()
+    config = configs.load_config("fcn8s:32s")
     with config.unlocked():
         for name, value in {**SMALL, **made_data("voc2012", place / "voc2012"), **fields}.items():
             config[name] = tuple(value) if isinstance(value, list) else value
         config.data_dir = str(place / "data")
-    return training.train(config, place / workdir)
+    with ops.plain_forms():
+        return training.train(config, place / workdir)
 
 
 def save_trunk(path: Path, backbone: str) -> str:
@@ -326,9 +299,9 @@ def test_a_trunk_of_ones_own_in_training_and_after(place):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"heads": ("sem",)}, "config.heads names sem; voc2012 has the label maps label"),
+        ({"heads": ("sem",)}, "config.heads names sem; voc2012"),
         ({"loss_weights": {"geo": 2.0}}, "config.loss_weights names geo"),
-        ({"inputs": {"color": "hha"}}, "config.inputs.color reads hha; voc2012 has image"),
+        ({"inputs": {"color": "hha"}}, "config.inputs.color reads hha; voc2012"),
         ({"inputs": {"color": "image+image"}}, "each once"),
     ],
 )

@@ -1,10 +1,12 @@
-"""Whole runs through train.py, eval.py and predict.py, as a person starts them.
+"""Whole runs, started by the commands; in this process wherever that tells as much.
 
 The network and the pictures are tiny; what is tested is that a run survives everything.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -20,9 +22,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcn_jax.classes import ClassTable
-from fcn_jax.data.shapes import SHAPES
+from fcn_jax import devices
+from fcn_jax.cli import eval as eval_command
+from fcn_jax.cli import predict as predict_command
+from fcn_jax.cli import train as train_command
 from fcn_jax.runs import StageCheckpoints, available_stages, load_run
+from fcn_jax.training.journal import Journal
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("fcn32s", "fcn16s", "fcn8s")
@@ -30,7 +35,8 @@ TINY = {
     "dataset_options.train": 12,
     "dataset_options.val": 4,
     "dataset_options.size": 48,
-    "width": 0.05,
+    "backbone": f"{Path(__file__).parent / 'toy_backbones.py'}:plain",
+    "width": 0.5,
     "fc_width": 8,
     "batch_size": 4,
     "epochs": "()",
@@ -44,37 +50,45 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder for the runs of this file, their data and their compiled programs."""
+    """A folder for the runs of this file and their data."""
     return tmp_path_factory.mktemp("runs")
 
 
-def command(place: Path, workdir: str, **fields) -> list[str]:
+def arguments(place: Path, workdir: str, **fields) -> list[str]:
     fields = {**TINY, "data_dir": place / "data", **fields}
     return [
-        sys.executable,
-        str(ROOT / "train.py"),
-        f"--config={ROOT / 'configs' / 'quickstart.py'}",
+        "--config=quickstart",
         f"--workdir={place / workdir}",
         *(f"--config.{name}={value}" for name, value in fields.items()),
     ]
 
 
+def command(place: Path, workdir: str, **fields) -> list[str]:
+    """The same as a program of its own."""
+    return [sys.executable, str(ROOT / "train.py"), *arguments(place, workdir, **fields)]
+
+
 def environment(place: Path) -> dict[str, str]:
-    # Every start compiles the same programs: keep them.
+    """Of programs; they share the compiled programs of this process."""
+    del place
     return {
         **os.environ,
-        "JAX_COMPILATION_CACHE_DIR": str(place / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         # Compiling takes most of the time; these networks run fast enough unoptimised.
         "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
         "PYTHONUNBUFFERED": "1",
     }
 
 
-def run(place: Path, arguments: list[str]) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        arguments, env=environment(place), capture_output=True, text=True, timeout=300
-    )
+def run(main, argv: list[str]) -> tuple[int, str, str]:
+    """A command in this process: its exit code, and what it printed."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(argv)
+    return code, out.getvalue(), err.getvalue()
+
+
+def train(place: Path, workdir: str, **fields) -> tuple[int, str, str]:
+    return run(train_command.main, arguments(place, workdir, **fields))
 
 
 def parameters(workdir: Path, stage: str) -> dict[str, np.ndarray]:
@@ -89,9 +103,17 @@ def losses(workdir: Path) -> list[tuple]:
 @pytest.fixture(scope="module")
 def finished(place):
     """The workdir of an uninterrupted run."""
-    done = run(place, command(place, "whole"))
-    assert done.returncode == 0, done.stderr
+    code, _, errors = train(place, "whole")
+    assert code == 0, errors
     return place / "whole"
+
+
+def assert_same_bits(workdir: Path, expected: Path) -> None:
+    for stage in STAGES:
+        jax.tree.map(
+            np.testing.assert_array_equal, parameters(workdir, stage), parameters(expected, stage)
+        )
+    assert losses(workdir) == losses(expected)
 
 
 # ======================================================================== a run
@@ -104,8 +126,6 @@ def test_a_run_trains_scores_and_draws_every_stage(finished):
         assert load_run(finished, stage, "best").step in (4, steps)
         assert (finished / "samples" / f"{stage}_sample0.png").is_file()
         assert list((finished / "tensorboard" / stage).iterdir())
-    tables = json.loads((finished / "classes.json").read_text())
-    assert {name: ClassTable.from_dict(t) for name, t in tables.items()} == {"label": SHAPES}
     steps = [(stage, step) for stage, step, loss, _ in losses(finished) if loss is not None]
     assert steps == [
         (stage, step)
@@ -118,15 +138,23 @@ def test_a_run_trains_scores_and_draws_every_stage(finished):
 
 
 def test_each_stage_starts_from_the_one_before(place, finished):
-    done = run(place, command(place, "one", steps="(6,1,1)"))
-    assert done.returncode == 0, done.stderr
+    code, text, errors = train(place, "one", steps="(6,1,1)")
+    assert code == 0, errors
     # fcn32s is the same run; a single small step later, the backbone is still near it.
     before, after = (parameters(place / "one", stage) for stage in STAGES[:2])
-    for name in ("conv1_1", "conv5_3", "fc7"):
+    for name in ("stem", "middle", "top"):
         change = np.abs(after[name]["kernel"] - before[name]["kernel"]).max()
         assert 0 < change <= 2e-3
     jax.tree.map(np.testing.assert_array_equal, before, parameters(finished, "fcn32s"))
-    assert re.search(r"fcn16s: starts from fcn32s, its last step\n +copied +32 arrays", done.stdout)
+    assert re.search(r"fcn16s: starts from fcn32s, its last step\n +copied +8 arrays", text)
+
+
+def test_a_finished_run_is_left_as_it_is(place, finished):
+    before = parameters(finished, "fcn8s")
+    code, text, _ = train(place, "whole")
+    assert code == 0
+    assert text.count("finished before") == 3
+    jax.tree.map(np.testing.assert_array_equal, before, parameters(finished, "fcn8s"))
 
 
 # ======================================================================== interruptions
@@ -156,70 +184,102 @@ def in_the_last_stage(workdir: Path):
     return lambda: any((workdir / "checkpoints" / "fcn8s").glob("[0-9]*"))
 
 
+def kill(place: Path, workdir: str, condition, delay: float) -> bool:
+    """Starts a run and kills it; whether it was still under way."""
+    process = subprocess.Popen(
+        command(place, workdir),
+        env=environment(place),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_until(condition, process)
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    return process.wait(timeout=120) == -signal.SIGKILL
+
+
+def test_killed_while_it_saves_the_result_is_the_same_bits(place, finished):
+    workdir = place / "killed_once"
+    assert kill(place, "killed_once", saving(workdir), 0.0)
+    code, _, errors = train(place, "killed_once")
+    assert code == 0, errors
+    assert_same_bits(workdir, finished)
+
+
+@pytest.mark.slow
 def test_killed_at_any_moment_the_result_is_the_same_bits(place, finished):
     workdir = place / "killed"
     rng = random.Random(0)
     kills = [
-        (saving(workdir), 0.0, signal.SIGKILL),
-        (saving(workdir), 0.02, signal.SIGKILL),
-        (between_stages(workdir), 0.0, signal.SIGKILL),
-        (lambda: True, rng.uniform(4, 8), signal.SIGKILL),
-        (saving(workdir), rng.uniform(0, 0.3), signal.SIGKILL),
-        (in_the_last_stage(workdir), rng.uniform(0, 0.3), signal.SIGKILL),
+        (saving(workdir), 0.02),
+        (between_stages(workdir), 0.0),
+        (lambda: True, rng.uniform(4, 8)),
+        (saving(workdir), rng.uniform(0, 0.3)),
+        (in_the_last_stage(workdir), rng.uniform(0, 0.3)),
     ]
-    struck = 0
-    for condition, delay, signum in kills:
-        process = subprocess.Popen(
-            command(place, "killed"),
-            env=environment(place),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        wait_until(condition, process)
-        time.sleep(delay)
-        process.send_signal(signum)
-        struck += process.wait(timeout=120) == -signum
-    assert struck >= 4, "most kills must hit a run that is under way"
-    done = run(place, command(place, "killed"))
-    assert done.returncode == 0, done.stderr
-    for stage in STAGES:
-        jax.tree.map(
-            np.testing.assert_array_equal, parameters(workdir, stage), parameters(finished, stage)
-        )
-    assert losses(workdir) == losses(finished)
+    struck = sum(kill(place, "killed", condition, delay) for condition, delay in kills)
+    assert struck >= 3, "most kills must hit a run that is under way"
+    code, _, errors = train(place, "killed")
+    assert code == 0, errors
+    assert_same_bits(workdir, finished)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_stop_a_run_saves_and_goes_on_later(place, signum):
+def test_asked_to_stop_a_run_saves_and_goes_on_later(place, monkeypatch, signum):
     name = f"stopped{signum}"
-    arguments = command(place, name, steps="(200,1,1)", checkpoint_every=1000, eval_every=0)
-    process = subprocess.Popen(
-        arguments, env=environment(place), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    for line in process.stdout:
-        if line.startswith("fcn32s 3/"):
-            process.send_signal(signum)
-            break
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 128 + signum
-    assert "Traceback" not in errors
+    fields = {"steps": "(200,1,1)", "checkpoint_every": 1000, "eval_every": 0}
+    fields["log_every"] = 3
+    advance = Journal.advance
+
+    def stop(*given):
+        advance(*given)
+        if given[2] == 3:
+            signal.raise_signal(signum)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "advance", stop)
+        code, _, errors = train(place, name, **fields)
+    assert code == 128 + signum
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     step = int(re.search(r"stopped at fcn32s step (\d+) of 200, all saved", errors).group(1))
+    assert step == 4  # the step after the first that was logged
     assert load_run(place / name).step == step
+
+    class Enough(Exception):
+        pass
+
+    def enough(journal, text):
+        del journal
+        if "going on" in text:
+            raise Enough(text)
+
+    monkeypatch.setattr(Journal, "say", enough)
+    with pytest.raises(Enough, match=f"fcn32s: going on from step {step}"):
+        train(place, name, **fields)
+
+
+def test_a_program_that_is_asked_to_stop_says_so_without_a_traceback(place):
     process = subprocess.Popen(
-        arguments, env=environment(place), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        command(place, "asked", steps="(2000,1,1)", checkpoint_every=1000, eval_every=0),
+        env=environment(place),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    first = next(line for line in process.stdout if b"going on from step" in line)
-    process.kill()
-    process.communicate()
-    assert f"fcn32s: going on from step {step}".encode() in first
+    next(line for line in process.stdout if line.startswith("fcn32s 3/"))
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in errors
+    assert re.search(r"train.py: stopped at fcn32s step \d+ of 2000, all saved", errors)
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(place):
-    fields = {"learning_rate": "(1e30,)", "warmup": 0, "schedule": "step", "schedule_gamma": 1e38}
-    fields |= {"schedule_step": 3, "optimizer": "sgd", "checkpoint_every": 1}
-    first = run(place, command(place, "diverged", **{**fields, "learning_rate": "(1e-30,)"}))
-    assert first.returncode == 2
-    message = first.stderr.strip().splitlines()[-1]
+    fields = {"learning_rate": "(1e-30,)", "warmup": 0, "schedule": "step", "schedule_gamma": 1e38}
+    fields |= {"schedule_step": 3, "optimizer": "sgd", "checkpoint_every": 1, "eval_every": 0}
+    code, _, errors = train(place, "diverged", **fields)
+    assert code == 2
+    message = errors.strip().splitlines()[-1]
     assert re.search(r"fcn32s step \d+: .*(loss|parameters).* on the images \w+, \w+", message)
     assert "the last checkpoint is untouched" in message
     with StageCheckpoints(place / "diverged", "fcn32s", read_only=True) as checkpoints:
@@ -227,87 +287,130 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(place)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept))
 
 
-def test_a_finished_run_is_left_as_it_is(place, finished):
-    before = parameters(finished, "fcn8s")
-    done = run(place, command(place, "whole"))
-    assert done.returncode == 0
-    assert done.stdout.count("finished before") == 3
-    jax.tree.map(np.testing.assert_array_equal, before, parameters(finished, "fcn8s"))
-
-
 # ======================================================================== mistakes
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("fields", "message"),
     [
-        (["--config.lerning_rate=(1.,)"], "no field 'lerning_rate'; did you mean 'learning_rate'?"),
-        (["--config.dataset=shpes"], "unknown data set 'shpes'; there are shapes"),
-        (["--config.padding=valid"], "config.padding = 'valid': choose one of same, reference"),
-        (["--config.learning_rate=(1.,2.)"], "give one value, or one for each of the 3 stages"),
-        (["--config.init=nowhere.npz"], "there is no weight file nowhere.npz"),
-        (["--config.seed=zero"], "invalid literal for int"),
-        (["--config.eval_split=train"], "are also in"),
-        (["--config.eval_split=tset"], "has no split 'tset'; it has train (12 images)"),
-        (["--config.batch_size=13"], "more than the 12 training images"),
-        (["--wrkdir=x"], "Did you mean: workdir"),
+        ({"dataset": "shpes"}, "unknown data set 'shpes'; there are shapes"),
+        ({"padding": "valid"}, "config.padding = 'valid': choose one of same, reference"),
+        ({"learning_rate": "(1.,2.)"}, "give one value, or one for each of the 3 stages"),
+        ({"init": "nowhere.npz"}, "there is no weight file nowhere.npz"),
+        ({"eval_split": "train"}, "are also in"),
+        ({"eval_split": "tset"}, "has no split 'tset'; it has train (12 images)"),
+        ({"batch_size": 13}, "more than the 12 training images"),
+        ({"heads": "(1,)"}, "config.heads = (1,): give a tuple"),
     ],
 )
-def test_a_mistake_is_one_clear_message(place, finished, arguments, message):
-    done = run(place, [*command(place, "mistake"), *arguments])
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) <= 2
-    assert not list(place.glob("mistake/checkpoints/*/[0-9]*"))
+def test_a_mistake_is_one_clear_message_and_nothing_is_written(place, finished, fields, message):
+    code, _, errors = train(place, "mistake", **fields)
+    assert code == 2
+    assert message in errors
+    assert len(errors.strip().splitlines()) == 1
+    assert not (place / "mistake").exists()
 
 
 def test_another_config_is_refused_in_the_folder_of_a_run(place, finished):
-    done = run(place, [*command(place, "whole"), "--config.width=0.1"])
-    assert done.returncode == 2
-    assert "width: 0.05 -> 0.1" in done.stderr
+    before = (finished / "config.json").read_text()
+    code, _, errors = train(place, "whole", width=0.25)
+    assert code == 2
+    assert "width: 0.5 -> 0.25" in errors
+    assert (finished / "config.json").read_text() == before
+
+
+def test_a_damaged_config_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"stages": [')
+    with pytest.raises(ValueError, match=r"config\.json is damaged .*; restore it"):
+        available_stages(tmp_path)
+
+
+def test_a_platform_that_is_not_there(monkeypatch):
+    def fail():
+        raise AssertionError
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr(jax, "devices", fail)
+    with pytest.raises(ValueError, match="JAX_PLATFORMS=cuda: there is no such device; unset it"):
+        devices.data_mesh()
 
 
 # ======================================================================== eval.py, predict.py
 
 
 def test_eval_scores_another_split(place, finished):
-    arguments = [sys.executable, str(ROOT / "eval.py"), f"--workdir={finished}"]
-    done = run(place, [*arguments, "--split=train", f"--output={place / 'report'}"])
-    assert done.returncode == 0, done.stderr
+    argv = [f"--workdir={finished}"]
+    code, text, errors = run(
+        eval_command.main, [*argv, "--split=train", f"--output={place / 'report'}"]
+    )
+    assert code == 0, errors
     for word in ("fcn32s", "fcn16s", "fcn8s", "mean IU", "background"):
-        assert word in done.stdout
+        assert word in text
     assert (place / "report" / "scores.json").is_file()
-    wrong = run(place, [*arguments, "--stage=fcn64s"])
-    assert wrong.returncode == 2
-    assert "has no checkpoint of 'fcn64s'" in wrong.stderr
+    code, _, errors = run(eval_command.main, [*argv, "--stage=fcn64s"])
+    assert code == 2
+    assert "has no checkpoint of 'fcn64s'" in errors
 
 
 def test_predict_does_what_it_can_and_says_what_it_cannot(place, finished):
-    """Files of every kind: tests/test_predict.py."""
-    images, output = place / "images", place / "predictions"
+    images = place / "images"
     images.mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (31, 45, 3), np.uint8)
-    Image.fromarray(pixels).save(images / "rgb.png")
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (31, 45, 3), np.uint8)).save(images / "rgb.png")
+    Image.fromarray(rng.integers(0, 256, (20, 33, 4), np.uint8)).save(images / "alpha.png")
+    Image.fromarray(rng.integers(0, 256, (17, 9), np.uint8)).save(images / "grey.png")
+    Image.fromarray(rng.integers(0, 65536, (17, 9)).astype(np.uint16)).save(images / "deep.png")
+    rotated = Image.fromarray(rng.integers(0, 256, (20, 50, 3), np.uint8))
+    exif = rotated.getexif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    rotated.save(images / "rotated.jpg", exif=exif)
     (images / "broken.jpg").write_bytes(b"no image")
-    script = [sys.executable, str(ROOT / "predict.py"), f"--workdir={finished}"]
-    done = run(place, [*script, str(images), f"--output={output}"])
-    assert done.returncode == 1
-    assert "broken.jpg" in done.stderr
-    assert "Traceback" not in done.stderr
-    with Image.open(output / "labels" / "rgb.png") as labels:
-        assert labels.size == (45, 31)
-        assert np.asarray(labels).max() < 6
+    output = place / "predictions"
+    code, _, errors = run(
+        predict_command.main, [f"--workdir={finished}", str(images), f"--output={output}"]
+    )
+    assert code == 1
+    assert "broken.jpg" in errors
+    sizes = {
+        "rgb": (45, 31),
+        "alpha": (33, 20),
+        "grey": (9, 17),
+        "deep": (9, 17),
+        "rotated": (20, 50),
+    }
+    for name, size in sizes.items():
+        with Image.open(output / "labels" / f"{name}.png") as labels:
+            assert labels.mode == "P"
+            assert labels.size == size
+            assert np.asarray(labels).max() < 6
+        with Image.open(output / "overlays" / f"{name}.png") as overlay:
+            assert overlay.size == size
 
 
 # ======================================================================== compiled programs
 
 
+def test_compiled_programs_are_kept_in_the_users_cache_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    set_options = {}
+    monkeypatch.setattr(jax.config, "update", lambda name, value: set_options.update({name: value}))
+    folder = devices.keep_compiled_programs()
+    assert folder is not None
+    assert folder.is_dir()
+    assert set_options["jax_compilation_cache_dir"] == str(folder)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    assert devices.keep_compiled_programs() is None
+
+
+@pytest.mark.slow
 def test_the_second_start_compiles_nothing(place, tmp_path):
     """Its programs come from the user's cache directory, where the first start left them."""
     environ = {k: v for k, v in environment(place).items() if not k.startswith("JAX_")}
     environ |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "HOME": str(tmp_path)}
     fields = {"stages": "('fcn32s',)", "steps": "(1,)", "learning_rate": "(1e-3,)"}
+    # Only what takes long to compile is kept: a deeper network.
+    fields |= {"backbone": "vgg16", "width": 0.05}
     for start in ("first", "second"):
         done = subprocess.run(
             command(place, f"cache_{start}", **fields),
