@@ -101,18 +101,16 @@ def by_name(kind: Kind) -> Kind:
 FLAG = Kind("give True or False", lambda value: isinstance(value, bool))
 TEXT = Kind("give text", lambda value: isinstance(value, str))
 NAME = Kind("give a name", lambda value: isinstance(value, str) and value.strip() != "")
+POSITIVE, NOT_NEGATIVE = number(above=0), number(at_least=0)
+BELOW_ONE = number(at_least=0, below=1)
 OPTIONS = Kind("give a dictionary", lambda value: isinstance(value, ConfigDict))
 SIZE = Kind(
     "give (height, width) in pixels, or () for none",
     lambda value: several(whole(1)).fits(value) and len(value) in (0, 2),
 )
 FACTORS = Kind(
-    "give (lowest, highest), both positive and at most 16",
-    lambda value: (
-        several(number(above=0, at_most=16)).fits(value)
-        and len(value) == 2
-        and value[0] <= value[1]
-    ),
+    "give (lowest, highest), both positive",
+    lambda value: several(POSITIVE).fits(value) and len(value) == 2 and value[0] <= value[1],
 )
 MODALITIES = Kind(
     "give the modalities that it reads, each once, such as 'image' or 'image+depth'",
@@ -155,138 +153,79 @@ FIELDS: dict[str, dict[str, Field]] = {
     "Data": {
         "dataset": Field("shapes", NAME, "A data set of docs/data.md."),
         "data_dir": Field(
-            "data", NAME, "Where data sets are prepared once and found again.", free=True
+            "data", NAME, "Where data sets are prepared, and found again.", free=True
         ),
-        "manual_dir": Field(
-            "", TEXT, "The files as their owners publish them, where not downloaded.", free=True
-        ),
+        "manual_dir": Field("", TEXT, "The files of the data set, as published.", free=True),
         "dataset_options": Field({}, OPTIONS, "Further options of the data set."),
         "train_split": Field("train", NAME, "The images to train on."),
         "eval_split": Field("val", NAME, "The images to score on."),
-        "scale": Field(
-            1.0,
-            number(above=0, at_most=16),
-            "Factor on the size of images before the network; logits are scaled back.",
-        ),
-        "num_workers": Field(
-            0,
-            whole(0, 1024),
-            "Processes that load and transform; 0: threads of this one.",
-            free=True,
-        ),
+        "scale": Field(1.0, number(above=0, at_most=16), "Factor on sizes before the network."),
+        "num_workers": Field(0, whole(0, 1024), "Processes that load; 0: threads.", free=True),
     },
     "Augmentation, of training images only": {
         "flip": Field(False, FLAG, "Mirror half of the images left to right."),
-        "scale_range": Field(
-            (1.0, 1.0), FACTORS, "Random resize, by a factor drawn log-uniformly from this range."
-        ),
-        "crop": Field(
-            (), SIZE, "Random crop to (height, width), filled with void where an image is smaller."
-        ),
-        "jitter": Field(
-            0.0,
-            number(at_least=0, below=1),
-            "Strength of random brightness, contrast and saturation.",
-        ),
+        "scale_range": Field((1.0, 1.0), FACTORS, "Random resize, drawn log-uniformly."),
+        "crop": Field((), SIZE, "Random crop to (height, width); void where an image is smaller."),
+        "jitter": Field(0.0, BELOW_ONE, "Random brightness, contrast and saturation."),
         "canvas": Field((), SIZE, "(height, width) of batches; empty: as their images need."),
     },
+    # "image+depth" joins channels (early fusion); two inputs have a backbone each (late fusion).
     "Inputs and heads": {
         "inputs": Field(
-            {"image": "image"},
-            INPUTS,
-            "Each input of the network and the modalities that it reads: 'image+depth' joins their "
-            "channels (early fusion); two inputs have a backbone each (late fusion).",
+            {"image": "image"}, INPUTS, "The inputs, and what each reads, joined by +."
         ),
-        "heads": Field(
-            (), several(NAME), "Label maps that are learned; empty: all that the data have."
-        ),
-        "loss_weights": Field(
-            {}, by_name(number(above=0)), "Factor on each head's loss, where it is not 1."
-        ),
+        "heads": Field((), several(NAME), "Label maps that are learned; empty: all."),
+        "loss_weights": Field({}, by_name(POSITIVE), "Factor on a head's loss, where not 1."),
     },
     "Networks": {
         "stages": Field(
-            ("fcn32s", "fcn16s", "fcn8s"), STAGES, "Trained in turn, each from the one before."
+            ("fcn32s", "fcn16s", "fcn8s"), STAGES, "Trained in turn, each on the last."
         ),
         "backbone": Field("vgg16", NAME, "A backbone, or one of your own as FILE.py:FUNCTION."),
         "padding": Field(
-            "same",
-            choice("same", "reference"),
-            "'reference': 100 pixels of border, the published networks.",
+            "same", choice("same", "reference"), "reference: 100 pixels, as published."
         ),
         "width": Field(1.0, number(above=0, at_most=64), "Multiplier of the backbone's channels."),
         "fc_width": Field(4096, whole(1, 2**16), "Channels of fc6 and fc7."),
-        "dropout": Field(0.5, number(at_least=0, below=1), "Rate of dropout after fc6 and fc7."),
+        "dropout": Field(0.5, BELOW_ONE, "Rate of dropout after fc6 and fc7."),
         "learned_upsampling": Field(
             "intermediate",
             choice("intermediate", "none", "all"),
-            "Which transposed convolutions are trained: 'intermediate' as in CVPR 2015, 'none' as "
-            "in PAMI 2016.",
+            "Transposed convolutions that are trained: intermediate (CVPR 2015), none (PAMI 2016).",
         ),
-        "init": Field(
-            "",
-            TEXT,
-            "Start weights: a file or a run's folder, 'color=FILE,hha=FILE' for each input; empty: "
-            "random.",
-        ),
-        "freeze": Field(
-            (), several(NAME), "Patterns of layers that are not trained, such as 'conv1_*'."
-        ),
+        "init": Field("", TEXT, "Start weights: a file, a run's folder, or INPUT=FILE,INPUT=FILE."),
+        "freeze": Field((), several(NAME), "Layers that are not trained, such as 'conv1_*'."),
     },
     "Computation": {
-        "precision": Field(
-            "float32",
-            choice(*PRECISIONS),
-            "'tf32' and 'bfloat16' are faster on GPUs and TPUs.",
-        ),
-        "spatial_shards": Field(
-            1,
-            whole(1),
-            "Devices that share the rows of each image, where images are large.",
-            free=True,
-        ),
-        "remat": Field(
-            False,
-            FLAG,
-            "Compute maps again for the gradient: less memory on GPUs and TPUs, more time.",
-            free=True,
-        ),
+        "precision": Field("float32", choice(*PRECISIONS), "Others are faster on GPUs and TPUs."),
+        "spatial_shards": Field(1, whole(1), "Devices that share an image's rows.", free=True),
+        "remat": Field(False, FLAG, "Less memory on GPUs and TPUs, and more time.", free=True),
     },
     "Training": {
         "batch_size": Field(1, whole(1), "Images in a minibatch, over all devices."),
         "accumulate": Field(1, whole(1), "Minibatches in an update (Caffe's iter_size)."),
-        "epochs": Field((), several(number(above=0)), "Passes over the training set, per stage."),
-        "steps": Field(
-            (), several(whole(1)), "Minibatches, per stage; they count where epochs are given too."
-        ),
+        "epochs": Field((), several(POSITIVE), "Per stage: passes over the training set."),
+        "steps": Field((), several(whole(1)), "Per stage: minibatches, instead of epochs."),
         "optimizer": Field("sgd", choice(*OPTIMIZERS), "The optimiser."),
-        "learning_rate": Field((1e-10,), several(number(above=0)), "Per stage."),
+        "learning_rate": Field((1e-10,), several(POSITIVE), "Per stage: the rate at its start."),
         "schedule": Field("constant", choice(*SCHEDULES), "How the learning rate changes."),
         "warmup": Field(0, whole(0), "Updates over which the rate grows to its value."),
         "schedule_step": Field(0, whole(0), "Updates between drops of the schedule 'step'."),
-        "schedule_gamma": Field(0.1, number(above=0), "Factor of each drop."),
-        "momentum": Field(0.99, number(at_least=0, below=1), "Momentum of sgd and rmsprop."),
-        "weight_decay": Field(5e-4, number(at_least=0), "On kernels."),
-        "bias_rate": Field(
-            2.0, number(at_least=0), "Biases learn at this multiple of the learning rate."
-        ),
-        "clip_norm": Field(0.0, number(at_least=0), "Largest norm of the gradient; 0: off."),
-        "normalize_loss": Field(
-            False, FLAG, "Divide the loss by its number of pixels; the paper sums."
-        ),
+        "schedule_gamma": Field(0.1, POSITIVE, "Factor of each drop."),
+        "momentum": Field(0.99, BELOW_ONE, "Of sgd and rmsprop."),
+        "weight_decay": Field(5e-4, NOT_NEGATIVE, "Of kernels."),
+        "bias_rate": Field(2.0, NOT_NEGATIVE, "Biases learn at this multiple of the rate."),
+        "clip_norm": Field(0.0, NOT_NEGATIVE, "Largest norm of the gradient; 0: off."),
+        "normalize_loss": Field(False, FLAG, "Divide the loss by its pixels; the paper sums."),
         "cell_fraction": Field(
-            1.0,
-            number(above=0, at_most=1),
-            "Part of the final-layer cells that are trained on (CVPR 2015, figure 5).",
+            1.0, number(above=0, at_most=1), "Part of the cells trained on (CVPR 2015, figure 5)."
         ),
         # A stage's data are shuffled by seed * 4 + stage, in 32 bits.
         "seed": Field(0, whole(0, 2**30 - 1), "Of all that is random."),
     },
     "Evaluation, checkpoints and logs": {
         "eval_batch_size": Field(1, whole(1), "Images at a time.", free=True),
-        "eval_every": Field(
-            0, whole(0), "Steps between evaluations; 0: at the end of each stage only."
-        ),
+        "eval_every": Field(0, whole(0), "Steps between scores; 0: at the end of each stage."),
         "checkpoint_every": Field(1000, whole(1), "Steps between checkpoints.", free=True),
         "log_every": Field(20, whole(1), "Steps between records of the loss.", free=True),
         "samples": Field(4, whole(0), "Images that are drawn at each evaluation.", free=True),

@@ -250,9 +250,8 @@ def test_only_logging_waits_for_the_devices(monkeypatch):
             return {}
 
     journal = SimpleNamespace(record=lambda *_: None, advance=lambda *_: None)
-    task: Any = SimpleNamespace(
-        every=training.Every(log=4, save=1000, score=0), journal=journal, description={}
-    )
+    often = {"log_every": 4, "save_every": 1000, "score_every": 0}
+    task: Any = SimpleNamespace(**often, journal=journal, description={})
     stage: Any = SimpleNamespace(name="fcn32s", steps=10, batch_size=1, batches=Batches())
     state: Any = SimpleNamespace(step=np.zeros((), np.int32), params=np.zeros(1))
     saves: Any = SimpleNamespace(save=lambda *_: None)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -104,8 +103,7 @@ def describe_configs() -> str:
     for section, fields in configs.FIELDS.items():
         lines += ["", f"{section}:"]
         for name, field in fields.items():
-            head = f"  --config.{name}={field.default!r}"
-            lines += [head, *textwrap.wrap(field.meaning, 90, initial_indent=" " * 6)]
+            lines += [f"  --config.{name}={field.default!r}", f"      {field.meaning}"]
     return "\n".join(lines)
 
 

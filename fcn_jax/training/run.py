@@ -21,7 +21,6 @@ import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Int64
 
 from fcn_jax import config as configs
 from fcn_jax import data, devices, drawing, weights
@@ -84,52 +83,36 @@ class Stage:
 
 
 @dataclasses.dataclass(frozen=True)
-class Every:
-    """How often a stage looks up, in steps; scoring 0 is at its end only."""
-
-    log: int
-    save: int
-    score: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Scoring:
-    """The images that networks are scored on, and how.
-
-    Attributes:
-        source: The images.
-        scale: Factor on their size before the network.
-        batch_size: Images at a time.
-        samples: How many are drawn.
-    """
-
-    source: data.Source
-    scale: float
-    batch_size: int
-    samples: int
-
-
-@dataclasses.dataclass(frozen=True)
 class Task:
     """What all stages of a run share.
 
     Attributes:
         workdir: The run's folder.
-        heads: The label maps that are learned, with their classes.
-        inputs: What the networks read.
         mesh: Devices.
-        every: How often to log, save and score.
-        scoring: What to score on.
-        description: What each checkpoint says of the run, from `describe_run`.
+        inputs: What the networks read.
+        heads: The label maps that are learned, with their classes.
+        images: To score on.
+        scale: Factor on the size of images before the network.
+        eval_batch_size: Images at a time when scoring.
+        samples: How many predictions are drawn.
+        log_every: In steps; so are the next two.
+        save_every: Checkpoints.
+        score_every: 0 is at the end of each stage only.
+        description: What each checkpoint says of the run (`fcn_jax.runs.describe_run`).
         journal: Where to tell and record.
     """
 
     workdir: Path
-    heads: Mapping[str, ClassTable]
-    inputs: Inputs
     mesh: Mesh
-    every: Every
-    scoring: Scoring
+    inputs: Inputs
+    heads: Mapping[str, ClassTable]
+    images: data.Source
+    scale: float
+    eval_batch_size: int
+    samples: int
+    log_every: int
+    save_every: int
+    score_every: int
     description: dict[str, Any]
     journal: Journal
 
@@ -206,11 +189,16 @@ def train(config: configs.Config, workdir: str | Path) -> data.Source:
     with Journal(workdir, tuple(config.stages), silent=silent) as journal, noted_signals() as stop:
         task = Task(
             workdir=workdir,
-            heads=heads,
-            inputs=inputs,
             mesh=mesh,
-            every=Every(config.log_every, config.checkpoint_every, config.eval_every),
-            scoring=Scoring(eval_source, config.scale, config.eval_batch_size, config.samples),
+            inputs=inputs,
+            heads=heads,
+            images=eval_source,
+            scale=config.scale,
+            eval_batch_size=config.eval_batch_size,
+            samples=config.samples,
+            log_every=config.log_every,
+            save_every=config.checkpoint_every,
+            score_every=config.eval_every,
             description=describe_run(config, heads, inputs),
             journal=journal,
         )
@@ -382,7 +370,7 @@ def _loop(
     stop: Sequence[int],
 ) -> None:
     """The training loop: step, log, score, save; waits for the devices only to log."""
-    every, journal = task.every, task.journal
+    journal = task.journal
     step = int(state.step)
     reports: list[tuple[int, list[str], StepReport]] = []
     clock = time.perf_counter()
@@ -392,9 +380,9 @@ def _loop(
         step += 1
         reports.append((step, ids, report))
 
-        scoring = step == stage.steps or (every.score > 0 and step % every.score == 0)
-        saving = scoring or step % every.save == 0
-        logging = saving or step % every.log == 0
+        scoring = step == stage.steps or (task.score_every > 0 and step % task.score_every == 0)
+        saving = scoring or step % task.save_every == 0
+        logging = saving or step % task.log_every == 0
         signum = stop[0] if stop else 0
         if jax.process_count() > 1:
             # All must stop at one step. They agree on it where they wait for the devices anyway.
@@ -480,10 +468,28 @@ def _score(task: Task, stage: Stage, state: TrainState, step: int) -> dict[str, 
     samples: list[tuple[Any, dict[str, np.ndarray]]] = []
 
     def keep(example: Any, labels: dict[str, np.ndarray]) -> None:
-        if len(samples) < task.scoring.samples:
+        if len(samples) < task.samples:
             samples.append((example, labels))
 
-    counts = _count(task, stage.model, state, keep)
+    # Each process scores its part of the images on its own devices: their sizes may differ.
+    part = range(jax.process_index(), len(task.images), jax.process_count())
+    if part:
+        predictor = Predictor(
+            stage.model,
+            jax.tree.map(lambda x: x.addressable_data(0), state.params),
+            task.inputs,
+            task.heads,
+            scale=task.scale,
+            batch_size=task.eval_batch_size,
+            canvas=rule_for(task.images.sizes),
+            mesh=devices.local_mesh(),
+        )
+        counts = evaluate(predictor, loader.evaluation_examples(task.images, part), visit=keep)
+    else:
+        sizes = {head: classes.num_classes for head, classes in task.heads.items()}
+        counts = {head: np.zeros((size, size), np.int64) for head, size in sizes.items()}
+    counts = devices.sum_over_processes(counts)
+
     metrics: dict[str, float] = {}
     for head, classes in task.heads.items():
         of_head = compute_metrics(counts[head], classes.scored)
@@ -509,32 +515,6 @@ def _score(task: Task, stage: Stage, state: TrainState, step: int) -> dict[str, 
         stage.name, step, {f"eval/{name}": value for name, value in metrics.items()}
     )
     return metrics
-
-
-def _count(
-    task: Task, model: FCN, state: TrainState, visit: Any
-) -> dict[str, Int64[np.ndarray, "c c"]]:
-    """The confusion matrix of each head over the evaluation split, of all processes."""
-    scoring = task.scoring
-    # Each process scores its part of the images on its own devices: their sizes may differ.
-    part = range(jax.process_index(), len(scoring.source), jax.process_count())
-    if part:
-        predictor = Predictor(
-            model,
-            jax.tree.map(lambda x: x.addressable_data(0), state.params),
-            task.inputs,
-            task.heads,
-            scale=scoring.scale,
-            batch_size=scoring.batch_size,
-            canvas=rule_for(scoring.source.sizes),
-            mesh=devices.local_mesh(),
-        )
-        examples = loader.evaluation_examples(scoring.source, part)
-        counts = evaluate(predictor, examples, visit=visit)
-    else:
-        sizes = {head: classes.num_classes for head, classes in task.heads.items()}
-        counts = {head: np.zeros((size, size), np.int64) for head, size in sizes.items()}
-    return devices.sum_over_processes(counts)
 
 
 # ======================================================================== ends
