@@ -1,4 +1,4 @@
-"""Trains the networks of a config: ``fcn-jax train`` without installing (`fcn_jax/cli/train.py`)."""
+"""Trains the networks of a config: the command ``fcn-jax train`` (`fcn_jax/cli/train.py`)."""
 
 import sys
 

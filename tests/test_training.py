@@ -353,38 +353,19 @@ def test_eval_scores_another_split(place, finished):
 
 
 def test_predict_does_what_it_can_and_says_what_it_cannot(place, finished):
-    images = place / "images"
+    """Files of every kind: tests/test_predict.py."""
+    images, output = place / "images", place / "predictions"
     images.mkdir()
-    rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 256, (31, 45, 3), np.uint8)).save(images / "rgb.png")
-    Image.fromarray(rng.integers(0, 256, (20, 33, 4), np.uint8)).save(images / "alpha.png")
-    Image.fromarray(rng.integers(0, 256, (17, 9), np.uint8)).save(images / "grey.png")
-    Image.fromarray(rng.integers(0, 65536, (17, 9)).astype(np.uint16)).save(images / "deep.png")
-    rotated = Image.fromarray(rng.integers(0, 256, (20, 50, 3), np.uint8))
-    exif = rotated.getexif()
-    exif[0x0112] = 6  # to be turned by a quarter
-    rotated.save(images / "rotated.jpg", exif=exif)
+    pixels = np.random.default_rng(0).integers(0, 256, (31, 45, 3), np.uint8)
+    Image.fromarray(pixels).save(images / "rgb.png")
     (images / "broken.jpg").write_bytes(b"no image")
-    output = place / "predictions"
-    code, _, errors = run(
-        predict_command.main, [f"--workdir={finished}", str(images), f"--output={output}"]
-    )
+    argv = [f"--workdir={finished}", str(images), f"--output={output}"]
+    code, _, errors = run(predict_command.main, argv)
     assert code == 1
     assert "broken.jpg" in errors
-    sizes = {
-        "rgb": (45, 31),
-        "alpha": (33, 20),
-        "grey": (9, 17),
-        "deep": (9, 17),
-        "rotated": (20, 50),
-    }
-    for name, size in sizes.items():
-        with Image.open(output / "labels" / f"{name}.png") as labels:
-            assert labels.mode == "P"
-            assert labels.size == size
-            assert np.asarray(labels).max() < 6
-        with Image.open(output / "overlays" / f"{name}.png") as overlay:
-            assert overlay.size == size
+    with Image.open(output / "labels" / "rgb.png") as labels:
+        assert labels.size == (45, 31)
+        assert np.asarray(labels).max() < 6
 
 
 # ======================================================================== compiled programs

@@ -11,9 +11,7 @@ per_class.csv, confusion matrices and pictures side by side.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from typing import Any
 
 from fcn_jax.cli import path, program
 
@@ -54,17 +52,16 @@ def main(argv: list[str] | None = None) -> int:
     from absl import logging
 
     from fcn_jax import data
-    from fcn_jax.config import data_options, from_plain
+    from fcn_jax.config import data_options
     from fcn_jax.devices import keep_compiled_programs
     from fcn_jax.inference import report
-    from fcn_jax.runs import available_stages
+    from fcn_jax.runs import read_config
 
     logging.set_verbosity(logging.ERROR)  # below it orbax tells a great deal
     keep_compiled_programs()
     try:
         # ---- The run
-        available_stages(args.workdir)  # raises if this is no run's folder
-        config: Any = from_plain(json.loads((args.workdir / "config.json").read_text()))
+        config = read_config(args.workdir)
 
         # ---- The data
         for field in ("data_dir", "manual_dir"):
