@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import http.server
 import shutil
+import tarfile
+import threading
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from dataset_trees import VOC_IDS, random_image, save_palette, save_sbd, voc_tree
+from dataset_trees import SBD_IDS, VOC_IDS, random_image, save_palette, save_sbd, sbd_tree, voc_tree
 
-from fcn_jax.data import check_disjoint, open_source, prepare
+from fcn_jax.data import check_disjoint, open_source, prepare, voc
 
 
 @pytest.mark.parametrize("kind", ["mat", "png", "plain folder"])
@@ -61,3 +68,52 @@ def test_voc_that_cannot_be_downloaded_says_what_to_put_where(tmp_path, monkeypa
     (tmp_path / "empty/VOCtrainval_11-May-2012.tar").write_bytes(b"half of it")
     with pytest.raises(ValueError, match="10 bytes, not 1999639040"):
         prepare("voc2012", data_dir=tmp_path / "d", manual_dir=tmp_path / "empty")
+
+
+@pytest.fixture
+def archives(tmp_path, rng, monkeypatch) -> Path:
+    """A folder of VOC's and SBD's archives, small ones that are taken for the official ones."""
+    voc_tree(tmp_path / "made/VOCdevkit/VOC2012", rng)
+    sbd_tree(tmp_path / "made/benchmark_RELEASE/dataset", rng)
+    folder = tmp_path / "archives"
+    folder.mkdir()
+    for url, inside in ((voc.VOC_URL, "VOCdevkit"), (voc.SBD_URL, "benchmark_RELEASE")):
+        mode: Any = "w:gz" if url.endswith("tgz") else "w"
+        with tarfile.open(folder / Path(url).name, mode) as archive:
+            archive.add(tmp_path / "made" / inside, inside)
+    content = (folder / Path(voc.VOC_URL).name).read_bytes()
+    monkeypatch.setattr(voc, "VOC_BYTES", len(content))
+    monkeypatch.setattr(voc, "VOC_SHA256", hashlib.sha256(content).hexdigest())
+    return folder
+
+
+def assert_both_are_read(**where) -> None:
+    assert open_source("voc2012", "train", **where).ids == tuple(VOC_IDS["train"])
+    assert open_source("voc2012", "sbd_train", **where).ids == tuple(SBD_IDS["train"])
+
+
+def test_archives_are_extracted(tmp_path, archives):
+    assert_both_are_read(data_dir=tmp_path / "d", manual_dir=archives)
+    # VOC as files, with SBD's archive beside it.
+    (archives / Path(voc.VOC_URL).name).unlink()
+    shutil.move(tmp_path / "made/VOCdevkit", archives)
+    assert_both_are_read(data_dir=tmp_path / "e", manual_dir=archives)
+
+
+def test_an_archive_of_other_contents_is_refused(tmp_path, archives, monkeypatch):
+    monkeypatch.setattr(voc, "VOC_SHA256", "0" * 64)
+    with pytest.raises(ValueError, match=r"SHA-256 .* not 0000.*: not the official file"):
+        prepare("voc2012", data_dir=tmp_path / "d", manual_dir=archives)
+
+
+def test_archives_are_downloaded(tmp_path, archives, monkeypatch):
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(archives))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name in ("VOC_URL", "SBD_URL"):
+            file = Path(getattr(voc, name)).name
+            monkeypatch.setattr(voc, name, f"http://127.0.0.1:{server.server_port}/{file}")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        assert_both_are_read(data_dir=tmp_path / "d", sbd="download")
+        server.shutdown()
+    assert list((tmp_path / "d/downloads").iterdir())

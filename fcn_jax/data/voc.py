@@ -30,6 +30,7 @@ shared by train and val, or by SBD's train.txt and seg11valid, is an error.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -156,11 +157,12 @@ def _fetch(url: str, manual_dir: Path | None, data_dir: Path) -> Path:
     """
     import tensorflow_datasets as tfds
 
-    manager = tfds.download.DownloadManager(download_dir=str(data_dir / "downloads"))
+    downloads = data_dir / "downloads"
     archive = manual_dir / Path(url).name if manual_dir else None
     try:
         if archive is None or not archive.exists():
             check_reachable(url)
+            manager = tfds.download.DownloadManager(download_dir=str(downloads))
             archive = Path(manager.download(url))
     except Exception as error:  # requests', urllib's, TFDS's and the socket's own types
         raise FileNotFoundError(
@@ -176,7 +178,14 @@ def _fetch(url: str, manual_dir: Path | None, data_dir: Path) -> Path:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != VOC_SHA256:
             raise ValueError(f"{archive}: SHA-256 {found}, not {VOC_SHA256}: not the official file")
-    return Path(manager.extract(archive))
+    # TFDS needs TensorFlow to extract.
+    extracted = downloads / "extracted" / fingerprint([archive])
+    if not extracted.exists():
+        incomplete = extracted.with_name(f"incomplete.{extracted.name}")
+        shutil.rmtree(incomplete, ignore_errors=True)
+        shutil.unpack_archive(archive, incomplete, filter="data")
+        incomplete.rename(extracted)
+    return extracted
 
 
 def _what_to_put(manual_dir: Path | None, url: str = VOC_URL) -> str:
