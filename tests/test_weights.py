@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from random_parameters import random_parameters
 import fcn_jax
 from fcn_jax import Preprocessing, weights
 from fcn_jax.data.shapes import SHAPES
+from fcn_jax.models.fcn import abstract_params
 from fcn_jax.models.inputs import Inputs
 from fcn_jax.weights import dense_to_conv, flatten, load, transplant
 
@@ -373,10 +373,7 @@ def test_a_folder_that_is_no_runs(tmp_path):
 
 
 def vgg16_shapes(width: float = 1.0):
-    model = fcn_jax.create_model("fcn8s", width=width, fc_width=8)
-    image = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
-    return jax.tree.map(functools.partial(jnp.zeros_like), shapes)
+    return abstract_params(fcn_jax.create_model("fcn8s", width=width, fc_width=8))
 
 
 def test_the_real_trunk(shared):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 
@@ -164,17 +165,23 @@ NETWORKS = {
 }
 
 
+@functools.cache
+def shapes_of(name):
+    decoder, options = NETWORKS[name]
+    model = create_model(decoder, **{"num_classes": 4, "width": 0.03, "fc_width": 6, **options})
+    return abstract_params(model)
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_whole_networks(tmp_path, name, suffix):
-    decoder, options = NETWORKS[name]
-    model = create_model(decoder, **{"num_classes": 4, "width": 0.03, "fc_width": 6, **options})
+    shapes = shapes_of(name)
     rng = np.random.default_rng(0)
-    tree = jax.tree.map(lambda s: rng.standard_normal(s.shape, np.float32), abstract_params(model))
+    tree = jax.tree.map(lambda s: rng.standard_normal(s.shape, np.float32), shapes)
     save(tmp_path / f"net{suffix}", tree)
     loaded = load(tmp_path / f"net{suffix}")
     assert_equal(loaded, tree)
-    back, report = weights.transplant(abstract_params(model), loaded)
+    back, report = weights.transplant(shapes, loaded)
     assert report.left == report.unused == report.reshaped == ()
     assert jax.tree.all(jax.tree.map(np.array_equal, back, tree))
 

@@ -57,23 +57,13 @@ _READERS: tuple[tuple[Callable[[bytes], bool], Callable[[Path], Weights]], ...] 
     (caffe.recognises, caffe.read),  # the last: it has no signature
 )
 
-_STRANGERS: tuple[tuple[Callable[[bytes], bool], str], ...] = (
-    (lambda head: not head, "is empty"),
-    (
-        lambda head: head.startswith(b"version https://git-lfs"),
-        "is not the file but a pointer to it; fetch it with git lfs pull",
-    ),
-    (
-        lambda head: head.lstrip()[:1] == b"<",
-        "is a web page; the download went to a page that shows or refuses the file",
-    ),
-    (lambda head: head.startswith(b"\x1f\x8b"), "is compressed; unpack it with gunzip"),
-    (
-        lambda head: head.startswith(b"\x80"),
-        "is a Python pickle of another kind than PyTorch's; reading it could run anything",
-    ),
-)
-"""Other things that weight files turn out to be, and what to say of them."""
+_STRANGERS = {
+    b"version https://git-lfs": "is not the file but a pointer to it; fetch it with git lfs pull",
+    b"<": "is a web page; the download went to a page that shows or refuses the file",
+    b"\x1f\x8b": "is compressed; unpack it with gunzip",
+    b"\x80": "is a Python pickle of another kind than PyTorch's; reading it could run anything",
+}
+"""Beginnings of other things that weight files turn out to be, and what to say of them."""
 
 _UNKNOWN = (
     "is no weight file that fcn_jax can read; it reads .caffemodel, .pth, .safetensors, .h5, "
@@ -117,8 +107,10 @@ def load(path: str | Path) -> Weights:
             head = file.read(HEAD)
         read = next((read for recognises, read in _READERS if recognises(head)), None)
         if read is None:
-            remarks = [remark for recognises, remark in _STRANGERS if recognises(head)]
-            raise ValueError(f"{path} {(remarks or [_UNKNOWN])[0]}")
+            remarks = [
+                text for start, text in _STRANGERS.items() if head.lstrip().startswith(start)
+            ]
+            raise ValueError(f"{path} {'is empty' if not head else [*remarks, _UNKNOWN][0]}")
         try:
             weights = read(path)
         except ValueError as error:

@@ -73,18 +73,17 @@ def float32(values: Shaped[np.ndarray, "..."], copy: bool = True) -> Float32[np.
         return values.astype(np.float32, order="K", copy=copy)
 
 
-def convolution_kernel(
-    weight: Shaped[np.ndarray, "out in h w"],
-) -> Shaped[np.ndarray, "h w in out"]:
-    """A kernel as Caffe and PyTorch store it, (out, in / groups, …), in our layout; a view."""
-    return weight.transpose(2, 3, 1, 0)
+def our_kernel(weight: Shaped[np.ndarray, "out in *size"], transposed: bool = False) -> np.ndarray:
+    """A kernel as Caffe and PyTorch store it in our layout, a view.
 
-
-def conv_transpose_kernel(
-    weight: Shaped[np.ndarray, "in out h w"],
-) -> Shaped[np.ndarray, "h w in out"]:
-    """A transposed convolution's as Caffe and PyTorch store it, in our layout; a view."""
-    return weight.transpose(2, 3, 0, 1)
+    Args:
+        weight: (out, in) of dense layers, (out, in / groups, height, width) of convolutions,
+            (in, out, height, width) of transposed ones.
+        transposed: Whether the layer is a transposed convolution, which its kernel does not show.
+    """
+    if weight.ndim == 2:
+        return weight.T
+    return weight.transpose((2, 3, 0, 1) if transposed else (2, 3, 1, 0))
 
 
 # ======================================================================== what a file says of them

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from fcn_jax.models.inputs import CAFFE, Inputs
-from fcn_jax.weights.arrays import Weights, conv_transpose_kernel, convolution_kernel, float32
+from fcn_jax.weights.arrays import Weights, float32, our_kernel
 
 # ======================================================================== the wire format
 
@@ -166,7 +167,7 @@ def read(path: Path) -> Weights:
         raise ValueError(f"no Caffe model, or a damaged one: {error}") from error
     for layer in layers:
         name = ALIASES.get(layer.name, layer.name)
-        if layer.type not in _KERNELS:
+        if layer.type not in _TYPES.values():
             skipped.append(f"{layer.name} ({layer.type}, {len(layer.blobs)} arrays)")
         elif f"{name}/kernel" in weights:
             problems.append(f"{name}: two layers of that name have blobs")
@@ -205,14 +206,15 @@ _V1 = _Generation(4, 5, 6, 10, 17, 0)
 _V0 = _Generation(1, 2, 50, 0, 0, 9)
 _V0_IN_V1 = 1
 _CONVOLUTION_GROUP, _INNER_PRODUCT_TRANSPOSE = 5, 6
+DECONVOLUTION = "Deconvolution"
 _TYPES = {
     "4": "Convolution",
     "14": "InnerProduct",
-    "39": "Deconvolution",
+    "39": DECONVOLUTION,
     "conv": "Convolution",
     "innerproduct": "InnerProduct",
 }
-"""Types of the older generations; V1 has numbers."""
+"""The types that are read, by their names in the older generations; V1 has numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,10 +276,18 @@ _SHAPE, _DATA, _DOUBLE_DATA = 7, 5, 8
 def _arrays(name: str, layer: _Layer) -> dict[str, np.ndarray]:
     if len(layer.blobs) > 2:
         raise ValueError(f"has {len(layer.blobs)} blobs, expected a kernel and a bias")
-    kernel = _KERNELS[layer.type](layer, _values(layer.blobs[0]))
-    arrays = {f"{name}/kernel": kernel}
-    for blob in layer.blobs[1:]:
-        bias = _values(blob)
+    blob, *biases = [_values(blob) for blob in layer.blobs]
+    dense = layer.type == "InnerProduct"
+    if dense and blob.ndim > 2 and set(blob.shape[:-2]) == {1}:  # legacy: (1, 1, out, in)
+        blob = blob.reshape(blob.shape[-2:])
+    axes = 2 if dense else 4
+    if blob.ndim != axes:
+        raise ValueError(f"has a kernel {blob.shape}, expected {axes} axes")
+    kernel = our_kernel(blob.T if dense and layer.transposed else blob, layer.type == DECONVOLUTION)
+    if layer.type == DECONVOLUTION:
+        kernel = _without_groups(kernel, layer.group)
+    arrays = {f"{name}/kernel": float32(kernel)}
+    for bias in biases:
         if bias.size != kernel.shape[-1]:
             raise ValueError(f"has {kernel.shape[-1]} outputs and a bias {bias.shape}")
         arrays[f"{name}/bias"] = float32(bias.reshape(-1))
@@ -301,45 +311,20 @@ def _values(blob: _Message) -> np.ndarray:
     return np.frombuffer(data, dtype).reshape(shape)
 
 
-def _convolution(layer: _Layer, blob: np.ndarray) -> np.ndarray:
-    del layer  # the groups show in the shape
-    return float32(convolution_kernel(_with_axes(blob, 4)))
-
-
-def _dense(layer: _Layer, blob: np.ndarray) -> np.ndarray:
-    if blob.ndim > 2 and set(blob.shape[:-2]) == {1}:  # legacy blobs are (1, 1, out, in)
-        blob = blob.reshape(blob.shape[-2:])
-    blob = _with_axes(blob, 2)
-    return float32(blob if layer.transposed else blob.T)
-
-
-def _conv_transpose(layer: _Layer, blob: np.ndarray) -> np.ndarray:
-    """(in, out / groups, height, width) as a full kernel, zero between the groups."""
-    weight = conv_transpose_kernel(_with_axes(blob, 4))
-    group = layer.group
+def _without_groups(
+    weight: Float[np.ndarray, "h w in out_of_group"], group: int
+) -> Float[np.ndarray, "h w in out"]:
+    """The kernel of a transposed convolution with groups without them: zero between groups."""
     if group == 1:
-        return float32(weight)
+        return weight
     height, width, inputs, outputs = weight.shape
     if group < 1 or inputs % group:
         raise ValueError(f"{inputs} inputs do not divide into {group} groups")
-    if 4 * weight.size * group > MAX_GROUPED:
+    if weight.nbytes * group > MAX_GROUPED:
         raise ValueError(f"{group} groups of {weight.shape} are beyond any network of ours")
-    full = np.zeros((height, width, group, inputs // group, group, outputs), np.float32)
+    full = np.zeros((height, width, group, inputs // group, group, outputs), weight.dtype)
     parts = weight.reshape(height, width, group, inputs // group, outputs)
     diagonal = np.arange(group)
     # Advanced indices apart put their axis first.
     full[:, :, diagonal, :, diagonal, :] = parts.transpose(2, 0, 1, 3, 4)
     return full.reshape(height, width, inputs, group * outputs)
-
-
-def _with_axes(blob: np.ndarray, axes: int) -> np.ndarray:
-    if blob.ndim != axes:
-        raise ValueError(f"has a kernel {blob.shape}, expected {axes} axes")
-    return blob
-
-
-_KERNELS = {
-    "Convolution": _convolution,
-    "InnerProduct": _dense,
-    "Deconvolution": _conv_transpose,
-}

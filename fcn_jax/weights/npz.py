@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import tokenize
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from fcn_jax.models.inputs import CAFFE, Inputs
-from fcn_jax.weights.arrays import Weights, convolution_kernel, described_inputs, float32
+from fcn_jax.weights.arrays import Weights, described_inputs, float32, our_kernel
 from fcn_jax.weights.zipped import open_zip
 
 DESCRIPTION = "__fcn_jax__"
@@ -40,10 +41,8 @@ def read(path: Path) -> Weights:
         match kind, value.ndim:
             case ("b", _):
                 weights[f"{layer}/bias"] = float32(value.reshape(-1), copy=False)
-            case ("w", 4):
-                weights[f"{layer}/kernel"] = float32(convolution_kernel(value), copy=False)
-            case ("w", 2):
-                weights[f"{layer}/kernel"] = float32(value.T, copy=False)
+            case ("w", 2 | 4):
+                weights[f"{layer}/kernel"] = float32(our_kernel(value), copy=False)
             case ("kernel", 2 | 4) | ("bias", 1):
                 weights[name] = float32(value, copy=False)
             case _:
@@ -59,6 +58,13 @@ def read(path: Path) -> Weights:
     else:
         weights.kind, weights.inputs = "Caffe blobs (.npz)", Inputs.of(CAFFE)
     return weights
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray], description: str) -> None:
+    """Writes arrays in our layout, and the description of the network's inputs."""
+    members = {**arrays, DESCRIPTION: np.frombuffer(description.encode(), np.uint8)}
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **members)
 
 
 def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
 
 from fcn_jax.weights import torch_names
 from fcn_jax.weights.arrays import Weights, described_inputs, float32
@@ -46,3 +49,11 @@ def read(path: Path) -> Weights:
         described_inputs(metadata.get(DESCRIPTION, "")),
         "fcn_jax arrays (.safetensors)",
     )
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray], description: str) -> None:
+    """Writes arrays in our layout, and the description of the network's inputs."""
+    from safetensors.numpy import save_file
+
+    contiguous = {name: np.ascontiguousarray(array, "<f4") for name, array in arrays.items()}
+    save_file(contiguous, path, {DESCRIPTION: description})

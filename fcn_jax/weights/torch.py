@@ -7,14 +7,17 @@ of a storage; here it becomes a numpy view of the mapped file once its bounds ha
 
 from __future__ import annotations
 
+import collections
 import io
 import math
+import pickle
 import struct
+import types
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -182,3 +185,92 @@ def _view(tensor: Tensor, storages: Mapping[str, memoryview]) -> np.ndarray:
     numbers = np.frombuffer(data, storage.dtype)[tensor.offset :]
     steps = [s * storage.dtype.itemsize for s in strides]
     return np.lib.stride_tricks.as_strided(numbers, shape, steps, writeable=False)
+
+
+# ======================================================================== writing
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray], description: str) -> None:
+    """Writes arrays in our layout as a state dict in the form since 1.6, named as pytorch-fcn's."""
+    tensors: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        layer, _, kind = name.rpartition("/")
+        axes = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}[array.ndim]
+        if array.ndim == 4 and torch_names.is_conv_transpose(layer):
+            axes = (2, 3, 0, 1)
+        kind = "bias" if kind == "bias" else "weight"
+        tensors[f"{layer}.{kind}"] = array.transpose(axes)
+    if dotted := [name for name in tensors if name.count(".") != 1]:
+        raise ValueError(f"cannot save: PyTorch's names of layers hold no dot: {dotted}")
+    state = collections.OrderedDict(
+        (name, _Tensor(str(key), tensor.shape))
+        for key, (name, tensor) in enumerate(tensors.items())
+    )
+    vars(state)["_metadata"] = {DESCRIPTION: {"inputs": description}}
+    with path.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
+        pickled = io.BytesIO()
+        _StateDictPickler(pickled, protocol=2).dump(state)
+        members = [("data.pkl", pickled.getvalue()), ("byteorder", b"little")]
+        members += [(f"data/{key}", tensor) for key, tensor in enumerate(tensors.values())]
+        for name, content in (*members, ("version", b"3\n")):
+            info = zipfile.ZipInfo(f"weights/{name}")
+            data = content if isinstance(content, bytes) else content.tobytes()
+            info.file_size = len(data)
+            # PyTorch pads with a field "FB" to start each tensor at a multiple of 64 bytes.
+            start = file.tell() + 30 + len(info.filename) + 4
+            info.extra = struct.pack("<2sH", b"FB", -start % 64) + b"Z" * (-start % 64)
+            with archive.open(info, "w") as member:
+                member.write(data)
+
+
+class _Tensor(NamedTuple):
+    """A contiguous float32 tensor, the whole of the storage with this key."""
+
+    key: str
+    shape: tuple[int, ...]
+
+
+class _Storage(NamedTuple):
+    key: str
+    size: int
+
+
+class _StateDictPickler(pickle._Pickler):
+    """Writes tensors as PyTorch does, with the names of its classes and functions."""
+
+    write: Callable[[bytes], Any]
+
+    def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
+        if isinstance(obj, _Storage):
+            return ("storage", FloatStorage, obj.key, "cpu", obj.size)
+        return None
+
+    def reducer_override(self, obj: Any) -> Any:
+        if not isinstance(obj, _Tensor):
+            return NotImplemented
+        storage = _Storage(obj.key, math.prod(obj.shape))
+        strides = tuple(math.prod(obj.shape[axis + 1 :]) for axis in range(len(obj.shape)))
+        hooks = collections.OrderedDict()
+        return _rebuild_tensor_v2, (storage, 0, obj.shape, strides, False, hooks)
+
+    def save_global(self, obj: Any, name: str | None = None) -> None:
+        self.write(f"c{obj.__module__}\n{obj.__qualname__}\n".encode())  # it need not exist here
+
+    dispatch: ClassVar[Any] = {
+        **pickle._Pickler.dispatch,
+        type: save_global,
+        types.FunctionType: save_global,
+    }
+
+
+class FloatStorage:
+    """Stands for PyTorch's class of that name in a pickle."""
+
+    __module__ = "torch"
+
+
+def _rebuild_tensor_v2() -> None:
+    """Stands for PyTorch's function of that name in a pickle."""
+
+
+_rebuild_tensor_v2.__module__ = "torch._utils"

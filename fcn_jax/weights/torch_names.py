@@ -13,27 +13,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from fcn_jax.models.inputs import CAFFE, Inputs, Preprocessing
-from fcn_jax.weights.arrays import (
-    Weights,
-    conv_transpose_kernel,
-    convolution_kernel,
-    float32,
-)
+from fcn_jax.weights.arrays import Weights, float32, our_kernel
 
-IMAGENET = Preprocessing("rgb", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1 / 255)
+IMAGENET = Inputs.of(Preprocessing("rgb", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1 / 255))
 """torchvision's and timm's VGG and AlexNet: RGB in [0, 1] by mean and standard deviation."""
 
-SYMMETRIC = Preprocessing("rgb", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 1 / 255)
+SYMMETRIC = Inputs.of(Preprocessing("rgb", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 1 / 255))
 """torchvision's GoogLeNet came from TensorFlow with weights for [-1, 1] (``transform_input``)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Module:
-    """One layer: the name of their module, ours, and of the batch norm behind it, if any."""
-
-    theirs: str
-    ours: str
-    norm: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,54 +28,68 @@ class Network:
 
     Attributes:
         kind: What it is called in messages.
-        backbone: The layers by which it is recognised; all of them must be there.
-        classifier: Layers that may be missing.
-        preprocessing: What its published weights expect.
+        backbone: Our name of each of its convolutions, by which it is recognised; all of them must
+            be there.
+        classifier: Our names of its last layers, which may be missing.
+        norms: The batch norms, by the convolution before them.
+        inputs: What its published weights expect.
         epsilon: Added to the variance by its batch norms.
         marker: A name that tells it from a network of the same backbone.
     """
 
     kind: str
-    backbone: tuple[Module, ...]
-    classifier: tuple[Module, ...]
-    preprocessing: Preprocessing
+    backbone: Mapping[str, str]
+    classifier: Mapping[str, str]
+    norms: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    inputs: Inputs = IMAGENET
     epsilon: float = 1e-5
     marker: str = ""
+
+    def matches(self, arrays: Mapping[str, np.ndarray]) -> bool:
+        """Whether the convolutions are those of the backbone, no more and no fewer."""
+        theirs = {f"{layer}.weight" for layer in self.backbone}
+        beginnings = tuple({name.partition(".")[0] + "." for name in theirs})
+        there = {
+            name
+            for name, value in arrays.items()
+            if value.ndim == 4 and name.startswith(beginnings) and name.endswith(".weight")
+        }
+        return there == theirs and (not self.marker or self.marker in arrays)
 
 
 # ======================================================================== the table
 
-
-def _vgg_backbone(convs_per_stage: tuple[int, ...], norm: bool) -> tuple[Module, ...]:
-    """``features.N`` counts convolutions, batch norms, ReLUs and poolings alike."""
-    modules = []
-    index = 0
-    for stage, convs in enumerate(convs_per_stage, 1):
-        for conv in range(1, convs + 1):
-            behind = f"features.{index + 1}" if norm else ""
-            modules.append(Module(f"features.{index}", f"conv{stage}_{conv}", behind))
-            index += 3 if norm else 2
-        index += 1
-    return tuple(modules)
-
-
-def _numbered(prefix: str, names: Mapping[int, str]) -> tuple[Module, ...]:
-    return tuple(Module(f"{prefix}.{number}", name) for number, name in names.items())
-
-
-_TIMM_VGG = (
-    Module("pre_logits.fc1", "fc6"),
-    Module("pre_logits.fc2", "fc7"),
-    Module("head.fc", "fc8"),
-)
-_TORCHVISION_VGG = _numbered("classifier", {0: "fc6", 3: "fc7", 6: "fc8"})
 VGG_STAGES = {
     "vgg11": (1, 1, 2, 2, 2),
     "vgg13": (2, 2, 2, 2, 2),
     "vgg16": (2, 2, 3, 3, 3),
     "vgg19": (2, 2, 4, 4, 4),
 }
+_TORCHVISION_VGG = {"classifier.0": "fc6", "classifier.3": "fc7", "classifier.6": "fc8"}
+_TIMM_VGG = {"pre_logits.fc1": "fc6", "pre_logits.fc2": "fc7", "head.fc": "fc8"}
 
+
+def _vgg(name: str, norm: bool, timm: bool) -> Network:
+    """``features.N`` counts convolutions, batch norms, ReLUs and poolings alike."""
+    backbone, norms = {}, {}
+    index = 0
+    for stage, convs in enumerate(VGG_STAGES[name], 1):
+        for conv in range(1, convs + 1):
+            backbone[f"features.{index}"] = f"conv{stage}_{conv}"
+            if norm:
+                norms[f"features.{index}"] = f"features.{index + 1}"
+            index += 3 if norm else 2
+        index += 1
+    return Network(
+        f"{'timm' if timm else 'torchvision'} {name}{'_bn' if norm else ''}",
+        backbone,
+        _TIMM_VGG if timm else _TORCHVISION_VGG,
+        norms,
+        marker="pre_logits.fc1.weight" if timm else "",
+    )
+
+
+_ALEXNET = {0: "conv1", 3: "conv2", 6: "conv3", 8: "conv4", 10: "conv5"}
 _INCEPTION = {
     "branch1": "1x1",
     "branch2.0": "3x3_reduce",
@@ -110,32 +110,21 @@ _GOOGLENET = {
 
 NETWORKS: tuple[Network, ...] = (
     *(
-        Network(
-            f"{origin} {name}{'_bn' if norm else ''}",
-            _vgg_backbone(stages, norm),
-            classifier,
-            IMAGENET,
-            marker=marker,
-        )
-        for name, stages in VGG_STAGES.items()
+        _vgg(name, norm, timm)
+        for name in VGG_STAGES
         for norm in (False, True)
-        for origin, classifier, marker in (
-            ("timm", _TIMM_VGG, "pre_logits.fc1.weight"),
-            ("torchvision", _TORCHVISION_VGG, ""),
-        )
+        for timm in (True, False)
     ),
     Network(
         "torchvision alexnet",
-        _numbered("features", {0: "conv1", 3: "conv2", 6: "conv3", 8: "conv4", 10: "conv5"}),
-        _numbered("classifier", {1: "fc6", 4: "fc7", 6: "fc8"}),
-        IMAGENET,
+        {f"features.{index}": layer for index, layer in _ALEXNET.items()},
+        {"classifier.1": "fc6", "classifier.4": "fc7", "classifier.6": "fc8"},
     ),
     Network(
         "torchvision googlenet",
-        tuple(
-            Module(f"{theirs}.conv", ours, f"{theirs}.bn") for theirs, ours in _GOOGLENET.items()
-        ),
-        (Module("fc", "loss3/classifier"),),
+        {f"{theirs}.conv": ours for theirs, ours in _GOOGLENET.items()},
+        {"fc": "loss3/classifier"},
+        {f"{theirs}.conv": f"{theirs}.bn" for theirs in _GOOGLENET},
         SYMMETRIC,
         epsilon=1e-3,
     ),
@@ -169,7 +158,7 @@ def translate(arrays: Mapping[str, np.ndarray]) -> Weights:
     if all(name.startswith("module.") for name in arrays):  # torch.nn.DataParallel
         arrays = {name.removeprefix("module."): value for name, value in arrays.items()}
     for network in NETWORKS:
-        if _is_of(network, arrays):
+        if network.matches(arrays):
             return _translate_network(network, arrays)
     if all(name.endswith((".weight", ".bias")) and name.count(".") == 1 for name in arrays) and any(
         name.startswith(_CAFFE_BEGINNINGS) for name in arrays
@@ -186,36 +175,34 @@ def translate(arrays: Mapping[str, np.ndarray]) -> Weights:
     raise ValueError(f"{remark}; known are {known}")
 
 
-def _is_of(network: Network, arrays: Mapping[str, np.ndarray]) -> bool:
-    """Whether the convolutions are those of the backbone, no more and no fewer."""
-    theirs = {f"{module.theirs}.weight" for module in network.backbone}
-    beginnings = tuple({name.partition(".")[0] + "." for name in theirs})
-    there = {
-        name
-        for name, value in arrays.items()
-        if value.ndim == 4 and name.startswith(beginnings) and name.endswith(".weight")
-    }
-    return there == theirs and (not network.marker or network.marker in arrays)
-
-
 def _translate_network(network: Network, arrays: Mapping[str, np.ndarray]) -> Weights:
-    weights = Weights(inputs=Inputs.of(network.preprocessing), kind=network.kind)
+    weights = Weights(inputs=network.inputs, kind=network.kind)
     problems: list[str] = []
     used: set[str] = set()
-    for module in (*network.backbone, *network.classifier):
-        if module in network.classifier and f"{module.theirs}.weight" not in arrays:
+    for theirs, ours in {**network.backbone, **network.classifier}.items():
+        if theirs in network.classifier and f"{theirs}.weight" not in arrays:
             continue
-        names = [f"{module.theirs}.weight"]
-        if not module.norm or f"{module.theirs}.bias" in arrays:
-            names.append(f"{module.theirs}.bias")
-        if module.norm:
-            names += [f"{module.norm}.{name}" for name in _NORM_ARRAYS]
-            used.add(f"{module.norm}.num_batches_tracked")
+        norm = network.norms.get(theirs)
+        names = [f"{theirs}.weight"]
+        if not norm or f"{theirs}.bias" in arrays:
+            names.append(f"{theirs}.bias")
+        if norm:
+            names += [f"{norm}.{name}" for name in _NORM_ARRAYS]
+            used.add(f"{norm}.num_batches_tracked")
         used.update(names)
-        wrong = _mistakes(names, arrays)
-        problems += wrong
-        if not wrong:
-            weights.update(_layer(module, arrays, network.epsilon))
+        if wrong := _mistakes(names, arrays):
+            problems += wrong
+            continue
+        kernel, bias = our_kernel(arrays[names[0]]), arrays.get(f"{theirs}.bias", np.zeros(1))
+        if norm:  # folded in, computed in float64
+            gamma, beta, mean, variance = (
+                arrays[f"{norm}.{name}"].astype(np.float64) for name in _NORM_ARRAYS
+            )
+            with np.errstate(all="ignore"):  # a negative variance shows as NaN in the end
+                factor = gamma / np.sqrt(variance + network.epsilon)
+                kernel = kernel * factor
+                bias = (bias.astype(np.float64) - mean) * factor + beta
+        weights[f"{ours}/kernel"], weights[f"{ours}/bias"] = float32(kernel), float32(bias)
     if problems:
         raise ValueError(f"a {network.kind} with mistakes:\n  " + "\n  ".join(problems))
     others = collections.Counter(name.partition(".")[0] for name in arrays if name not in used)
@@ -240,25 +227,6 @@ def _mistakes(names: list[str], arrays: Mapping[str, np.ndarray]) -> list[str]:
         for name in others
         if arrays[name].shape != outputs
     ]
-
-
-def _layer(
-    module: Module, arrays: Mapping[str, np.ndarray], epsilon: float
-) -> dict[str, np.ndarray]:
-    """Kernel and bias of one layer, with its batch norm folded in (computed in float64)."""
-    weight = arrays[f"{module.theirs}.weight"]
-    bias = arrays.get(f"{module.theirs}.bias")
-    kernel = convolution_kernel(weight) if weight.ndim == 4 else weight.T
-    if module.norm:
-        gamma, beta, mean, variance = (
-            arrays[f"{module.norm}.{name}"].astype(np.float64) for name in _NORM_ARRAYS
-        )
-        with np.errstate(all="ignore"):  # a negative variance shows as NaN in the end
-            factor = gamma / np.sqrt(variance + epsilon)
-            kernel = kernel * factor
-            bias = ((0 if bias is None else bias.astype(np.float64)) - mean) * factor + beta
-    assert bias is not None
-    return {f"{module.ours}/kernel": float32(kernel), f"{module.ours}/bias": float32(bias)}
 
 
 # ======================================================================== Caffe's names
@@ -291,11 +259,8 @@ def translate_caffe_names(arrays: Mapping[str, np.ndarray]) -> Weights:
         layer, _, array = name.partition(".")
         if array == "bias" and value.ndim == 1:
             weights[f"{layer}/bias"] = float32(value)
-        elif array == "weight" and value.ndim == 2:
-            weights[f"{layer}/kernel"] = float32(value.T)
-        elif array == "weight" and value.ndim == 4:
-            to_ours = conv_transpose_kernel if is_conv_transpose(layer) else convolution_kernel
-            weights[f"{layer}/kernel"] = float32(to_ours(value))
+        elif array == "weight" and value.ndim in (2, 4):
+            weights[f"{layer}/kernel"] = float32(our_kernel(value, is_conv_transpose(layer)))
         else:
             problems.append(f"{name} has the shape {value.shape}")
     if problems:

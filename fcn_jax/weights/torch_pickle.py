@@ -12,7 +12,6 @@ a key is nested deeply enough, and minutes where it is long; hence `Dictionary` 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import io
 import pickle
 import struct
@@ -109,11 +108,7 @@ def _first(value: Any, *_: Any) -> Any:
     return value
 
 
-def _inert(name: str, *_: Any) -> Inert:
-    return Inert(name)
-
-
-_NAMES: dict[str, Callable[..., Any] | np.dtype] = {
+_NAMES: dict[str, Callable[..., Any] | Inert | np.dtype] = {
     "collections.OrderedDict": _dictionary,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
@@ -123,7 +118,7 @@ _NAMES: dict[str, Callable[..., Any] | np.dtype] = {
 }
 # Names in checkpoints beside the tensors; what they would make is left out.
 _NAMES |= {
-    name: functools.partial(_inert, name)
+    name: Inert(name)
     for name in (
         *("__builtin__.set", "builtins.set", "_codecs.encode", "argparse.Namespace"),
         *("collections.defaultdict", "numpy._core.multiarray.scalar"),
@@ -183,8 +178,6 @@ _KNOWN = b"".join(
 )
 """Opcodes that put values on the stack and into lists and dictionaries, as Python has them."""
 
-_SET = Inert("set")
-
 
 class _Unpickler(pickle._Unpickler):
     stack: list[Any]
@@ -215,14 +208,15 @@ class _Unpickler(pickle._Unpickler):
         raise ValueError("a reference to something else than a storage of numbers")
 
     def call(self) -> None:
-        """Calls a function of ours (nothing else on the stack can be called)."""
+        """Calls a function of `_NAMES`; nothing else on the stack can be called."""
         arguments, function = self.stack.pop(), self.stack[-1]
         self.copies_left -= len(arguments)
         if self.copies_left >= 0:
             self.copies_left -= sum(len(value) for value in arguments if isinstance(value, Sized))
         if self.copies_left < 0:
             raise ValueError("a pickle that copies the same values over and over")
-        self.stack[-1] = function(*arguments)
+        if not isinstance(function, Inert):
+            self.stack[-1] = function(*arguments)
 
     def set_attributes(self) -> None:
         """Keeps the attributes of a dictionary; those of anything else are of no use."""
@@ -238,7 +232,7 @@ class _Unpickler(pickle._Unpickler):
         **dict.fromkeys(range(256), refuse),
         **{code: do for code, do in pickle._Unpickler.dispatch.items() if code in _KNOWN},
         pickle.EMPTY_DICT[0]: lambda self: self.stack.append(Dictionary()),
-        pickle.EMPTY_SET[0]: lambda self: self.stack.append(_SET),
+        pickle.EMPTY_SET[0]: lambda self: self.stack.append(_NAMES["builtins.set"]),
         pickle.REDUCE[0]: call,
         pickle.NEWOBJ[0]: call,
         pickle.BUILD[0]: set_attributes,

@@ -125,6 +125,8 @@ def transplant(
             shown = names if mismatched else names[:4]
             if names:
                 lines.append(f"{title}: {', '.join(shown)}{' …' * (len(shown) < len(names))}")
+        if mismatched:
+            lines.append("patterns in replaceable let layers keep their initial values instead")
         raise ValueError("\n  ".join(lines))
     return traverse_util.unflatten_dict(result), report
 
