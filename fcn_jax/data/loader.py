@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, SupportsIndex, TypeAlias, runtime_checkable
 
 import grain
 import jax
@@ -235,7 +235,7 @@ def evaluation_examples(
 ) -> Iterator[Example]:
     """The chosen examples, each once, in order and as they are, read ahead."""
     options = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=8)
-    chosen: Any = grain.MapDataset.source(list(indices)).map(_NamedExamples(source).__getitem__)
+    chosen = grain.MapDataset.source(list(indices)).map(_NamedExamples(source).__getitem__)
     return iter(chosen.to_iter_dataset(options))
 
 
@@ -248,9 +248,9 @@ class _NamedExamples:
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: SupportsIndex) -> Example:
         try:
-            return self._source[index]
+            return self._source[index.__index__()]
         except Exception as error:
             error.add_note(f"while reading example {index} of {self._source!r}")
             raise

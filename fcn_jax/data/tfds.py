@@ -451,7 +451,7 @@ def _mask_ids(mask: object, red: bool) -> Integer[np.ndarray, "h w"]:
     return ids.astype(np.int32)
 
 
-class TFRecords(Sequence[bytes]):
+class TFRecords:
     """Random access to the records of TFRecord files.
 
     A record is its length (8 bytes, little-endian), a checksum of that (4), the content and a
@@ -478,7 +478,7 @@ class TFRecords(Sequence[bytes]):
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: int) -> bytes:
         path, start, length = self.places[index]
         with path.open("rb") as file:
             file.seek(start)

@@ -21,7 +21,7 @@ from fcn_jax.classes import VOID
 Example: TypeAlias = dict[str, Any]
 
 
-def arrays(example: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def arrays(example: Mapping[str, object]) -> dict[str, np.ndarray]:
     """The arrays of an example, by name."""
     return {name: value for name, value in example.items() if isinstance(value, np.ndarray)}
 
@@ -31,7 +31,7 @@ def is_label(value: Shaped[np.ndarray, "..."]) -> bool:
     return value.ndim == 2 and value.dtype == np.uint8
 
 
-def size_of(example: Mapping[str, Any]) -> Size:
+def size_of(example: Mapping[str, object]) -> Size:
     """Height and width of an example."""
     height, width = next(iter(arrays(example).values())).shape[:2]
     return height, width
@@ -70,7 +70,7 @@ class Augmentation:
         return example
 
 
-def resize(example: Mapping[str, Any], factor: float) -> Example:
+def resize(example: Mapping[str, object], factor: float) -> Example:
     """Scales all arrays to at least 1 pixel, with their pixels' centres aligned.
 
     Pictures (h, w, 3) are interpolated bilinearly, with antialiasing. Of depth and label maps
