@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import jax
 import numpy as np
 
-from fcn_jax.models.fcn import abstract_params
+from fcn_jax.models import fcn
+
+abstract_params = functools.cache(fcn.abstract_params)
 
 
 def random_parameters(model: Any, seed: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 import pytest
-from random_parameters import random_parameters
+from random_parameters import abstract_params, random_parameters
 
 import fcn_jax
 from fcn_jax import weights
@@ -35,7 +35,8 @@ NETWORKS = [
 @pytest.mark.parametrize(
     "network", NETWORKS, ids=lambda network: "-".join(map(str, network.values()))
 )
-def test_weights_tell_their_network(network):
+def test_weights_tell_their_network(monkeypatch, network):
+    monkeypatch.setattr(identify, "abstract_params", abstract_params)  # traces each network once
     padding = "native" if network["name"] == "classifier" else "reference"
     model = small(**network, padding=padding, learned_upsampling="none")
     params = random_parameters(model, 0)
