@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
@@ -28,6 +28,7 @@ from fcn_jax.models.inputs import Inputs
 Which = Literal["best", "last"]
 
 
+@runtime_checkable
 class TrainState(Protocol):
     """What a checkpoint needs of a train state, which is a tree of arrays."""
 

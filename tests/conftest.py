@@ -29,6 +29,13 @@ from jaxtyping import config, install_import_hook
 
 # Annotations are checked at run time in these modules, shapes and types of arrays included.
 CHECKED = [
+    "fcn_jax.config",
+    "fcn_jax.devices",
+    "fcn_jax.runs",
+    "fcn_jax.training.init",
+    "fcn_jax.training.journal",
+    "fcn_jax.training.optimizer",
+    "fcn_jax.training.run",
     "fcn_jax.canvas",
     "fcn_jax.classes",
     "fcn_jax.cli.check",

@@ -147,7 +147,7 @@ def test_several_inputs_and_heads(normalize):
         normalize_loss=normalize,
         loss_weights=weights,
     )
-    params = random_parameters(model, 0)
+    params = jax.tree.map(jnp.asarray, random_parameters(model, 0))
     after, report = step(create_state(params, optimizer, data_mesh()), batch)
 
     bgr = batch["image"][..., ::-1] - np.float32((104.00699, 116.66877, 122.67892))

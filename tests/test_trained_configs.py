@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 from dataset_trees import (
@@ -158,6 +158,7 @@ def test_every_config_is_trained_here():
     assert names == set(configs.config_files()) - {"tfds"}
 
 
+@pytest.mark.slow
 def test_both_heads_are_reported(trained, place):
     workdir = trained("siftflow:16s")
     options = configs.data_options(load_run(workdir).config)
@@ -222,7 +223,7 @@ def test_weights_of_torchvision_bring_their_scale_of_pixels(trained, place):
         np.testing.assert_allclose(after, params[layer]["kernel"], atol=1e-6)
     image = np.random.default_rng(1).integers(0, 256, (20, 30, 3), np.uint8)
     pixels = (image / 255 - expected.mean) / expected.std
-    logits = run.model.apply(run.variables, jnp.float32(pixels[None]))
+    logits = jax.jit(run.model.apply)(run.variables, np.float32(pixels[None]))
     np.testing.assert_allclose(
         Predictor(run.model, run.variables, run.inputs, run.heads).logits(image),
         logits[0],

@@ -175,7 +175,7 @@ def train(config: configs.Config, workdir: str | Path) -> data.Source:
             "training images"
         )
     heads = init.choose_heads(config.heads, config.loss_weights, train_source)
-    inputs = inputs or init.choose_inputs(config.inputs, train_source, usual, start)
+    inputs = inputs or init.choose_inputs(config.inputs.to_dict(), train_source, usual, start)
     stages = make_stages(config, train_source, heads, inputs, mesh)
 
     # ---- From here on the folder is this run's
