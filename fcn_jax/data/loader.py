@@ -7,6 +7,7 @@ so that a pipeline can continue exactly where a checkpoint left it.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, SupportsIndex, TypeAlias, runtime_checkable
 
@@ -161,16 +162,6 @@ def training_batches(
             "set config.crop or config.canvas"
         )
 
-    def stack(examples: Sequence[Example]) -> dict[str, np.ndarray]:
-        own_canvas = canvas
-        if own_canvas is None:
-            height, width = np.max([size_of(example) for example in examples], axis=0).tolist()
-            own_canvas = _divisible((canvas_side(height), canvas_side(width)), shards)
-        batch = stack_examples(examples, own_canvas)
-        if filled:
-            del batch["valid_size"]
-        return batch
-
     def to_devices(batch: dict[str, np.ndarray]) -> TrainingBatch:
         arrays = {name: value for name, value in batch.items() if name != "id"}
         on_devices = jax.device_put(arrays) if mesh is None else devices.put_batch(arrays, mesh)
@@ -187,7 +178,7 @@ def training_batches(
         .batch(
             batch_size // process_count,
             drop_remainder=True,  # there is none, but the length of endless data would overflow
-            batch_fn=stack,
+            batch_fn=functools.partial(_batch, canvas=canvas, shards=shards, filled=filled),
         )
     )
 
@@ -210,6 +201,19 @@ def training_batches(
 
     settings = {"seed": seed, "batch_size": batch_size, "examples": len(source)}
     return TrainingBatches(read_from, settings)
+
+
+def _batch(
+    examples: Sequence[Example], canvas: Size | None, shards: int, filled: bool
+) -> dict[str, np.ndarray]:
+    """Stacks examples; without their sizes where every image fills the canvas."""
+    if canvas is None:
+        height, width = np.max([size_of(example) for example in examples], axis=0).tolist()
+        canvas = _divisible((canvas_side(height), canvas_side(width)), shards)
+    batch = stack_examples(examples, canvas)
+    if filled:
+        del batch["valid_size"]
+    return batch
 
 
 def _smallest_sizes(source: Source, augmentation: Augmentation) -> set[Size]:
