@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -247,15 +247,22 @@ def fill_beyond(
     return jnp.where(inside, x, jnp.array(fill, x.dtype))
 
 
-def through(window: Window | TransposedWindow | None, valid_size: ValidSize) -> ValidSize:
-    """The valid size of what a layer computes; None of a window leaves it."""
-    if valid_size is None or window is None:
-        return valid_size
-    return window.cells(valid_size)
+class Map(NamedTuple):
+    """A batch of maps on a canvas, zero beyond each image's valid size."""
 
+    array: Float[Array, "b h w c"]
+    valid_size: ValidSize = None
 
-def fused(offset: int, fine: ValidSize, up: ValidSize) -> ValidSize:
-    """The valid size of two aligned maps' overlap; ``offset`` is ``fine``'s against ``up``."""
-    if fine is None or up is None:
-        return None
-    return jnp.minimum(up, fine - offset) - max(0, -offset)
+    @classmethod
+    def masked(cls, array: Float[Array, "b h w c"], valid_size: ValidSize) -> Map:
+        """A map of an array with anything beyond the valid sizes."""
+        return cls(fill_beyond(array, valid_size), valid_size)
+
+    def apply(self, operation: Callable[..., Array], window: Window | TransposedWindow) -> Map:
+        """The map that ``operation(array, window)`` computes."""
+        valid_size = None if self.valid_size is None else window.cells(self.valid_size)
+        return Map.masked(operation(self.array, window), valid_size)
+
+    def whole(self) -> Map:
+        """Itself; the same of a map in parts (`fcn_jax.models.border`) puts it together."""
+        return self

@@ -305,7 +305,7 @@ def test_an_image_too_small_for_the_trunk_is_refused():
 
     model = fcn_jax.create_model("fcn32s", backbone=valid)
     images = jax.ShapeDtypeStruct((1, 40, 12, 3), jnp.float32)
-    with pytest.raises(ValueError, match=r"too small for top .*at least 13 pixels a side"):
+    with pytest.raises(ValueError, match=r"40x12 pixels are too small .*at least 13 pixels a side"):
         jax.eval_shape(model.init, jax.random.key(0), images)
 
 

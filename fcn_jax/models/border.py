@@ -7,7 +7,9 @@ however small, and one vector for all cells between them. Layers run on the firs
 the whole map is put together where it is needed. It is the same function, with 0.67 of VGG16's
 multiply-adds for 500x375 pixels and 0.40 for 128x128.
 
-No layers and no parameters here; along an axis everything follows from the layers' windows.
+`share_border` makes a `SharedMap` of an image, which `fcn_jax.models.fcn` uses as it uses a
+`fcn_jax.canvas.Map`. No layers and no parameters here; along an axis everything follows from the
+layers' windows.
 """
 
 from __future__ import annotations
@@ -15,78 +17,66 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from fcn_jax.canvas import ValidSize, fill_beyond
+from fcn_jax.canvas import Map, ValidSize, fill_beyond
 from fcn_jax.geometry import Window
-from fcn_jax.models.backbones import Concat, Layer
-from fcn_jax.models.decoders import window_of
+from fcn_jax.models.backbones import Concat, Conv, Layer
+from fcn_jax.models.decoders import CELL, window_of
 
-Sizes: TypeAlias = Int[np.ndarray, "1 2"] | Int[Array, "b 2"]
-"""Cells along both axes: of all images at once, known when the program is traced, or of each."""
+Sizes: TypeAlias = Int[np.ndarray, "_ 2"] | Int[Array, "b 2"]
+"""Cells along both axes: numbers known when the program is traced, or an array of each image's."""
 
-RunLayer: TypeAlias = Callable[[Window | None, Array], Array]
-"""Runs a layer, through this window in place of its own, on a map."""
-
-
-class Parts(NamedTuple):
-    """A map in parts.
-
-    Attributes:
-        seen: (b, h, w, c), the cells that the image reaches.
-        blank: (b or 1, n, m, c), the map of a blank image: the edges, and between them at least
-            one cell that sees neither image nor edge.
-    """
-
-    seen: Float[Array, "b h w c"]
-    blank: Float[Array, "#b n m c"]
+# ======================================================================== how far it goes
 
 
 def shared_layers(layers: Sequence[Layer]) -> int:
     """How many of the first layers can share the border: while image and edge do not meet.
 
-    They must be a chain, each reading the one before.
+    They must be a chain, each read by the next one only, without dropout.
     """
-    chain = _chain(layers)
-    # Where the last windows end depends on the image's size, with the period of the total stride.
-    return min(_layers_apart(chain, side) for side in range(1, 65)) if chain else 0
-
-
-def _chain(layers: Sequence[Layer]) -> tuple[Window | None, ...]:
-    """The windows of the first layers that each read the one before."""
-    windows: list[Window | None] = []
+    branching = {
+        name
+        for layer in layers
+        for name in (layer.sources if isinstance(layer, Concat) else (layer.source,))
+    }
+    chain: list[Window] = []
     for layer in layers:
-        if isinstance(layer, Concat) or layer.source is not None:
+        joins = isinstance(layer, Concat) or layer.source is not None
+        if joins or getattr(layer, "dropout", False):
             break
-        windows.append(window_of(layer))
-    return tuple(windows)
+        chain.append(window_of(layer))
+        if layer.name in branching:
+            break
+    if not isinstance(layers[0], Conv) or not chain:
+        return 0
+    return _layers_apart(tuple(chain))
 
 
 @functools.cache
-def _layers_apart(windows: tuple[Window | None, ...], side: int) -> int:
-    """Layers before image and edge meet, for an image of ``side`` pixels."""
-    if windows[0] is None:
-        return 0
-    axis = _Axis.of_image(side, windows[0].pad)
+def _layers_apart(windows: tuple[Window, ...]) -> int:
+    """How many of the layers run before image and edge meet, for an image of any size."""
+    # Where the last windows end depends on the image's size, with the period of the total stride.
+    axis = _Axis.of_image(np.arange(1, 65)[:, None].repeat(2, axis=1), windows[0].pad)
     for number, window in enumerate(windows):
-        axis = axis.through(_without_border(window) if number == 0 else window)
-        if axis.start < axis.low or axis.stop > axis.size - axis.high:
+        axis = axis.through(dataclasses.replace(window, pad=0) if number == 0 else window)
+        if axis.start < axis.low or np.any(axis.stop > axis.size - axis.high):
             return number
     return len(windows)
 
 
-def _without_border(window: Window | None) -> Window | None:
-    return window and dataclasses.replace(window, pad=0)
+# ======================================================================== where the parts lie
 
 
 @dataclasses.dataclass(frozen=True)
 class _Axis:
-    """What the cells of a map see, along one axis or, as arrays, along both.
+    """What the cells of a map see, along both axes.
 
     Attributes:
         size: Cells of the map.
@@ -96,21 +86,19 @@ class _Axis:
         high: How many of the last ones do.
     """
 
-    size: Any
-    start: Any
-    stop: Any
-    low: Any
-    high: Any
+    size: Sizes
+    start: int
+    stop: Sizes | int
+    low: int
+    high: Sizes
 
     @classmethod
-    def of_image(cls, size: Any, border: int) -> _Axis:
+    def of_image(cls, size: Sizes, border: int) -> _Axis:
         """An image with its border, which no layer has seen yet."""
         return cls(size + 2 * border, border, border + size, 0, 0 * size)
 
-    def through(self, window: Window | None) -> _Axis:
+    def through(self, window: Window) -> _Axis:
         """The same for what a layer computes."""
-        if window is None:
-            return self
         kernel, stride, pad = window.kernel, window.stride, window.pad
         size = window.cells(self.size)
         return _Axis(
@@ -122,7 +110,7 @@ class _Axis:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Border:
     """How a map is divided in parts.
 
@@ -142,31 +130,28 @@ class Border:
     unseen: bool = False
 
     @classmethod
-    def of_image(cls, canvas: tuple[int, ...], sizes: ValidSize, first: Layer) -> Border:
+    def of_image(cls, canvas: tuple[int, int], valid_size: ValidSize, first: Layer) -> Border:
         """Of images with the border that their first layer gives them."""
-        window = window_of(first)
-        assert window is not None
-        border = window.pad
-        size = np.array([canvas]) if sizes is None else sizes
+        border = window_of(first).pad
+        size = np.array([canvas]) if valid_size is None else jnp.asarray(valid_size)
         enlarged = tuple(side + 2 * border for side in canvas)
         return cls(_Axis.of_image(size, border), enlarged, 0 * size + 1, unseen=True)
 
-    def parts_of(self, image: Float[Array, "b h w c"]) -> Parts:
-        """An image, zero beyond its size, and a blank one."""
-        batch = self.blank_size.shape[0]
-        return Parts(image, jnp.zeros((batch, 1, 1, image.shape[-1]), image.dtype))
-
     @property
-    def extent(self) -> ValidSize:
-        """The extent of each image's whole map; None where all fill the canvas."""
+    def valid_size(self) -> ValidSize:
+        """The size of each image's whole map; None where all fill the canvas."""
         return None if isinstance(self.axis.size, np.ndarray) else self.axis.size
 
-    def through(self, window: Window | None) -> Border:
+    def inner(self, window: Window) -> Window:
+        """The window of the next layer, as it lies over this map."""
+        return dataclasses.replace(window, pad=0) if self.unseen else window
+
+    def through(self, window: Window) -> Border:
         """The same for what a layer computes."""
-        if window is None:
+        if window == CELL:
             return self
-        window = self._inner(window)
-        sizes, _ = self._blank_for(window)
+        window = self.inner(window)
+        sizes, _ = self.blank_for(window)
         return Border(
             axis=self.axis.through(window),
             canvas=tuple(window.output_size(side) for side in self.canvas),
@@ -174,44 +159,7 @@ class Border:
             most_high=(self.most_high + window.pad + 2 * window.stride - 2) // window.stride,
         )
 
-    def run(self, layer: RunLayer, window: Window | None, parts: Parts) -> Parts:
-        """Runs a layer on a map in parts, which `shared_layers` counts."""
-        if window is None:
-            return Parts(layer(None, parts.seen), layer(None, parts.blank))
-        window = self._inner(window)
-        sizes, canvas = self._blank_for(window)
-        blank = layer(window, self._stretched(parts.blank, sizes, canvas))
-        if self.extent is not None:
-            blank = fill_beyond(blank, window.cells(sizes))
-        unpadded = dataclasses.replace(window, pad=0)
-        return Parts(layer(unpadded, self._surrounded(parts, window)), blank)
-
-    def whole(self, parts: Parts) -> Float[Array, "b h w c"]:
-        """The map put together, zero beyond the images' extents."""
-        blank = self._stretched(parts.blank, self.axis.size, self.canvas)
-        start = self.axis.start
-        sides = zip(self.canvas, parts.seen.shape[1:3], strict=True)
-        pads = [(start, cells - start - side) for cells, side in sides]
-        # A small image on a large canvas: what is seen goes on beyond the edge of its map.
-        until = None if self.extent is None else self.extent - self.axis.high
-        return fill_beyond(_laid_over(blank, parts.seen, pads, until), self.extent)
-
-    def _inner(self, window: Window) -> Window:
-        return dataclasses.replace(window, pad=0) if self.unseen else window
-
-    def _surrounded(self, parts: Parts, window: Window) -> Array:
-        """What the window reads where it sees the image: the seen cells and some around them."""
-        pads = []
-        for side in parts.seen.shape[1:3]:
-            start, stop = self.axis.start, self.axis.start + side
-            out = dataclasses.replace(self.axis, stop=stop).through(window)
-            first = out.start * window.stride - window.pad
-            last = (out.stop - 1) * window.stride - window.pad + window.kernel
-            pads.append((start - first, last - stop))
-        between = parts.blank[:, self.axis.low, self.axis.low, None, None]
-        return _laid_over(between, parts.seen, pads)
-
-    def _blank_for(self, window: Window) -> tuple[Sizes, tuple[int, ...]]:
+    def blank_for(self, window: Window) -> tuple[Sizes, tuple[int, ...]]:
         """The sizes of a blank map that is large enough for a window, and of a canvas for all.
 
         It ends like the whole map: the last window may reach beyond both, or not.
@@ -222,7 +170,9 @@ class Border:
             return sizes, tuple(int(side) for side in sizes[0])
         return sizes, (least + window.stride - 1,) * 2
 
-    def _stretched(self, blank: Array, sizes: Sizes, canvas: tuple[int, ...]) -> Array:
+    def stretched(
+        self, blank: Float[Array, "#b n m c"], sizes: Sizes, canvas: tuple[int, ...]
+    ) -> Float[Array, "#b n2 m2 c"]:
         """A blank map with more cells in the middle, or fewer."""
         # Products with zeros and a one are exact, and so are their gradients.
         rows, columns = (
@@ -234,13 +184,86 @@ class Border:
         return pick("bCc,bRcx->bRCx", columns.astype(blank.dtype), blank)
 
     def _copies(
-        self, axis: int, given: int, sizes: Any, cells: int
-    ) -> Bool[Array, "b cells given"]:
+        self, axis: int, given: int, sizes: Int[Array | np.ndarray, " #b"], cells: int
+    ) -> Bool[Array, "#b {cells} {given}"]:
         """Which cell of the blank map, one-hot, each cell of a map of other sizes is."""
-        place = np.arange(cells)[None]
+        index = np.arange(cells)[None]
         low, more = self.axis.low, (sizes - self.blank_size[:, axis])[:, None]
-        source = jnp.where(place < low, place, jnp.maximum(low, place - more))
+        source = jnp.where(index < low, index, jnp.maximum(low, index - more))
         return source[..., None] == np.arange(given)[None, None]
+
+
+# ======================================================================== maps
+
+
+@struct.dataclass
+class SharedMap:
+    """A map in parts.
+
+    Attributes:
+        seen: The cells that the image reaches.
+        blank: The map of a blank image: the edges, and between them at least one cell that sees
+            neither image nor edge.
+        borders: How this map is divided, and how those of the layers after it are that share the
+            border as well.
+    """
+
+    seen: Float[Array, "b h w c"]
+    blank: Float[Array, "#b n m c"]
+    borders: tuple[Border, ...] = struct.field(pytree_node=False)
+
+    def apply(self, operation: Callable[..., Array], window: Window) -> Map | SharedMap:
+        """The map that ``operation(array, window)`` computes; in parts as far as sharing goes."""
+        border, *later = self.borders
+        if not later:
+            return self.whole().apply(operation, window)
+        seen, blank = self.seen, self.blank
+        if window != CELL:
+            window = border.inner(window)
+            seen = self._surrounded(window)
+            blank = border.stretched(blank, *border.blank_for(window))
+        blank = operation(blank, window)
+        if border.valid_size is not None:
+            blank = fill_beyond(blank, later[0].blank_size)
+        seen = operation(seen, dataclasses.replace(window, pad=0))
+        return SharedMap(seen, blank, tuple(later))
+
+    def whole(self) -> Map:
+        """The map put together."""
+        border = self.borders[0]
+        blank = border.stretched(self.blank, border.axis.size, border.canvas)
+        start = border.axis.start
+        sides = zip(border.canvas, self.seen.shape[1:3], strict=True)
+        pads = [(start, cells - start - side) for cells, side in sides]
+        # A small image on a large canvas: what is seen goes on beyond the edge of its map.
+        until = None if border.valid_size is None else border.valid_size - border.axis.high
+        return Map.masked(_laid_over(blank, self.seen, pads, until), border.valid_size)
+
+    def _surrounded(self, window: Window) -> Float[Array, "b h2 w2 c"]:
+        """What the window reads where it sees the image: the seen cells and some around them."""
+        axis, pads = self.borders[0].axis, []
+        for side in self.seen.shape[1:3]:
+            stop = axis.start + side
+            out = dataclasses.replace(axis, stop=stop).through(window)
+            first = out.start * window.stride - window.pad
+            last = (out.stop - 1) * window.stride - window.pad + window.kernel
+            pads.append((axis.start - first, last - stop))
+        between = self.blank[:, axis.low, axis.low, None, None]
+        return _laid_over(between, self.seen, pads)
+
+
+def share_border(image: Map, layers: Sequence[Layer]) -> Map | SharedMap:
+    """An image whose first layers share its border; as it is if they have none to share."""
+    number = shared_layers(layers)
+    if not number:
+        return image
+    _, height, width, channels = image.array.shape
+    borders = [Border.of_image((height, width), image.valid_size, layers[0])]
+    for layer in layers[:number]:
+        borders.append(borders[-1].through(window_of(layer)))
+    batch = borders[0].blank_size.shape[0]
+    blank = jnp.zeros((batch, 1, 1, channels), image.array.dtype)
+    return SharedMap(image.array, blank, tuple(borders))
 
 
 def _laid_over(

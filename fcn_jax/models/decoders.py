@@ -1,7 +1,7 @@
 """What follows a backbone: the tables of the decoders, and how a decoder lies over a backbone.
 
-The published crops, kernels and names of the transposed convolutions follow from `align`. No arrays here,
-and no layers: `fcn_jax.models.fcn` runs what these tables say.
+The published crops, kernels and names of the transposed convolutions follow from `align`. No arrays
+here, and no layers: `fcn_jax.models.fcn` runs what these tables say.
 """
 
 from __future__ import annotations
@@ -42,6 +42,63 @@ DECODERS: dict[str, Decoder] = {
 SEGMENTERS = tuple(name for name, decoder in DECODERS.items() if decoder.upsample)
 """The networks that score every pixel."""
 
+# ======================================================================== layers
+
+CELL = Window(1)
+"""The window of what works cell by cell."""
+
+
+def window_of(layer: Layer) -> Window:
+    """The window a layer reads its input through."""
+    return layer.window if isinstance(layer, Conv | Pool) else CELL
+
+
+def sources_of(layer: Layer, before: Iterable[str]) -> tuple[str, ...]:
+    """The maps that a layer reads, given those before it; an empty name is the image."""
+    before = list(before)
+    last = before[-1] if before else ""
+    names = layer.sources if isinstance(layer, Concat) else (layer.source or last,)
+    if unknown := [name for name in names if name and name not in before]:
+        raise ValueError(
+            f"{layer.name} reads {unknown[0]!r}, which is no layer before it; there are "
+            f"{', '.join(filter(None, before)) or 'none'}"
+        )
+    return names
+
+
+@functools.cache
+def smallest_input(layers: tuple[Layer, ...]) -> int:
+    """The fewest cells a side that some layers can take."""
+    size = 1
+    while True:
+        cells = {"": size}
+        for layer in layers:
+            source, *_ = sources_of(layer, cells)
+            cells[layer.name] = window_of(layer).cells(cells[source])
+        if min(cells.values()) > 0:
+            return size
+        size += 1
+
+
+@functools.cache
+def segments(
+    layers: tuple[Layer, ...], scored: tuple[str, ...]
+) -> list[tuple[tuple[Layer, ...], frozenset[str]]]:
+    """The layers up to each pooling, and which maps are read after them.
+
+    Args:
+        layers: Those of a backbone.
+        scored: Names of the maps that scores are read from.
+    """
+    names = ["", *(layer.name for layer in layers)]
+    ends = [n for n, layer in enumerate(layers, 1) if isinstance(layer, Pool) or n == len(layers)]
+    reads = [sources_of(layer, names[: n + 1]) for n, layer in enumerate(layers)]
+    return [
+        (layers[start:end], frozenset([names[end], *scored, *sum(reads[end:], ())]))
+        for start, end in zip([0, *ends], ends, strict=False)
+    ]
+
+
 # ======================================================================== alignment
 
 
@@ -51,12 +108,12 @@ class Skip:
 
     Attributes:
         upsample: Name of the transposed convolution of the scores so far.
-        feature: Name of the backbone's map; its score layer is ``score_<feature>``.
+        source: Name of the backbone's map; its score layer is ``score_<source>``.
         scale: Fixed factor on the map before its score layer.
     """
 
     upsample: str
-    feature: str
+    source: str
     scale: float
 
 
@@ -70,8 +127,9 @@ class Alignment:
         final: Name of the last transposed convolution; None for a classifier.
         transposed_windows: Kernel and factor of every transposed convolution by name.
         crops: The offset of every crop under the name of the layer that is cropped in the
-            published networks: the skip's score layer, and the last transposed convolution. A negative
-            offset of a skip means that the upsampled scores are cropped instead, by as much.
+            published networks: the skip's score layer, and the last transposed convolution. A
+            negative offset of a skip means that the upsampled scores are cropped instead, by as
+            much.
     """
 
     geometry: Mapping[str, Geometry]
@@ -85,45 +143,40 @@ class Alignment:
 def align(backbone: Backbone, decoder: Decoder) -> Alignment:
     """Aligns a decoder with a backbone.
 
-    Transposed convolutions are bilinear: of kernel ``2 factor`` as a rule, and of ``2 factor - 1`` where
-    only so the cells coincide (63 instead of 64 for FCN-AlexNet).
+    Transposed convolutions are bilinear: of kernel ``2 factor`` as a rule, and of ``2 factor - 1``
+    where only so the cells coincide (63 instead of 64 for FCN-AlexNet).
 
     Raises:
         ValueError: If a layer reads a map that is not there, or maps that do not lie over each
             other; if the decoder needs more skips than the backbone names, the strides of the skips
             do not divide each other, or the cells cannot be made to coincide.
     """
-    skips: list[Skip] = []
-    transposed_windows: dict[str, TransposedWindow] = {}
-    crops: dict[str, int] = {}
     if not decoder.upsample:
         layers = (*backbone.layers, *backbone.classifier_pool)
         geometry = backbone_geometry(layers)
         geometry[backbone.classifier] = geometry[layers[-1].name]
-        return Alignment(geometry, (), None, transposed_windows, crops)
+        return Alignment(geometry, (), None, {}, {})
     geometry = backbone_geometry(backbone.layers)
-    current = geometry["score_fr"] = geometry[backbone.layers[-1].name]
-
-    def upsample(name: str, source: Geometry, target: Geometry) -> Geometry:
-        transposed_windows[name] = _bilinear_window(name, source, target)
-        geometry[name] = source.then(transposed_windows[name])
-        return geometry[name]
-
-    for name, feature, scale in _named_skips(backbone, decoder):
-        fine = geometry[f"score_{feature}"] = geometry[feature]
-        up = upsample(name, current, fine)
-        offset = crops[f"score_{feature}"] = crop_offset(fine, up)
-        current = geometry[f"fuse_{feature}"] = dataclasses.replace(
+    windows: dict[str, TransposedWindow] = {}
+    crops: dict[str, int] = {}
+    scores = geometry["score_fr"] = geometry[backbone.layers[-1].name]
+    skips = _skips(backbone, decoder)
+    for skip in skips:
+        fine = geometry[f"score_{skip.source}"] = geometry[skip.source]
+        windows[skip.upsample] = _bilinear_window(skip.upsample, scores, fine)
+        up = geometry[skip.upsample] = scores.then(windows[skip.upsample])
+        offset = crops[f"score_{skip.source}"] = crop_offset(fine, up)
+        scores = geometry[f"fuse_{skip.source}"] = dataclasses.replace(
             up if offset >= 0 else fine,
             receptive_field=max(up.receptive_field, fine.receptive_field),
         )
-        skips.append(Skip(name, feature, scale))
-    final = f"upscore{current.stride}" if skips else "upscore"
-    if final in transposed_windows:  # from stride 2: upscore2 is the first, whatever its factor
+    final = f"upscore{scores.stride}" if skips else "upscore"
+    if final in windows:  # from stride 2: upscore2 is the first, whatever its factor
         final = "upscore"
-    up = upsample(final, current, PIXELS)
-    crops[final] = crop_offset(up, PIXELS)
-    return Alignment(geometry, tuple(skips), final, transposed_windows, crops)
+    windows[final] = _bilinear_window(final, scores, PIXELS)
+    geometry[final] = scores.then(windows[final])
+    crops[final] = crop_offset(geometry[final], PIXELS)
+    return Alignment(geometry, skips, final, windows, crops)
 
 
 def backbone_geometry(layers: Sequence[Layer]) -> dict[str, Geometry]:
@@ -141,39 +194,25 @@ def backbone_geometry(layers: Sequence[Layer]) -> dict[str, Geometry]:
         if len({(source.stride, source.offset) for source in sources}) > 1:
             raise ValueError(f"the maps of {layer.name} do not lie over each other: {sources}")
         widest = max(sources, key=lambda source: source.receptive_field)
-        window = window_of(layer)
-        geometry[layer.name] = widest.then(window) if window else widest
+        geometry[layer.name] = widest.then(window_of(layer))
     return geometry
 
 
-def sources_of(layer: Layer, before: Iterable[str]) -> tuple[str, ...]:
-    """The maps that a layer reads, given those before it; an empty name is the image."""
-    before = list(before)
-    last = before[-1] if before else ""
-    names = layer.sources if isinstance(layer, Concat) else (layer.source or last,)
-    if unknown := [name for name in names if name and name not in before]:
-        raise ValueError(
-            f"{layer.name} reads {unknown[0]!r}, which is no layer before it; there are "
-            f"{', '.join(before) or 'none'}"
-        )
-    return names
-
-
-def _named_skips(backbone: Backbone, decoder: Decoder) -> list[tuple[str, str, float]]:
-    """Transposed convolution, map and scale of every skip; the Caffe names of the transposed convolutions."""
+def _skips(backbone: Backbone, decoder: Decoder) -> tuple[Skip, ...]:
+    """The skips with the Caffe names of their transposed convolutions."""
     known = [layer.name for layer in backbone.layers]
-    features = backbone.skips[: len(decoder.skips)]
-    if missing := [name for name in features if name not in known]:
+    sources = backbone.skips[: len(decoder.skips)]
+    if missing := [name for name in sources if name not in known]:
         raise ValueError(
             f"the backbone has no map {missing[0]!r} to skip from; it has {', '.join(known)}"
         )
-    if len(features) < len(decoder.skips):
+    if len(sources) < len(decoder.skips):
         raise ValueError(
             f"the network needs {len(decoder.skips)} maps to skip from, the backbone names "
-            f"{', '.join(features) or 'none'}; list their names as Backbone(skips=…)"
+            f"{', '.join(sources) or 'none'}; list their names as Backbone(skips=…)"
         )
-    names = ["upscore2", *(f"upscore_{feature}" for feature in features)]
-    return list(zip(names, features, decoder.skips, strict=False))
+    names = ["upscore2", *(f"upscore_{source}" for source in sources)]
+    return tuple(map(Skip, names, sources, decoder.skips))
 
 
 def _bilinear_window(name: str, source: Geometry, target: Geometry) -> TransposedWindow:
@@ -191,28 +230,3 @@ def _bilinear_window(name: str, source: Geometry, target: Geometry) -> Transpose
         if distance.denominator == 1:
             return window
     return even  # crop_offset tells what is wrong
-
-
-def window_of(layer: Layer) -> Window | None:
-    """The window a layer reads its input through; None if it works cell by cell."""
-    return layer.window if isinstance(layer, Conv | Pool) else None
-
-
-def smallest_input(layers: Sequence[Layer]) -> int:
-    """The fewest cells a side that a chain of layers can take."""
-
-    def fits(size: int) -> bool:
-        sizes: dict[str, int] = {}
-        try:
-            for layer in layers:
-                before = next(sizes[name] if name else size for name in sources_of(layer, sizes))
-                window = window_of(layer)
-                sizes[layer.name] = window.output_size(before) if window else before
-        except ValueError:
-            return False
-        return True
-
-    size = 1
-    while not fits(size):
-        size += 1
-    return size

@@ -1,17 +1,16 @@
 """Fully convolutional networks: backbones, score layers, and transposed convolutions with skips.
 
 One module runs every variant. What differs between FCN-32s, 16s, 8s and 8s at-once is a row of
-`DECODERS`; what differs between backbones is a table in `fcn_jax.models.backbones`; crops and output valid_size
-follow from `fcn_jax.geometry`. A network may have several inputs (inputs), each with a backbone of
-its own, and several outputs (heads), which share the backbones.
+`fcn_jax.models.decoders.DECODERS`; what differs between backbones is a table in
+`fcn_jax.models.backbones`; crops and the sizes of maps follow from `fcn_jax.geometry`. A network
+may have several inputs, each with a backbone of its own, and several heads, which share the
+backbones.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import functools
-import itertools
 import math
 import operator
 import re
@@ -20,17 +19,19 @@ from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import traverse_util
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from fcn_jax import ops
-from fcn_jax.canvas import ValidSize, fill_beyond, fused, through
-from fcn_jax.geometry import Window, overlap
+from fcn_jax.canvas import Map, ValidSize, fill_beyond
+from fcn_jax.geometry import TransposedWindow, overlap
 from fcn_jax.models.backbones import (
     PADDINGS,
     Backbone,
     BackboneBuilder,
+    Concat,
     Conv,
     Layer,
     Norm,
@@ -38,12 +39,14 @@ from fcn_jax.models.backbones import (
     Pool,
     find_backbone,
 )
-from fcn_jax.models.border import Border, shared_layers
+from fcn_jax.models.border import SharedMap, share_border
 from fcn_jax.models.decoders import (
+    CELL,
     DECODERS,
     Alignment,
     Decoder,
     align,
+    segments,
     smallest_input,
     sources_of,
     window_of,
@@ -56,36 +59,11 @@ from fcn_jax.models.layers import (
     first_kernel,
 )
 
+Image: TypeAlias = Float[Array | np.ndarray, "b h w _"]
+Images: TypeAlias = Image | Mapping[str, Image]
+"""A batch of images; by the input's name where a network has several."""
+
 # ======================================================================== the module
-
-
-@dataclasses.dataclass(frozen=True)
-class _Maps:
-    """The maps of a forward pass, and the images' extents in them, by layer name.
-
-    Unless all are wanted, those that no other layer reads may be left out.
-    """
-
-    arrays: dict[str, Array]
-    extents: dict[str, ValidSize]
-    all_wanted: bool
-
-    def add(self, name: str, array: Array, extent: ValidSize) -> None:
-        """Files a map; beyond its images it is set to zero, whatever a bias left there."""
-        self.arrays[name] = fill_beyond(array, extent)
-        self.extents[name] = extent
-
-
-Places: TypeAlias = dict[str, Any]
-"""By layer how its map is divided (`Border`), or its images' extents; ``""`` is the image."""
-
-
-def _whole(arrays: Mapping[str, Any], places: Places, name: str) -> tuple[Array, ValidSize]:
-    """A map and its images' extents; put together if it is in parts."""
-    place = places[name]
-    if isinstance(place, Border):
-        return place.whole(arrays[name]), place.extent
-    return arrays[name], place
 
 
 class FCN(nn.Module):
@@ -93,21 +71,29 @@ class FCN(nn.Module):
 
     Parameters are keyed by the Caffe layer names: ``conv1_1`` ... ``fc7``, ``score_fr``,
     ``score_pool4``, ``upscore2`` and so on, each with ``kernel`` (height, width, in, out) and,
-    but for the transposed convolutions, ``bias``. With several inputs the layers of each have its name
-    appended (``conv1_1hha``, ``score_frhha``), with several heads ``_`` and the head's name
+    but for the transposed convolutions, ``bias``. With several inputs the layers of each have its
+    name appended (``conv1_1hha``, ``score_frhha``), with several heads ``_`` and the head's name
     (``score_fr_sem``, ``upscore_sem``), as in the published networks.
 
     Attributes:
-        heads: Name and number of classes of every output.
+        heads: Name and number of classes of every head.
         inputs: Name and number of channels of every input; each has a backbone of its own.
         backbone: The backbone's table.
         decoder: What follows the backbone.
         dropout: Rate after the layers that the backbone marks.
-        learned_upsampling: Names of the transposed convolutions that are trained, without a head's name.
+        learned_upsampling: Names of the transposed convolutions that are trained, without a head's
+            name.
         precision: A name in `fcn_jax.models.layers.PRECISIONS`.
         remat: Whether the gradient keeps the backbone's maps after each pooling only, and computes
             those between again.
         freeze: Patterns of names of layers that are not trained, such as ``conv1_*``.
+
+    Example:
+        >>> model = create_model("fcn16s", num_classes=3, width=1 / 16, fc_width=8)
+        >>> model.alignment.crops
+        {'score_pool4': -1, 'upscore16': 8}
+        >>> model.frozen_layers
+        ('upscore16',)
     """
 
     heads: tuple[tuple[str, int], ...]
@@ -123,9 +109,9 @@ class FCN(nn.Module):
     @nn.compact
     def __call__(
         self,
-        images: Float[Array, "b h w c"] | Mapping[str, Float[Array, "b h w c"]],
+        images: Images,
         *,
-        valid_size: Int[Array, "b 2"] | None = None,
+        valid_size: ValidSize = None,
         train: bool = False,
         return_maps: bool = False,
     ) -> Any:
@@ -135,8 +121,8 @@ class FCN(nn.Module):
             images: Float images already normalised (`fcn_jax.Preprocessing`), of any height and
                 width from 1 up (a classifier fills smaller images than it was trained on with
                 zeros, below and to the right). With several inputs a dictionary of them by name.
-            valid_size: True height and width of each image, where they lie in the top left corners of
-                a larger canvas. Each then gets the scores that it would get alone.
+            valid_size: Height and width of each image, where they lie in the top left corners of a
+                larger canvas. Each then gets the scores that it would get alone.
             train: Whether dropout is active; it then needs ``rngs={"dropout": key}``.
             return_maps: Whether to return every intermediate map as well.
 
@@ -149,236 +135,193 @@ class FCN(nn.Module):
             ValueError: If the images have another rank, are not floating point, differ in size,
                 or the inputs are others; or if they are too small for the backbone's padding.
         """
-        inputs = self._checked(images)
-        if self.classifies:
-            inputs = {name: _enlarged(x, self.smallest_image) for name, x in inputs.items()}
-        maps = _Maps({}, {}, return_maps)
-        for stream, x in inputs.items():
-            self._run_backbone(
-                maps, fill_beyond(x, valid_size), valid_size, train, self._input_suffix(stream)
-            )
-        size = next(iter(inputs.values())).shape[1:3]
-        beyond = None if self.classifies else valid_size  # a classifier's map has zeros there
-        logits = {
-            head: fill_beyond(self._decode(maps, suffix, classes, size), beyond)
-            for (head, classes), suffix in zip(self.heads, self.head_suffixes(), strict=True)
-        }
+        images = self._by_input(images)
+        _, height, width, _ = next(iter(images.values())).shape
+        maps: dict[str, Map] = {}
+        for name, image in images.items():
+            maps |= self._run_backbone(Map.masked(image, valid_size), name, train, return_maps)
+        logits = {}
+        for head, classes in self.heads:
+            decoded = self._decode(maps, head, classes)
+            *_, scores = decoded.values()
+            logits[head] = scores.array
+            if not self.classifies:
+                logits[head] = fill_beyond(self._crop(scores.array, height, width), valid_size)
+            maps |= decoded
         result = logits if len(logits) > 1 else next(iter(logits.values()))
-        return (result, maps.arrays) if return_maps else result
+        return (result, {name: map.array for name, map in maps.items()}) if return_maps else result
+
+    # ---- the backbone
 
     def _run_backbone(
-        self, maps: _Maps, image: Array, valid_size: ValidSize, train: bool, suffix: str
-    ) -> None:
-        """Runs the layer table on one input; adds the maps that the scores are read from."""
-        height, width = image.shape[1:3]
-        places = self._places((height, width), valid_size, whole=maps.all_wanted)
-        start = places[""]
-        arrays: dict[str, Any] = {"": start.parts_of(image) if isinstance(start, Border) else image}
-        for layers, kept in self._segments():
-
-            def run(self: FCN, arrays: dict[str, Any], layers: Any = layers, kept: Any = kept):
-                arrays = self._run_layers(layers, arrays, places, train, suffix)
-                return arrays if maps.all_wanted else {name: arrays[name] for name in kept}
-
-            # After the last pooling the maps are small, and dropout draws from its key once.
-            again = self.remat and isinstance(layers[-1], Pool)
-            arrays = (nn.remat(run) if again else run)(self, arrays)
-        for name in filter(None, arrays):
-            maps.add(f"{name}{suffix}", *_whole(arrays, places, name))
-
-    def _places(self, canvas: tuple[int, int], valid_size: ValidSize, *, whole: bool) -> Places:
-        """Of every map the images' extents; of the first ones how they share the border."""
-        layers = self._layers
-        shared = 0 if whole or ops.plain_chosen() else shared_layers(layers)
-        places: dict[str, Any] = {
-            "": Border.of_image(canvas, valid_size, layers[0]) if shared else valid_size
-        }
-        for number, layer in enumerate(layers):
-            place = places[sources_of(layer, places)[0]]
-            if number < shared:
-                places[layer.name] = place.through(window_of(layer))
-            else:
-                extent = place.extent if isinstance(place, Border) else place
-                places[layer.name] = through(window_of(layer), extent)
-        return places
-
-    def _segments(self) -> list[tuple[tuple[Layer, ...], tuple[str, ...]]]:
-        """The layers up to each pooling, and the maps that are read after them."""
-        layers = self._layers
-        names = ["", *(layer.name for layer in layers)]
-        ends = [n for n, layer in enumerate(layers, 1) if isinstance(layer, Pool)]
-        segments = []
-        for start, end in itertools.pairwise(dict.fromkeys([0, *ends, len(layers)])):
-            later = {source for layer in layers[end:] for source in sources_of(layer, names)}
-            later |= {names[end], *(skip.feature for skip in self.alignment.skips)}
-            kept = tuple(name for name in names[: end + 1] if name in later)
-            segments.append((layers[start:end], kept))
-        return segments
+        self, image: Map, input_name: str, train: bool, keep_all: bool
+    ) -> dict[str, Map]:
+        """Runs the table of layers; returns the maps that scores are read from, or all."""
+        layers, suffix = self._layers, self._input_suffix(input_name)
+        kept = [skip.source for skip in self.alignment.skips]
+        maps: dict[str, Map | SharedMap] = {"": image}
+        if keep_all:
+            kept = [layer.name for layer in layers]
+        elif not ops.plain_chosen():
+            maps[""] = share_border(image, layers)  # the same function with less arithmetic
+        for segment, read_later in segments(layers, tuple(kept)):
+            run = FCN._run_layers
+            if self.remat and isinstance(segment[-1], Pool):  # maps after the last one are small
+                run = nn.remat(run, static_argnums=(2, 3, 4, 5))
+            maps = run(self, maps, segment, read_later, suffix, train)
+        return {f"{name}{suffix}": map.whole() for name, map in maps.items() if name}
 
     def _run_layers(
         self,
+        maps: Mapping[str, Map | SharedMap],
         layers: Sequence[Layer],
-        arrays: Mapping[str, Any],
-        places: Places,
-        train: bool,
+        kept: frozenset[str],
         suffix: str,
-    ) -> dict[str, Any]:
-        """Runs some layers; returns the given maps and theirs, as they leave ReLU and dropout."""
-        arrays = dict(arrays)
+        train: bool,
+    ) -> dict[str, Map | SharedMap]:
+        """Runs some layers on the maps before them; returns the maps that are kept."""
+        maps = dict(maps)
         for layer in layers:
-            sources, window = sources_of(layer, arrays), window_of(layer)
-            run, place = self._layer(layer, train, suffix), places[layer.name]
-            if isinstance(place, Border):
-                (source,) = sources
-                arrays[layer.name] = places[source].run(run, window, arrays[source])
-                continue
-            read = [_whole(arrays, places, source)[0] for source in sources]
-            if isinstance(layer, Pool) and not sources[0]:  # other maps are not negative
-                read = [fill_beyond(read[0], places[""], -jnp.inf)]
-            arrays[layer.name] = fill_beyond(run(window, *read), place)
-        return arrays
+            read = [maps[name] for name in sources_of(layer, maps)]
+            maps[layer.name] = self._run_layer(layer, read, f"{layer.name}{suffix}", train)
+        return {name: map for name, map in maps.items() if name in kept}
 
-    def _layer(self, layer: Layer, train: bool, suffix: str) -> Callable[..., Array]:
-        """A layer of the table as a function of its window and the maps that it reads."""
+    def _run_layer(
+        self, layer: Layer, read: Sequence[Map | SharedMap], name: str, train: bool
+    ) -> Map | SharedMap:
+        """Runs one layer of the table, with the ReLU and the dropout that follow it."""
+        if isinstance(layer, Concat):
+            arrays, (valid_size, *_) = zip(*(map.whole() for map in read), strict=True)
+            result = Map(jnp.concatenate(arrays, axis=-1), valid_size)
+        else:
+            result = read[0].apply(self._operation(layer, name), window_of(layer))
+        if getattr(layer, "dropout", False):
+            x, valid_size = result.whole()
+            result = Map(nn.Dropout(self.dropout, deterministic=not train)(x), valid_size)
+        return result
+
+    def _operation(self, layer: Conv | Pool | Norm, name: str) -> Callable[..., Array]:
+        """A layer as a function of a map and a window."""
+        if isinstance(layer, Pool):
+            return ops.average_pool if layer.average else ops.max_pool
+        if isinstance(layer, Norm):
+            return lambda x, _: ops.local_response_norm(x, layer.size, layer.alpha, layer.beta)
         precision = PRECISIONS[self.precision]
-        if isinstance(layer, Conv):
-            first = layer == self.backbone.layers[0]
-            convolution = Convolution(
-                layer.channels,
-                layer.window,
-                layer.groups,
-                first_kernel if first else centred_kernel,
-                precision.maps,
-                precision.products,
-                f"{layer.name}{suffix}" in self.frozen_layers,
-                name=f"{layer.name}{suffix}",
-            )
+        return Convolution(
+            layer.channels,
+            layer.groups,
+            relu=True,
+            kernel_init=first_kernel if layer == self.backbone.layers[0] else centred_kernel,
+            dtype=precision.maps,
+            precision=precision.products,
+            frozen=name in self.frozen_layers,
+            name=name,
+        )
 
-        def run(window: Window | None, *read: Array) -> Array:
-            if window is not None:
-                self._check_size(layer.name, window, read[0])
-            if isinstance(layer, Conv) and window is not None:
-                x = nn.relu(convolution(read[0], window.pad))
-            elif isinstance(layer, Pool) and window is not None:
-                x = (ops.average_pool if layer.average else ops.max_pool)(read[0], window)
-            elif isinstance(layer, Norm):
-                x = ops.local_response_norm(read[0], layer.size, layer.alpha, layer.beta)
-            else:
-                x = jnp.concatenate(read, axis=-1)
-            if getattr(layer, "dropout", False):
-                x = nn.Dropout(self.dropout, deterministic=not train)(x)
-            return x
+    # ---- the decoder
 
-        return run
-
-    def _decode(self, maps: _Maps, head: str, classes: int, size: tuple[int, ...]) -> Array:
-        """The scores of one head; adds its maps."""
-        alignment = self.alignment
-        if alignment.final is None:
-            last = self._layers[-1].name
-            return maps.arrays[self._score(maps, self.backbone.classifier, last, head, classes)]
-
-        scores = self._score(maps, "score_fr", self.backbone.layers[-1].name, head, classes)
+    def _decode(self, maps: Mapping[str, Map], head: str, classes: int) -> dict[str, Map]:
+        """The maps of one head; the last one has its scores, not yet cropped to the image."""
+        alignment, suffix = self.alignment, self._head_suffix(head)
+        first = "score_fr" if alignment.final else self.backbone.classifier
+        decoded = self._score(maps, first, self._layers[-1].name, suffix, classes)
+        *_, scores = decoded.values()
         for skip in alignment.skips:
-            up = self._conv_transpose(maps, skip.upsample, head, classes, scores)
-            name = f"score_{skip.feature}"
-            fine = self._score(maps, name, skip.feature, head, classes, skip.scale)
-            offset = alignment.crops[name]
-            scores = f"fuse_{skip.feature}{head}"
-            maps.add(
-                scores,
-                _fuse(maps.arrays[fine], maps.arrays[up], offset),
-                fused(offset, maps.extents[fine], maps.extents[up]),
-            )
-        up = self._conv_transpose(maps, alignment.final, head, classes, scores)
-        return _crop_to_image(maps.arrays[up], alignment.crops[alignment.final], size)
+            up = self._upsample(scores, skip.upsample, head)
+            layer = f"score_{skip.source}"
+            fine = self._score(maps, layer, skip.source, suffix, classes, skip.scale)
+            *_, finer = fine.values()
+            scores = _fuse(finer, up, alignment.crops[layer])
+            fuse = f"fuse_{skip.source}{suffix}"
+            decoded |= {f"{skip.upsample}{suffix}": up, **fine, fuse: scores}
+        if alignment.final:
+            up = self._upsample(scores, alignment.final, head)
+            decoded[f"{alignment.final}{suffix}"] = up
+        return decoded
 
     def _score(
         self,
-        maps: _Maps,
-        name: str,
-        feature: str,
-        head: str,
+        maps: Mapping[str, Map],
+        layer: str,
+        source: str,
+        head_suffix: str,
         classes: int,
         scale: float = 1.0,
-    ) -> str:
-        """Adds the scores of a map of the backbone, and returns their name.
-
-        With several inputs it is the name of their mean (late fusion).
-        """
-        names = []
-        for stream, _ in self.inputs:
-            suffix = self._input_suffix(stream)
-            read = f"{feature}{suffix}"
-            names.append(f"{name}{head}{suffix}")
-            layer = Convolution(
+    ) -> dict[str, Map]:
+        """The scores of a map of every backbone; of several also their mean, at the end."""
+        scores = {}
+        for input_name, _ in self.inputs:
+            suffix = self._input_suffix(input_name)
+            name = f"{layer}{head_suffix}{suffix}"
+            convolution = Convolution(
                 classes,
-                Window(1),
-                precision=self._products,
-                frozen=names[-1] in self.frozen_layers,
-                name=names[-1],
+                precision=PRECISIONS[self.precision].products,
+                frozen=name in self.frozen_layers,
+                name=name,
             )
-            maps.add(names[-1], layer(maps.arrays[read] * scale), maps.extents[read])
-        if len(names) == 1:
-            return names[0]
-        mean = f"{name.replace('score_fr', 'score')}{head}_fused"
-        scores = [maps.arrays[name] for name in names]
-        maps.add(mean, functools.reduce(operator.add, scores) / len(scores), maps.extents[names[0]])
-        return mean
+            array, valid_size = maps[f"{source}{suffix}"]
+            scores[name] = Map(array * scale, valid_size).apply(convolution, CELL)
+        if len(scores) > 1:  # late fusion
+            mean = functools.reduce(operator.add, (score.array for score in scores.values()))
+            mean_name = f"{layer.replace('score_fr', 'score')}{head_suffix}_fused"
+            scores[mean_name] = Map(mean / len(scores), next(iter(scores.values())).valid_size)
+        return scores
 
-    def _conv_transpose(self, maps: _Maps, name: str, head: str, classes: int, scores: str) -> str:
-        """Adds the transposed convolution of some scores, and returns its name."""
-        window, frozen = (
-            self.alignment.transposed_windows[name],
-            f"{name}{head}" in self.frozen_layers,
-        )
-        layer = ConvTranspose(classes, window, self._products, frozen, name=f"{name}{head}")
-        maps.add(f"{name}{head}", layer(maps.arrays[scores]), through(window, maps.extents[scores]))
-        return f"{name}{head}"
+    def _upsample(self, scores: Map, layer: str, head: str) -> Map:
+        """The transposed convolution of a head's scores."""
+        name = f"{layer}{self._head_suffix(head)}"
+        precision = PRECISIONS[self.precision].products
+        transposed = ConvTranspose(precision, name in self.frozen_layers, name=name)
+        return scores.apply(transposed, self.alignment.transposed_windows[layer])
+
+    def _crop(self, scores: Array, height: int, width: int) -> Float[Array, "b h w c"]:
+        """The part of the last map that lies over the image."""
+        offset = self.alignment.crops[self.alignment.final or ""]
+        if offset < 0 or offset + height > scores.shape[1] or offset + width > scores.shape[2]:
+            raise ValueError(
+                f"scores of {scores.shape[1]}x{scores.shape[2]} cells at offset {offset} do not "
+                f"cover an image of {height}x{width}; take padding='same', or give the backbone's "
+                "first layer more"
+            )
+        return scores[:, offset : offset + height, offset : offset + width]
 
     # ---- checks
 
-    def _checked(self, images: Any) -> dict[str, Array]:
-        """The images by input."""
+    def _by_input(self, images: Images) -> dict[str, Array]:
+        """The images by input, checked; a classifier fills up those that are too small."""
+        if not isinstance(images, Mapping) and len(self.inputs) == 1:
+            images = {self.inputs[0][0]: images}
         names = [name for name, _ in self.inputs]
-        if not isinstance(images, Mapping) and len(names) == 1:
-            images = {names[0]: images}
         given = set(images) if isinstance(images, Mapping) else {"one array"}
-        if given != set(names):
+        if not isinstance(images, Mapping) or given != set(names):
             raise ValueError(
                 f"the network reads {', '.join(names)}, it was given {', '.join(sorted(given))}; "
                 "pass a dictionary with an array for each"
             )
-        inputs = dict(images)
         for name, channels in self.inputs:
-            _check_images(inputs[name], channels)
-        if len({image.shape[:3] for image in inputs.values()}) > 1:
-            shapes = {name: image.shape for name, image in inputs.items()}
-            raise ValueError(f"the inputs must have one batch, height and width, got {shapes}")
-        return {name: inputs[name] for name in names}
-
-    def _check_size(self, layer: str, window: Window, x: Array) -> None:
-        try:
-            for size in x.shape[1:3]:
-                window.output_size(size)
-        except ValueError as error:
+            _check_images(images[name], channels)
+        sizes = {images[name].shape[:3] for name in names}
+        if len(sizes) > 1:
             raise ValueError(
-                f"the image is too small for {layer} ({error}); images must have at least "
-                f"{self.smallest_image} pixels a side"
-            ) from None
+                f"the inputs must have one batch, height and width, got {sorted(sizes)}"
+            )
+        ((_, height, width),) = sizes
+        least = self.smallest_image
+        if not self.classifies and min(height, width) < least:
+            raise ValueError(
+                f"images of {height}x{width} pixels are too small for the backbone; they must have "
+                f"at least {least} pixels a side"
+            )
+        lacking = ((0, 0), (0, max(0, least - height)), (0, max(0, least - width)), (0, 0))
+        return {name: jnp.pad(images[name], lacking) for name in names}
 
     # ---- properties
 
-    @property
-    def _products(self) -> jax.lax.Precision:
-        return PRECISIONS[self.precision].products
+    def _input_suffix(self, name: str) -> str:
+        return name if len(self.inputs) > 1 else ""
 
-    def _input_suffix(self, stream: str) -> str:
-        return stream if len(self.inputs) > 1 else ""
-
-    def head_suffixes(self) -> tuple[str, ...]:
-        """What is appended to the names of each head's layers."""
-        return tuple(f"_{name}" for name, _ in self.heads) if len(self.heads) > 1 else ("",)
+    def _head_suffix(self, name: str) -> str:
+        return f"_{name}" if len(self.heads) > 1 else ""
 
     @property
     def alignment(self) -> Alignment:
@@ -402,27 +345,43 @@ class FCN(nn.Module):
         return smallest_input(self._layers)
 
     @property
+    def parameter_layers(self) -> tuple[str, ...]:
+        """The layers that have parameters, in the order they run."""
+        convolutions = tuple(
+            f"{layer.name}{self._input_suffix(name)}"
+            for name, _ in self.inputs
+            for layer in self.backbone.layers
+            if isinstance(layer, Conv)
+        )
+        return (*convolutions, *self.score_layers)
+
+    @property
     def score_layers(self) -> tuple[str, ...]:
         """The layers whose shape depends on the number of classes."""
-        names = ["score_fr", *(f"score_{skip.feature}" for skip in self.alignment.skips)]
-        if self.alignment.final is None:
+        names = ["score_fr", *(f"score_{skip.source}" for skip in self.alignment.skips)]
+        if self.classifies:
             names = [self.backbone.classifier]
         scores = tuple(
-            f"{name}{head}{self._input_suffix(stream)}"
-            for name in names
-            for head in self.head_suffixes()
-            for stream, _ in self.inputs
+            f"{layer}{self._head_suffix(head)}{self._input_suffix(name)}"
+            for layer in names
+            for head, _ in self.heads
+            for name, _ in self.inputs
         )
         return (*scores, *self.upsampling_layers)
 
     @property
+    def upsampling_windows(self) -> dict[str, TransposedWindow]:
+        """Kernel and factor of every transposed convolution, from coarse to fine."""
+        return {
+            f"{layer}{self._head_suffix(head)}": window
+            for layer, window in self.alignment.transposed_windows.items()
+            for head, _ in self.heads
+        }
+
+    @property
     def upsampling_layers(self) -> tuple[str, ...]:
         """The transposed convolutions, from coarse to fine."""
-        return tuple(
-            f"{name}{head}"
-            for name in self.alignment.transposed_windows
-            for head in self.head_suffixes()
-        )
+        return tuple(self.upsampling_windows)
 
     @property
     def frozen_layers(self) -> tuple[str, ...]:
@@ -430,51 +389,30 @@ class FCN(nn.Module):
 
         Those that match ``freeze``, and the transposed convolutions that are not learned.
         """
-        fixed = {
-            f"{name}{head}"
-            for name in self.alignment.transposed_windows
-            if name not in self.learned_upsampling
-            for head in self.head_suffixes()
+        learned = {
+            f"{layer}{self._head_suffix(head)}"
+            for layer in self.learned_upsampling
+            for head, _ in self.heads
         }
+        fixed = set(self.upsampling_layers) - learned
         return tuple(
             name
             for name in self.parameter_layers
             if name in fixed or any(fnmatch.fnmatchcase(name, pattern) for pattern in self.freeze)
         )
 
-    @property
-    def parameter_layers(self) -> tuple[str, ...]:
-        """The layers that have parameters, in the order they run."""
-        convolutions = tuple(
-            f"{layer.name}{self._input_suffix(stream)}"
-            for stream, _ in self.inputs
-            for layer in self.backbone.layers
-            if isinstance(layer, Conv)
-        )
-        return (*convolutions, *self.score_layers)
 
-
-def _fuse(fine: Array, up: Array, offset: int) -> Array:
-    """Adds two score maps where they overlap; ``offset`` is that of ``fine`` against ``up``."""
-    rows_fine, rows_up = overlap(offset, fine.shape[1], up.shape[1])
-    columns_fine, columns_up = overlap(offset, fine.shape[2], up.shape[2])
-    return fine[:, rows_fine, columns_fine] + up[:, rows_up, columns_up]
-
-
-def _crop_to_image(up: Array, offset: int, size: tuple[int, ...]) -> Array:
-    height, width = size
-    if offset < 0 or offset + height > up.shape[1] or offset + width > up.shape[2]:
-        raise ValueError(
-            f"scores of {up.shape[1]}x{up.shape[2]} cells at offset {offset} do not cover an image "
-            f"of {height}x{width}; take padding='same', or give the backbone's first layer more"
-        )
-    return up[:, offset : offset + height, offset : offset + width]
-
-
-def _enlarged(x: Array, smallest: int) -> Array:
-    """Zeros below and to the right of images that are smaller."""
-    lacking = [(0, max(0, smallest - side)) for side in x.shape[1:3]]
-    return jnp.pad(x, ((0, 0), *lacking, (0, 0)))
+def _fuse(fine: Map, up: Map, offset: int) -> Map:
+    """Adds two maps of scores where they overlap; ``offset`` is that of ``fine`` against ``up``."""
+    (rows_fine, rows_up), (columns_fine, columns_up) = (
+        overlap(offset, *sides)
+        for sides in zip(fine.array.shape[1:3], up.array.shape[1:3], strict=True)
+    )
+    total = fine.array[:, rows_fine, columns_fine] + up.array[:, rows_up, columns_up]
+    if fine.valid_size is None or up.valid_size is None:
+        return Map(total)
+    valid_size = jnp.minimum(up.valid_size, fine.valid_size - offset) - max(0, -offset)
+    return Map.masked(total, valid_size)
 
 
 def _check_images(images: Any, channels: int) -> None:
@@ -520,10 +458,10 @@ def create_model(
     Args:
         name: ``fcn32s``, ``fcn16s``, ``fcn8s``, ``fcn8s_atonce``; or ``classifier``, the backbone
             with its own last layer, which gives a map of class scores.
-        backbone: A name in `fcn_jax.models.backbones.BACKBONES`, ``FILE.py:FUNCTION``, or a function of
-            ``(padding, width, fc_width)`` that returns a `fcn_jax.models.backbones.Backbone`. The names of
-            the networks are those of backbones of stride 32: fcn16s has one skip, fcn8s two, from the
-            maps that the backbone names, whatever their strides.
+        backbone: A name in `fcn_jax.models.backbones.BACKBONES`, ``FILE.py:FUNCTION``, or a
+            function of ``(padding, width, fc_width)`` that returns a `fcn_jax.Backbone`. The names
+            of the networks are those of backbones of stride 32: fcn16s has one skip, fcn8s two,
+            from the maps that the backbone names, whatever their strides.
         num_classes: Channels of the logits; several heads as a dictionary, ``{"sem": 33, …}``.
         inputs: Channels of the image; several inputs as a dictionary, ``{"color": 3, …}``, each
             with a backbone of its own, whose scores are averaged (late fusion).
@@ -532,8 +470,8 @@ def create_model(
         width: Multiplier of the backbone's channels.
         fc_width: Channels of fc6 and fc7.
         dropout: Rate after fc6 and fc7.
-        learned_upsampling: Which transposed convolutions are trained: the ``intermediate`` ones and not
-            the last (CVPR 2015), ``none`` (the PAMI models), ``all``, or a tuple of names.
+        learned_upsampling: Which transposed convolutions are trained: the ``intermediate`` ones and
+            not the last (CVPR 2015), ``none`` (the PAMI models), ``all``, or a tuple of names.
         precision: ``float32``; ``tf32``, which lets GPUs and TPUs round the factors of products;
             or ``bfloat16``, with the backbone's maps in 16 bits. Parameters and logits are float32.
         remat: Train in less memory and more time: only pooled maps are kept for the gradient.
@@ -566,7 +504,7 @@ def create_model(
         )
     # Labels are stored in 8 bits, of which 255 is void.
     heads = _named_counts("num_classes", num_classes, "label", 255 if decoder.upsample else 2**31)
-    streams = _named_counts("inputs", inputs, "image", 2**31)
+    channels = _named_counts("inputs", inputs, "image", 2**31)
     if width <= 0 or operator.index(fc_width) < 1:
         raise ValueError(f"width and fc_width must be positive, got {width} and {fc_width}")
     if not 0 <= dropout < 1:
@@ -581,7 +519,7 @@ def create_model(
         learned = tuple(learned_upsampling)
         if unknown := [layer for layer in learned if layer not in names]:
             raise ValueError(f"{name} has no transposed convolution {unknown[0]!r}; it has {names}")
-    model = FCN(heads, streams, table, decoder, dropout, learned, precision, remat, tuple(freeze))
+    model = FCN(heads, channels, table, decoder, dropout, learned, precision, remat, tuple(freeze))
     for pattern in freeze:
         if not fnmatch.filter(model.parameter_layers, pattern):
             layers = ", ".join(model.parameter_layers)
@@ -603,8 +541,8 @@ def _named_counts(
     return tuple(counts.items())
 
 
-def example_images(model: FCN, height: int = 0, width: int = 0) -> Any:
-    """Shapes and types of a network's input, one image that it can take, for tracing.
+def example_images(model: FCN, height: int = 0, width: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of a network's inputs, one image that it can take, for tracing.
 
     Args:
         model: The network.
@@ -612,13 +550,8 @@ def example_images(model: FCN, height: int = 0, width: int = 0) -> Any:
         width: See ``height``.
     """
     least = max(32, model.smallest_image)
-    images = _abstract_images(model, height or least, width or least)
-    return images if len(images) > 1 else next(iter(images.values()))
-
-
-def _abstract_images(model: FCN, height: int, width: int) -> dict[str, jax.ShapeDtypeStruct]:
     return {
-        name: jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
+        name: jax.ShapeDtypeStruct((1, height or least, width or least, channels), jnp.float32)
         for name, channels in model.inputs
     }
 
@@ -629,7 +562,7 @@ def abstract_params(model: FCN) -> dict[str, Any]:
 
 
 def multiply_adds(model: FCN, height: int, width: int) -> int:
-    """Multiply-adds of one forward pass on an image: of all convolutions and transposed convolutions.
+    """Multiply-adds of one forward pass on an image, of convolutions and transposed convolutions.
 
     Products with the padding count, as they are computed; pooling, normalisation and biases do
     not. A transposed convolution has a kernel between all pairs of classes.
@@ -637,20 +570,17 @@ def multiply_adds(model: FCN, height: int, width: int) -> int:
     Raises:
         ValueError: If the network cannot take an image of this size.
     """
-    images = _abstract_images(model, height, width)
+    images = example_images(model, height, width)
     run = functools.partial(model.init_with_output, return_maps=True)
     (_, maps), variables = jax.eval_shape(run, jax.random.key(0), images)
-    windows = {
-        f"{name}{head}": window
-        for name, window in model.alignment.transposed_windows.items()
-        for head in model.head_suffixes()
-    }
     total = 0
     for layer, arrays in variables["params"].items():
         rows, columns = maps[layer].shape[1:3]
-        if layer in windows:  # each cell of its input writes one kernel
-            kernel, factor = windows[layer].kernel, windows[layer].factor
-            rows, columns = ((size - kernel) // factor + 1 for size in (rows, columns))
+        if layer in model.upsampling_windows:  # each cell of its input writes one kernel
+            window = model.upsampling_windows[layer]
+            rows, columns = (
+                (cells - window.kernel) // window.factor + 1 for cells in (rows, columns)
+            )
         total += rows * columns * math.prod(arrays["kernel"].shape)
     return total
 

@@ -1,4 +1,4 @@
-"""The layers that have parameters: convolution and transposed convolution, how they start and compute.
+"""The layers that have parameters: convolution and transposed convolution.
 
 Which of them a network has, and how they are joined, is decided in `fcn_jax.models.fcn`.
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from fcn_jax import ops
@@ -30,7 +30,7 @@ class Precision:
         products: What the factors of a product may be rounded to (`jax.lax.Precision`).
     """
 
-    maps: Any
+    maps: DTypeLike | None
     products: lax.Precision
 
 
@@ -43,10 +43,12 @@ PRECISIONS: dict[str, Precision] = {
 
 # ======================================================================== initial values
 
-_he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
-def centred_kernel(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+def centred_kernel(
+    key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+) -> Float[Array, "k k i o"]:
     """He normal (He et al. 2015) whose weights add up to zero in each filter.
 
     What leaves a ReLU has a large mean, and through many layers of plain random filters only that
@@ -54,20 +56,17 @@ def centred_kernel(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32)
     add up to zero do not see it. The factor restores the variance that the mean took part in:
     after a ReLU, E[x^2] / Var[x] = 1 / (1 - 1 / pi).
     """
-    kernel = _he_normal(key, shape, dtype)
+    kernel = he_normal(key, shape, dtype)
     if shape[0] * shape[1] * shape[2] > 1:
         kernel -= kernel.mean((0, 1, 2), keepdims=True)
     return kernel * (1 - 1 / math.pi) ** -0.5
 
 
-def first_kernel(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+def first_kernel(
+    key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+) -> Float[Array, "k k i o"]:
     """He normal for pixels on the 0..255 scale, whose standard deviation is about 64."""
-    return _he_normal(key, shape, dtype) / 64
-
-
-def _bilinear(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-    del key  # nothing about it is random
-    return jnp.asarray(ops.bilinear_kernel(shape[0], shape[-1]), dtype)
+    return he_normal(key, shape, dtype) / 64
 
 
 # ======================================================================== modules
@@ -78,9 +77,8 @@ class Convolution(nn.Module):
 
     Attributes:
         channels: Channels out.
-        window: Kernel size and stride. The padding is an argument: the same weights may run over
-            maps with a border and without.
         groups: Parts that the channels are split into, each convolved on its own.
+        relu: Whether ReLU follows.
         kernel_init: Initial kernel (size, size, channels in of a group, channels out).
         dtype: Of the products and the result; None is that of the input or of the parameters,
             whichever is wider.
@@ -89,18 +87,17 @@ class Convolution(nn.Module):
     """
 
     channels: int
-    window: Window
     groups: int = 1
+    relu: bool = False
     kernel_init: nn.initializers.Initializer = nn.initializers.zeros_init()
-    dtype: Any = None
+    dtype: DTypeLike | None = None
     precision: lax.Precision = lax.Precision.HIGHEST
     frozen: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w i"], pad: int = 0) -> Float[Array, "b h2 w2 o"]:
-        """``pad`` zeros are added on each side of the maps."""
-        size, stride = self.window.kernel, self.window.stride
-        shape = (size, size, x.shape[-1] // self.groups, self.channels)
+    def __call__(self, x: Float[Array, "b h w i"], window: Window) -> Float[Array, "b h2 w2 o"]:
+        """The same weights may run through windows of other padding."""
+        shape = (window.kernel, window.kernel, x.shape[-1] // self.groups, self.channels)
         kernel = self.param("kernel", self.kernel_init, shape)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.channels,))
         if self.frozen:
@@ -109,35 +106,34 @@ class Convolution(nn.Module):
         out = ops.convolution(
             x.astype(dtype),
             kernel.astype(dtype),
-            (stride, stride),
-            ((pad, pad), (pad, pad)),
+            (window.stride, window.stride),
+            ((window.pad, window.pad), (window.pad, window.pad)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=self.groups,
             precision=self.precision,
         )
-        return out + bias.astype(dtype)[None, None, None]
+        out = out + bias.astype(dtype)[None, None, None]
+        return nn.relu(out) if self.relu else out
 
 
 class ConvTranspose(nn.Module):
     """Transposed convolution without bias, started as bilinear interpolation.
 
     Attributes:
-        channels: Channels in and out.
-        window: Kernel size and factor.
         precision: What the factors may be rounded to.
         frozen: Whether the kernel receives no gradient.
     """
 
-    channels: int
-    window: TransposedWindow
     precision: lax.Precision = lax.Precision.HIGHEST
     frozen: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], window: TransposedWindow
+    ) -> Float[Array, "b h2 w2 c"]:
         """Uncropped: `TransposedWindow.output_size` cells a side."""
-        size = self.window.kernel
-        kernel = self.param("kernel", _bilinear, (size, size, self.channels, self.channels))
+        bilinear = ops.bilinear_kernel(window.kernel, x.shape[-1])
+        kernel = self.param("kernel", lambda _: jnp.asarray(bilinear))
         if self.frozen:
             kernel = lax.stop_gradient(kernel)
-        return ops.conv_transpose(x, kernel, self.window.factor, precision=self.precision)
+        return ops.conv_transpose(x, kernel, window.factor, precision=self.precision)
