@@ -23,6 +23,7 @@ os.environ.setdefault(
 )
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 from jaxtyping import config, install_import_hook
@@ -47,6 +48,7 @@ CHECKED = [
     "fcn_jax.inference.predictor",
     "fcn_jax.inference.report",
     "fcn_jax.inference.tiling",
+    "fcn_jax.models",
     "fcn_jax.ops",
     "fcn_jax.weights",
 ]
@@ -64,6 +66,14 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"real data and weights are not at {SHARED}")
     return SHARED
+
+
+@pytest.fixture
+def unchecked_annotations() -> Iterator[None]:
+    """Arguments of wrong types reach what the function itself says about them."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def loss_and_gradient(case: Case, mesh: Mesh) -> dict[str, np.ndarray]:
 def logits(case: Case, mesh: Mesh) -> dict[str, np.ndarray]:
     """Inference on a batch whose rows are split, as research code does it."""
     model, batch = case.model, put_batch(case.batch(), mesh)
-    images = Preprocessing().apply(batch["image"], batch["valid_size"])
+    images = Preprocessing().apply(batch["image"])
     params = jax.device_put(random_parameters(model, 0), replicated(mesh))
     found = jax.jit(model.apply)({"params": params}, images, valid_size=batch["valid_size"])
     assert found.sharding.device_set == set(mesh.devices.flat)

@@ -7,6 +7,7 @@ import math
 import jax
 import numpy as np
 import pytest
+import toy_backbones
 from random_parameters import random_parameters
 
 import fcn_jax
@@ -32,7 +33,7 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
         ("googlenet", "native", None),
     ],
 )
-def test_how_far_a_trunk_shares_its_border(backbone, padding, last):
+def test_how_far_a_backbone_shares_its_border(backbone, padding, last):
     layers = BACKBONES[backbone](padding, 1.0, 4096).layers
     shared = shared_layers(layers)
     assert (layers[shared - 1].name if shared else None) == last
@@ -58,8 +59,6 @@ def test_image_and_edge_lie_where_they_are_found_by_trying(backbone):
         for number, layer in enumerate(layers[:shared]):
             window = window_of(layer)
             border = border.through(window)
-            if window is None:
-                continue
             if number == 0:
                 window = Window(window.kernel, window.stride, 0, window.ceil)
             image, edge = seen_by(image, window, False), seen_by(edge, window, True)
@@ -73,12 +72,17 @@ def test_image_and_edge_lie_where_they_are_found_by_trying(backbone):
 
 
 @pytest.mark.parametrize(
-    ("backbone", "sizes"),
-    [("vgg16", [(1, 1), (33, 47)]), ("alexnet", [(38, 53)]), ("googlenet", [(41, 34)])],
+    ("net", "backbone", "sizes"),
+    [
+        ("fcn8s", "vgg11", [(1, 1), (33, 47)]),
+        ("fcn8s", toy_backbones.plain, [(2, 1), (38, 53)]),
+        ("fcn32s", "alexnet", [(38, 53)]),
+        pytest.param("fcn32s", "googlenet", [(41, 34)], marks=pytest.mark.slow),
+    ],
 )
-def test_scores_are_those_of_the_plain_network(backbone, sizes):
+def test_scores_are_those_of_the_plain_network(net, backbone, sizes):
     model = fcn_jax.create_model(
-        "fcn8s", backbone=backbone, padding="reference", num_classes=4, width=1 / 16, fc_width=8
+        net, backbone=backbone, padding="reference", num_classes=4, width=1 / 16, fc_width=8
     )
     params = {"params": random_parameters(model, 0)}
     rng = np.random.default_rng(0)
@@ -93,8 +97,9 @@ def test_scores_are_those_of_the_plain_network(backbone, sizes):
 
 def test_gradients_are_those_of_the_plain_network():
     model = fcn_jax.create_model(
-        "fcn8s", backbone="vgg11", padding="reference", num_classes=4, width=1 / 16, fc_width=8
+        "fcn8s", backbone=toy_backbones.plain, padding="reference", num_classes=4, fc_width=8
     )
+    assert shared_layers(model.backbone.layers) >= 4  # two convolutions, two pools
     params = random_parameters(model, 0)
     rng = np.random.default_rng(0)
     images = rng.normal(0, 64, (1, 37, 50, 3)).astype(np.float32)

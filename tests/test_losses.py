@@ -117,6 +117,7 @@ def test_half_precision_logits_are_summed_in_float32():
     assert float(total) == float(cross_entropy(logits.astype(jnp.float32), labels).total)
 
 
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_floating_point_labels_are_refused():
     logits, labels = random_case()
     with pytest.raises(ValueError, match="labels must be integers, got float32"):

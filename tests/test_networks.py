@@ -37,20 +37,18 @@ def parameter_shapes(model) -> dict[str, dict[str, tuple[int, ...]]]:
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("net", SEGMENTERS)
-def test_logits_have_the_size_of_the_image(net, padding):
-    model = small_model(net, padding=padding)
-    rng = np.random.default_rng(list(SEGMENTERS).index(net))  # other sizes for each
-    sizes = [(1, 1), (1, 500), *rng.integers(1, 67, (2, 2)), *rng.integers(67, 1100, (1, 2))]
+def test_logits_have_the_size_of_the_image(padding):
+    """Also where the border is shared; all backbones and decoders are in test_backbones."""
+    model = small_model("fcn8s_atonce", padding=padding)
     shapes = {"params": abstract_params(model)}
-    for height, width in sizes:
-        images = jax.ShapeDtypeStruct((2, int(height), int(width), 3), jnp.float32)
+    for height, width in [(1, 1), (1, 500), (701, 1099)]:
+        images = jax.ShapeDtypeStruct((2, height, width, 3), jnp.float32)
         logits = jax.eval_shape(model.apply, shapes, images)
         assert logits.shape == (2, height, width, 4)
         assert logits.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("net", SEGMENTERS)
+@pytest.mark.parametrize("net", ["fcn32s", "fcn8s_atonce"])
 def test_other_channels_and_batches(net):
     """Four channels: early fusion of depth."""
     model = toy_model(net, inputs=4)
@@ -67,28 +65,24 @@ def test_other_channels_and_batches(net):
 
 
 def test_return_maps_names_every_layer():
-    model = small_model("fcn8s")
+    model = toy_model("fcn8s")
     params = random_parameters(model, 0)
     images = np.random.default_rng(0).normal(size=(1, 37, 50, 3)).astype(np.float32)
     logits, maps = jax.jit(functools.partial(model.apply, return_maps=True))(
         {"params": params}, images
     )
-    convolutions = [
-        f"conv{s}_{i}" for s, n in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, n + 1)
-    ]
-    expected = {
-        *convolutions,
-        *(f"pool{stage}" for stage in range(1, 6)),
-        *("fc6", "fc7", "score_fr", "upscore2", "score_pool4", "fuse_pool4"),
-        *("upscore_pool4", "score_pool3", "fuse_pool3", "upscore8"),
+    assert set(maps) == set(model.alignment.geometry)
+    assert set(maps) == {
+        *("stem", "pool2", "middle", "pool3", "pool4", "pool5", "top"),
+        *("score_fr", "upscore2", "score_pool4", "fuse_pool4"),
+        *("upscore_pool4", "score_pool3", "fuse_pool3", "upscore4"),
     }
-    assert set(maps) == expected == set(model.alignment.geometry)
-    sizes = {stage: (-(-37 // 2**stage), -(-50 // 2**stage)) for stage in range(1, 6)}
-    for stage, size in sizes.items():
-        assert maps[f"pool{stage}"].shape[1:3] == size
-    assert maps["fuse_pool3"].shape[1:3] == sizes[3]
+    sizes = {"pool2": (19, 25), "pool3": (10, 13), "pool4": (5, 7), "pool5": (3, 4)}
+    for name, size in sizes.items():
+        assert maps[name].shape[1:3] == size
+    assert maps["fuse_pool3"].shape[1:3] == sizes["pool3"]
     # Half a kernel of border is cropped: the logits are the middle of the last map.
-    np.testing.assert_array_equal(logits, maps["upscore8"][:, 4 : 4 + 37, 4 : 4 + 50])
+    np.testing.assert_array_equal(logits, maps["upscore4"][:, 2 : 2 + 37, 2 : 2 + 50])
 
 
 # ======================================================================== parameters
@@ -99,10 +93,10 @@ def test_parameters_have_caffe_names_and_layouts(net):
     shapes = parameter_shapes(fcn_jax.create_model(net))
     widths = (64, 128, 256, 512, 512)
     expected, channels = {}, 3
-    for stage, (features, convs) in enumerate(zip(widths, (2, 2, 3, 3, 3), strict=True), 1):
+    for stage, (filters, convs) in enumerate(zip(widths, (2, 2, 3, 3, 3), strict=True), 1):
         for index in range(1, convs + 1):
-            expected[f"conv{stage}_{index}"] = (3, 3, channels, features)
-            channels = features
+            expected[f"conv{stage}_{index}"] = (3, 3, channels, filters)
+            channels = filters
     expected |= {"fc6": (7, 7, 512, 4096), "fc7": (1, 1, 4096, 4096), "score_fr": (1, 1, 4096, 21)}
     ups = {"upscore": (64, 64, 21, 21)}
     if net == "fcn16s":
@@ -117,7 +111,7 @@ def test_parameters_have_caffe_names_and_layouts(net):
 
 
 @pytest.mark.parametrize("net", SEGMENTERS)
-def test_width_multiplies_every_trunk_layer(net):
+def test_width_multiplies_every_backbone_layer(net):
     shapes = parameter_shapes(fcn_jax.create_model(net, width=0.25, fc_width=100, num_classes=3))
     assert shapes["conv1_1"]["kernel"] == (3, 3, 3, 16)
     assert shapes["conv5_3"]["kernel"] == (3, 3, 128, 128)
@@ -126,10 +120,10 @@ def test_width_multiplies_every_trunk_layer(net):
     assert shapes["score_fr"]["kernel"] == (1, 1, 100, 3)
 
 
-@pytest.mark.parametrize("net", ["fcn32s", "fcn8s"])
-def test_initial_values(net):
-    """Score layers zero, transposed convolutions bilinear, hence logits exactly zero; the rest random."""
-    model = toy_model(net)
+@pytest.mark.parametrize("backbone", [toy_backbones.plain, toy_backbones.forked])
+def test_initial_values(backbone):
+    """Scores zero, transposed convolutions bilinear, hence logits exactly zero; the rest random."""
+    model = toy_model("fcn8s", backbone=backbone)
     images = 64 * np.random.default_rng(0).normal(size=(1, 17, 20, 3)).astype(np.float32)
     logits, variables = jax.jit(model.init_with_output)(jax.random.key(1), images)
     params = variables["params"]
@@ -148,7 +142,7 @@ def test_initial_values(net):
 
 def test_initial_maps_neither_vanish_nor_explode():
     """He initialisation keeps the size of the maps; the first layer expects the 0..255 scale."""
-    model = toy_model("fcn32s", width=4)
+    model = toy_model("fcn32s", width=4.0)
     images = 64 * np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
     variables = jax.jit(model.init)(jax.random.key(0), images)
     _, maps = jax.jit(functools.partial(model.apply, return_maps=True))(variables, images)
@@ -298,7 +292,7 @@ def test_a_classifier_fills_up_images_smaller_than_it_takes():
         assert jax.eval_shape(model.apply, {"params": params}, images).shape == (1, 4, cells, 4)
 
 
-def test_an_image_too_small_for_the_trunk_is_refused():
+def test_an_image_too_small_for_the_backbone_is_refused():
     def valid(padding, width, fc_width):
         del padding, width
         return Backbone((Conv("stem", 4, Window(9, stride=2)), Conv("top", fc_width, Window(3))))
@@ -312,6 +306,7 @@ def test_an_image_too_small_for_the_trunk_is_refused():
 # ======================================================================== errors
 
 
+@pytest.mark.usefixtures("unchecked_annotations")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -339,6 +334,7 @@ def test_arguments_are_checked(arguments, message):
         fcn_jax.create_model(**{"name": "fcn8s", **arguments})
 
 
+@pytest.mark.usefixtures("unchecked_annotations")
 @pytest.mark.parametrize(
     ("images", "message"),
     [
@@ -361,7 +357,7 @@ def test_images_are_checked(images, message):
         ({"color": (1, 8, 8, 3), "hha": (2, 8, 8, 3)}, "one batch, height and width"),
     ],
 )
-def test_streams_are_checked(sizes, message):
+def test_inputs_are_checked(sizes, message):
     model = small_model("fcn32s", inputs={"color": 3, "hha": 3})
     images = {name: np.zeros(shape, np.float32) for name, shape in sizes.items()}
     with pytest.raises(ValueError, match=message):

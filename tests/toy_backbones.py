@@ -9,11 +9,11 @@ HALVE = Window(2, stride=2, ceil=True)
 
 
 def plain(padding: Padding, width: float, fc_width: int) -> Backbone:
-    """A chain of layers of stride 16."""
-    del padding
+    """A chain of layers of stride 16, with a border of 40 pixels for ``reference``."""
+    border = 40 if padding == "reference" else 2
     return Backbone(
         layers=(
-            Conv("stem", scaled(8, width), Window(5, pad=2)),
+            Conv("stem", scaled(8, width), Window(5, pad=border)),
             Pool("pool2", HALVE),
             Conv("middle", scaled(16, width), Window(3, pad=1)),
             Pool("pool3", HALVE),
@@ -28,13 +28,13 @@ def plain(padding: Padding, width: float, fc_width: int) -> Backbone:
 def forked(padding: Padding, width: float, fc_width: int) -> Backbone:
     """Every kind of layer, strides of 2, 4 and 12, names of its own, two branches."""
     border = 30 if padding == "reference" else 2
-    features = scaled(8, width, multiple=2)
+    channels = scaled(8, width, multiple=2)
     return Backbone(
         layers=(
-            Conv("stem", features, Window(5, stride=2, pad=border)),
+            Conv("stem", channels, Window(5, stride=2, pad=border)),
             Norm("norm", size=3, alpha=0.01),
-            Conv("wide", 2 * features, Window(3, pad=1), groups=2),
-            Conv("narrow", features, Window(1), source="norm"),
+            Conv("wide", 2 * channels, Window(3, pad=1), groups=2),
+            Conv("narrow", channels, Window(1), source="norm"),
             Concat("both", ("wide", "narrow")),
             Pool("half", HALVE),
             Pool("third", Window(3, stride=3, ceil=True)),

@@ -551,9 +551,7 @@ def full_size_logits(
         By head float32 (b, height, width, classes), 0 beyond an image.
     """
     sizes: dict[str, Any] = {"valid_size": batch.valid_size} if takes_canvas(model) else {}
-    logits: Any = model.apply(
-        variables, inputs.apply(batch.arrays, batch.valid_size), train=False, **sizes
-    )
+    logits: Any = model.apply(variables, inputs.apply(batch.arrays), train=False, **sizes)
     by_head = logits if isinstance(logits, dict) else {next(iter(heads), "label"): logits}
     if isinstance(model, FCN) and model.classifies:
         return by_head

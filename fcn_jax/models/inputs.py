@@ -1,7 +1,7 @@
 """From stored pixels (uint8 pictures, 16-bit depth) to the floats a network was trained on.
 
-`Preprocessing` normalises one feature of an example; `Inputs` says which features a network reads,
-and in which of its inputs.
+`Preprocessing` normalises one modality of an example; `Inputs` says which modalities a network
+reads, and in which of its inputs.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, UInt
-
-from fcn_jax.canvas import ValidSize, fill_beyond
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """What a network expects of a feature; it belongs to the parameters and travels with them.
+    """What a network expects of a modality; it belongs to the parameters and travels with them.
 
     The default is Caffe's: BGR on the 0..255 scale with the ImageNet mean subtracted.
 
@@ -54,21 +53,16 @@ class Preprocessing:
 
     @property
     def channels(self) -> int:
-        """Channels of the feature."""
+        """Channels of the modality."""
         return len(self.mean)
 
     def apply(
-        self, images: UInt[Array, "b h w *c"], valid_size: ValidSize = None
-    ) -> Float[Array, "b h w c"]:
-        """Normalises a batch on the device.
+        self, images: UInt[Array | np.ndarray, "b h w *c"]
+    ) -> Float[Array, "b h w {self.channels}"]:
+        """Normalises a batch on the device, to float32.
 
         Args:
             images: RGB, 0..255; depth without an axis for the one channel.
-            valid_size: True height and width of each image on the canvas. Pixels beyond become
-                exactly 0, the value of the networks' own border padding.
-
-        Returns:
-            float32.
 
         Raises:
             ValueError: If the images have another number of channels.
@@ -87,12 +81,12 @@ class Preprocessing:
         x = x * self.scale
         if self.log:
             x = jnp.log(jnp.maximum(x, 1.0))
-        return fill_beyond((x - mean) / std, valid_size)
+        return (x - mean) / std
 
     def on_scale_of(self, other: Preprocessing) -> Preprocessing:
-        """This feature's normalisation, brought to the range that ``other``'s weights expect.
+        """This modality's normalisation, brought to the range that ``other``'s weights expect.
 
-        Another feature than photographs (HHA) keeps its own mean and channel order.
+        HHA, for example, keeps its own mean and channel order.
         """
         if self.log or self.channels != other.channels:
             return self
@@ -116,17 +110,14 @@ class Preprocessing:
 CAFFE = Preprocessing()
 """What networks trained with Caffe on ImageNet expect."""
 
-Features = Mapping[str, Any]
-"""The features of examples by name, such as ``{"image": …, "depth": …}``."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
     """What a network reads of an example.
 
     Attributes:
-        entries: For each input of the network its name, and the features it reads with their
-            normalisation; the channels of several features are joined (early fusion).
+        entries: For each input of the network its name, and the modalities it reads with their
+            normalisation; the channels of several modalities are joined (early fusion).
 
     Example:
         >>> color, depth = Preprocessing(), Preprocessing("rgb", (7.844,), (1.0,), log=True)
@@ -140,60 +131,62 @@ class Inputs:
     def of(
         cls, given: Preprocessing | Inputs | Mapping[str, Mapping[str, Preprocessing]]
     ) -> Inputs:
-        """The inputs of a network that reads images alone, or of named inputs of features."""
+        """The inputs of a network that reads images alone, or of named inputs of modalities."""
         if isinstance(given, Inputs):
             return given
         if isinstance(given, Preprocessing):
             given = {"image": {"image": given}}
-        return cls(tuple((stream, tuple(parts.items())) for stream, parts in given.items()))
+        return cls(tuple((name, tuple(parts.items())) for name, parts in given.items()))
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """The features that are read, each once."""
+        """The modalities that are read, each once."""
         return tuple(dict.fromkeys(name for _, parts in self.entries for name, _ in parts))
 
     @property
     def channels(self) -> dict[str, int]:
         """Channels of each input, for `create_model`."""
-        return {stream: sum(part.channels for _, part in parts) for stream, parts in self.entries}
+        return {name: sum(part.channels for _, part in parts) for name, parts in self.entries}
 
     @property
     def sole(self) -> Preprocessing | None:
         """The normalisation of the image, where nothing else is read; None where more is."""
-        parts = [part for _, features in self.entries for part in features]
-        return parts[0][1] if [name for name, _ in parts] == ["image"] else None
+        ((_, parts), *more) = self.entries
+        return parts[0][1] if not more and [name for name, _ in parts] == ["image"] else None
 
-    def apply(self, features: Features | Array, valid_size: ValidSize = None) -> Any:
+    def apply(
+        self, arrays: Mapping[str, Array | np.ndarray] | Array | np.ndarray
+    ) -> Float[Array, "b h w _"] | dict[str, Float[Array, "b h w _"]]:
         """Normalises a batch on the device.
 
         Args:
-            features: Batches by name, more than are read will do; an array where one is read.
-            valid_size: As for `Preprocessing.apply`.
+            arrays: Batches by modality, more than are read will do; an array where one is read.
 
         Returns:
-            float32 (b, h, w, c), or a dictionary of them where there are several inputs.
+            float32 (b, h, w, c); by the input's name where there are several inputs.
 
         Raises:
-            ValueError: If a feature is missing.
+            ValueError: If a modality is missing.
         """
-        if not isinstance(features, Mapping):
-            features = {self.modalities[0]: features}
-        if missing := [name for name in self.modalities if name not in features]:
+        if not isinstance(arrays, Mapping):
+            arrays = {self.modalities[0]: arrays}
+        if missing := [name for name in self.modalities if name not in arrays]:
             raise ValueError(
                 f"the network reads {', '.join(self.modalities)}; {', '.join(missing)} is missing"
             )
         inputs = {
-            stream: jnp.concatenate(
-                [part.apply(features[name], valid_size) for name, part in parts], axis=-1
+            name: jnp.concatenate(
+                [part.apply(arrays[modality]) for modality, part in parts], axis=-1
             )
-            for stream, parts in self.entries
+            for name, parts in self.entries
         }
         return inputs if len(inputs) > 1 else next(iter(inputs.values()))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for JSON."""
         return {
-            stream: {name: part.to_dict() for name, part in parts} for stream, parts in self.entries
+            name: {modality: part.to_dict() for modality, part in parts}
+            for name, parts in self.entries
         }
 
     @classmethod
@@ -201,7 +194,7 @@ class Inputs:
         """The inverse of `to_dict`."""
         return cls.of(
             {
-                stream: {name: Preprocessing.from_dict(part) for name, part in parts.items()}
-                for stream, parts in fields.items()
+                name: {modality: Preprocessing.from_dict(part) for modality, part in parts.items()}
+                for name, parts in fields.items()
             }
         )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from fractions import Fraction
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 
 from fcn_jax.classes import VOID
 from fcn_jax.geometry import Geometry
@@ -36,7 +35,9 @@ class PixelLoss(NamedTuple):
 
 
 def cross_entropy(
-    logits: Float[Array, "... c"], labels: Int[Array, "..."], void: int = VOID
+    logits: Float[Array | np.ndarray, "... c"],
+    labels: Integer[Array | np.ndarray, "..."],
+    void: int = VOID,
 ) -> PixelLoss:
     """Softmax cross-entropy summed over the valid pixels (the paper's loss; Caffe's
     SoftmaxWithLoss with ``normalize: false`` and ``ignore_label: 255``).
@@ -80,7 +81,7 @@ def cross_entropy(
     return PixelLoss(total, jnp.sum(valid, dtype=jnp.int32), invalid)
 
 
-def check_labels(labels: np.ndarray, num_classes: int, void: int = VOID) -> None:
+def check_labels(labels: Integer[np.ndarray, "..."], num_classes: int, void: int = VOID) -> None:
     """Raises ValueError if a label is neither in [0, num_classes) nor void, and names it."""
     wrong = np.unique(labels[(labels != void) & ((labels < 0) | (labels >= num_classes))])
     if wrong.size:
@@ -91,8 +92,8 @@ def check_labels(labels: np.ndarray, num_classes: int, void: int = VOID) -> None
 
 
 def sample_cells(
-    key: Array, labels: Int[Array, "b h w"], fraction: float, cells: Geometry
-) -> Int[Array, "b h w"]:
+    key: Array, labels: Integer[Array | np.ndarray, "b h w"], fraction: float, cells: Geometry
+) -> Integer[Array, "b h w"]:
     """Patch sampling: keeps the labels of a random part of the final-layer cells.
 
     Every cell of the coarsest score map is kept with probability ``fraction``, independently;
@@ -107,16 +108,11 @@ def sample_cells(
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"the fraction of cells must be in (0, 1], got {fraction}")
-    batch, height, width = labels.shape
-    rows, columns = _nearest_cells(height, cells), _nearest_cells(width, cells)
+    # Exact in integers: strides and offsets are halves of pixels at the finest.
+    stride, offset = int(2 * cells.stride), int(2 * cells.offset)
+    batch, *sides = labels.shape
+    # For each pixel the index of the cell whose centre is nearest.
+    rows, columns = ((2 * np.arange(side) - offset + stride // 2) // stride for side in sides)
+    rows, columns = rows - rows[0], columns - columns[0]
     kept = jax.random.bernoulli(key, fraction, (batch, rows[-1] + 1, columns[-1] + 1))
     return jnp.where(kept[:, rows][:, :, columns], labels, jnp.array(VOID, labels.dtype))
-
-
-def _nearest_cells(size: int, cells: Geometry) -> np.ndarray:
-    """For each pixel the index of the cell whose centre is nearest, counted from 0."""
-    pixels = np.arange(size)
-    # Exact in integers: strides and offsets are halves of pixels at the finest.
-    twice = [int(Fraction(2) * value) for value in (cells.stride, cells.offset)]
-    index = (2 * pixels - twice[1] + twice[0] // 2) // twice[0]
-    return index - index.min()

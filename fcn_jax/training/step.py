@@ -105,7 +105,7 @@ def make_objective(
         valid_size = batch.get("valid_size")
         logits: Any = model.apply(
             {"params": params},
-            inputs.apply(batch, valid_size),
+            inputs.apply(batch),
             valid_size=valid_size,
             train=True,
             rngs={"dropout": dropout_key},

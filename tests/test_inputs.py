@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -33,31 +31,13 @@ def test_scale_then_mean_then_std_in_rgb(images):
     np.testing.assert_allclose(preprocessing.apply(images), truth, atol=1e-5)
 
 
-def test_pixels_outside_the_true_size_are_exactly_zero(images):
-    size = np.array([[5, 4], [2, 7]], np.int32)
-    result = np.asarray(jax.jit(Preprocessing().apply)(images, size))
-    whole = np.asarray(Preprocessing().apply(images))
-    for image, full, (height, width) in zip(result, whole, size, strict=True):
-        np.testing.assert_array_equal(image[:height, :width], full[:height, :width])
-        assert not image[height:].any()
-        assert not image[:, width:].any()
-
-
-def test_padding_with_mean_colour_is_padding_with_zeros(images):
-    """A canvas gives the first layer what its own zero padding would."""
-    canvas = np.zeros((2, 9, 9, 3), np.uint8)
-    canvas[:, :5, :7] = images
-    result = Preprocessing().apply(canvas, jnp.array([[5, 7], [5, 7]]))
-    np.testing.assert_array_equal(result[:, :5, :7], Preprocessing().apply(images))
-    assert float(jnp.abs(result).sum()) == float(jnp.abs(result[:, :5, :7]).sum())
-
-
 def test_survives_json():
     preprocessing = Preprocessing("rgb", (1.5, 2.25, 3.0), (4.0, 5.0, 6.0), 0.125)
     text = json.dumps(preprocessing.to_dict())
     assert Preprocessing.from_dict(json.loads(text)) == preprocessing
 
 
+@pytest.mark.usefixtures("unchecked_annotations")
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -79,7 +59,7 @@ DEPTH = Preprocessing("rgb", (7.844,), (1.0,), log=True)
 HHA = Preprocessing("rgb", (132.431, 94.076, 118.477))
 
 
-def random_features(size: tuple[int, int] = (4, 5)) -> dict[str, np.ndarray]:
+def random_arrays(size: tuple[int, int] = (4, 5)) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(3)
     return {
         "image": rng.integers(0, 256, (2, *size, 3), np.uint8),
@@ -97,22 +77,22 @@ def test_depth_is_read_as_its_logarithm():
 
 
 def test_early_fusion_joins_the_channels():
-    features = random_features()
+    arrays = random_arrays()
     inputs = Inputs.of({"color_depth": {"image": COLOR, "depth": DEPTH}})
-    result = inputs.apply(features)
+    result = inputs.apply(arrays)
     assert inputs.channels == {"color_depth": 4}
-    np.testing.assert_array_equal(result[..., :3], COLOR.apply(features["image"]))
-    np.testing.assert_array_equal(result[..., 3:], DEPTH.apply(features["depth"]))
+    np.testing.assert_array_equal(result[..., :3], COLOR.apply(arrays["image"]))
+    np.testing.assert_array_equal(result[..., 3:], DEPTH.apply(arrays["depth"]))
 
 
-def test_late_fusion_gives_every_stream_its_own():
-    features = random_features()
+def test_late_fusion_gives_every_input_its_own():
+    arrays = random_arrays()
     inputs = Inputs.of({"color": {"image": COLOR}, "hha": {"hha": HHA}})
-    result = inputs.apply(features)
+    result = inputs.apply(arrays)
     assert inputs.modalities == ("image", "hha")
     assert inputs.sole is None
-    np.testing.assert_array_equal(result["color"], COLOR.apply(features["image"]))
-    expected = features["hha"] - np.array(HHA.mean)  # in the stored order of channels
+    np.testing.assert_array_equal(result["color"], COLOR.apply(arrays["image"]))
+    expected = arrays["hha"] - np.array(HHA.mean)  # in the stored order of channels
     np.testing.assert_allclose(result["hha"], expected, atol=1e-4)
 
 
@@ -121,8 +101,8 @@ def test_inputs_survive_json():
     assert Inputs.from_dict(json.loads(json.dumps(inputs.to_dict()))) == inputs
 
 
-def test_an_image_alone_stands_for_the_only_feature():
-    image = random_features()["image"]
+def test_an_image_alone_stands_for_the_only_modality():
+    image = random_arrays()["image"]
     np.testing.assert_array_equal(Inputs.of(COLOR).apply(image), COLOR.apply(image))
     assert Inputs.of(COLOR).sole == COLOR
 
@@ -130,15 +110,15 @@ def test_an_image_alone_stands_for_the_only_feature():
 def test_what_is_missing_is_named():
     inputs = Inputs.of({"color": {"image": COLOR}, "hha": {"hha": HHA}})
     with pytest.raises(ValueError, match="reads image, hha; hha is missing"):
-        inputs.apply({"image": random_features()["image"]})
+        inputs.apply({"image": random_arrays()["image"]})
     with pytest.raises(ValueError, match="batch of 1-channel images"):
-        DEPTH.apply(random_features()["image"])
+        DEPTH.apply(random_arrays()["image"])
 
 
-def test_other_features_follow_the_range_of_the_weights():
+def test_other_modalities_follow_the_range_of_the_weights():
     """HHA for weights that expect RGB from 0 to 1 divided by a deviation."""
     torchvision = Preprocessing("rgb", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1 / 255)
-    hha = random_features()["hha"]
+    hha = random_arrays()["hha"]
     result = HHA.on_scale_of(torchvision).apply(hha)
     expected = (hha / 255 - np.array(HHA.mean) / 255) / np.array(torchvision.std)
     np.testing.assert_allclose(result, expected, atol=1e-5)
