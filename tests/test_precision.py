@@ -69,6 +69,7 @@ def test_maps_of_bfloat16():
         assert value.dtype == (jnp.float32 if decoded else jnp.bfloat16), name
 
 
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_an_unknown_precision():
     with pytest.raises(ValueError, match=r"precision 'float16'.*tf32"):
         build("float16")
