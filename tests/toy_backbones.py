@@ -9,8 +9,8 @@ HALVE = Window(2, stride=2, ceil=True)
 
 
 def plain(padding: Padding, width: float, fc_width: int) -> Backbone:
-    """A chain of layers of stride 16, with a border of 40 pixels for ``reference``."""
-    border = 40 if padding == "reference" else 2
+    """A chain of layers of stride 16, with a border of 16 pixels for ``reference``."""
+    border = 16 if padding == "reference" else 2
     return Backbone(
         layers=(
             Conv("stem", scaled(8, width), Window(5, pad=border)),

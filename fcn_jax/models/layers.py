@@ -105,14 +105,14 @@ class Convolution(nn.Module):
         dtype = self.dtype or jnp.promote_types(x.dtype, kernel.dtype)
         out = ops.convolution(
             x.astype(dtype),
-            kernel.astype(dtype),
+            jnp.asarray(kernel, dtype),
             (window.stride, window.stride),
             ((window.pad, window.pad), (window.pad, window.pad)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=self.groups,
             precision=self.precision,
         )
-        out = out + bias.astype(dtype)[None, None, None]
+        out = out + jnp.asarray(bias, dtype)[None, None, None]
         return nn.relu(out) if self.relu else out
 
 
@@ -136,4 +136,4 @@ class ConvTranspose(nn.Module):
         kernel = self.param("kernel", lambda _: jnp.asarray(bilinear))
         if self.frozen:
             kernel = lax.stop_gradient(kernel)
-        return ops.conv_transpose(x, kernel, window.factor, precision=self.precision)
+        return ops.conv_transpose(x, jnp.asarray(kernel), window.factor, precision=self.precision)
