@@ -23,7 +23,6 @@ os.environ.setdefault(
 )
 
 import jax
-import jaxtyping
 import numpy as np
 import pytest
 from jaxtyping import config, install_import_hook
@@ -66,14 +65,6 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"real data and weights are not at {SHARED}")
     return SHARED
-
-
-@pytest.fixture
-def unchecked_annotations() -> Iterator[None]:
-    """Arguments of wrong types reach what the function itself says about them."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture
