@@ -61,8 +61,8 @@ def test_tiles_cover_an_image_with_all_that_it_needs(seed: int):
     tiles, canvas = tiling.tiles(model, size, largest)
     covered = np.zeros(size, int)
     for tile in tiles:
-        covered[tile.kept] += 1
-        for span, side, length in zip((tile.rows, tile.columns), canvas, size, strict=True):
+        covered[tile[0].kept, tile[1].kept] += 1
+        for span, side, length in zip(tile, canvas, size, strict=True):
             seen, kept = span.seen, span.kept
             assert seen.start % stride == 0
             assert seen.stop - seen.start <= side <= largest

@@ -66,7 +66,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         choices=("float32", "tf32", "bfloat16"),
         help="default: as in training, or float32",
     )
-    add("--tile", type=int, help="largest side of a tile, in pixels; default: 2048")
+    add("--tile", type=int, default=2048, help="largest side of a tile in pixels; default: 2048")
     add("--camera", type=camera, help="fx,fy,cx,cy of the depth images; default: NYUDv2's")
     return parser.parse_intermixed_args(argv)
 
@@ -115,18 +115,19 @@ def find_images(paths: Iterable[Path], output: Path) -> list[tuple[Path, Path]]:
     return found
 
 
-def read_modalities(file: Path, name: Path, args: argparse.Namespace, wanted: tuple[str, ...]):
+def read_modalities(
+    file: Path, name: Path, args: argparse.Namespace, wanted: Iterable[str]
+) -> dict[str, Any]:
     """An image, and depth and HHA where the network reads them."""
     from fcn_jax.data.hha import hha, nyu_camera
     from fcn_jax.data.images import read_depth, read_image
 
     arrays: dict[str, Any] = {"image": read_image(file)}
-    if set(wanted) <= {"image"}:
-        return arrays
-    depth = args.depth / f"{name}.png"
-    arrays["depth"] = read_depth(depth)
-    if arrays["depth"].shape != arrays["image"].shape[:2]:
-        raise ValueError(f"{depth} and {file} differ in size")
+    if "depth" in wanted or "hha" in wanted:
+        depth = args.depth / f"{name}.png"
+        arrays["depth"] = read_depth(depth)
+        if arrays["depth"].shape != arrays["image"].shape[:2]:
+            raise ValueError(f"{depth} and {file} differ in size")
     if "hha" in wanted:
         try:
             matrix = nyu_camera(*arrays["depth"].shape) if args.camera is None else args.camera
@@ -149,20 +150,16 @@ def draw(
 
     photo = arrays["image"]
     if chosen is not None:
-        head, number = chosen
-        logits = predictor.class_map(arrays, number, head, progress=progress)
+        logits = predictor.class_map(arrays, chosen[1], chosen[0], progress=progress)
         return {"heatmaps": Image.fromarray(drawing.heatmap(photo, logits))}
-    labels = predictor(arrays, progress=progress)
-    by_head: dict[str, Any] = (
-        labels if isinstance(labels, dict) else dict.fromkeys(predictor.heads, labels)
-    )
+    labels: Any = predictor(arrays, progress=progress)
     pictures = {}
-    for head, values in by_head.items():
-        suffix = f"_{head}" if len(by_head) > 1 else ""
-        table: Any = predictor.heads[head]  # of a classifier they are names, but it has no labels
-        overlay = drawing.overlay(photo, values, table)
+    tables: Any = predictor.heads
+    for head, table in tables.items():
+        several = isinstance(labels, dict)
+        values, suffix = (labels[head], f"_{head}") if several else (labels, "")
         pictures[f"labels{suffix}"] = drawing.palette_image(values, table)
-        pictures[f"overlays{suffix}"] = Image.fromarray(overlay)
+        pictures[f"overlays{suffix}"] = Image.fromarray(drawing.overlay(photo, values, table))
     return pictures
 
 
@@ -170,7 +167,9 @@ def main(argv: list[str] | None = None) -> int:
     """Predicts, and returns the exit code."""
     args = parse(argv)
 
+    import jax
     from absl import logging
+    from rich.progress import Progress
 
     import fcn_jax
     from fcn_jax.devices import keep_compiled_programs
@@ -190,59 +189,48 @@ def main(argv: list[str] | None = None) -> int:
             modality=args.modality,
             classes=args.classes,
             precision=args.precision,
-            **({} if args.tile is None else {"tile": args.tile}),
+            tile=args.tile,
         )
         if source.is_file() and not args.model and predictor.model.decoder == DECODERS["fcn8s"]:
             print("taken for fcn8s; if it is fcn8s_atonce, say --model=fcn8s_atonce")
         chosen = predictor.find_class(args.heatmap) if args.heatmap else None
         if chosen is None and predictor.classifies:
             raise ValueError(f"{source} is a classifier: give --heatmap=CLASS")
-        if not set(predictor.modalities) <= {"image"} and args.depth is None:
-            raise ValueError(f"{source} reads {', '.join(predictor.modalities)}: give --depth=DIR")
+        reads = predictor.inputs.modalities
+        if not set(reads) <= {"image"} and args.depth is None:
+            raise ValueError(f"{source} reads {', '.join(reads)}: give --depth=DIR")
         args.output.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
-        print(f"{program('predict')}: {error}", file=sys.stderr)
+        complain(str(error))
         return 2
-    failed = predict_files(predictor, files, chosen, args)
-    print(f"{len(files) - failed} of {len(files)} images in {args.output}")
-    return 1 if failed else 0
-
-
-def predict_files(
-    predictor: Predictor,
-    files: list[tuple[Path, Path]],
-    chosen: tuple[str, int] | None,
-    args: argparse.Namespace,
-) -> int:
-    """Draws every file; returns how many could not be."""
-    import jax
-    from rich.progress import Progress
 
     failed = 0
+    title = "images" if chosen is None else predictor.names(chosen[0])[chosen[1]]
     with Progress() as bars:
-        name = "images" if chosen is None else predictor.names(chosen[0])[chosen[1]]
-        bar = bars.add_task(name, total=len(files))
+        bar = bars.add_task(title, total=len(files))
         for number, (file, name) in enumerate(files):
 
             def show(done: float, before: int = number) -> None:
                 bars.update(bar, completed=before + done)
 
             try:
-                arrays = read_modalities(file, name, args, predictor.modalities)
+                arrays = read_modalities(file, name, args, predictor.inputs.modalities)
                 for folder, picture in draw(predictor, arrays, chosen, show).items():
                     target = args.output / folder / f"{name}.png"
                     target.parent.mkdir(parents=True, exist_ok=True)
                     picture.save(target)
             except (ValueError, OSError) as error:
-                failed += 1
                 named = "" if str(file) in str(error) else f"{file}: "
-                print(f"{program('predict')}: {named}{error}", file=sys.stderr)
-            except (MemoryError, jax.errors.JaxRuntimeError) as error:
+                complain(f"{named}{error}")
                 failed += 1
-                reason = str(error)[:200]
-                print(
-                    f"{program('predict')}: {file}: too large? {reason}; try --tile=1024",
-                    file=sys.stderr,
-                )
-            bars.update(bar, completed=number + 1)
-    return failed
+            except (MemoryError, jax.errors.JaxRuntimeError) as error:
+                complain(f"{file}: too large? {str(error)[:200]}; try --tile=1024")
+                failed += 1
+            show(1)
+    print(f"{len(files) - failed} of {len(files)} images in {args.output}")
+    return 1 if failed else 0
+
+
+def complain(message: str) -> None:
+    """Prints an error."""
+    print(f"{program('predict')}: {message}", file=sys.stderr)

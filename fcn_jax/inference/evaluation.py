@@ -154,11 +154,11 @@ def _count_batch(
 
 def _checked(example: Example, predictor: Predictor, heads: dict[str, int]) -> dict[str, Any]:
     """What the network reads of an example, if its label maps are sound as well."""
-    wanted = (*predictor.modalities, *heads)
+    wanted = (*predictor.inputs.modalities, *heads)
     if missing := [name for name in wanted if name not in example]:
         raise ValueError(f"{', '.join(missing)} is missing; there are {', '.join(example)}")
     arrays = predictor.opened(example)
-    size = arrays[predictor.modalities[0]].shape[:2]
+    size = arrays[predictor.inputs.modalities[0]].shape[:2]
     for head, classes in heads.items():
         label = example[head]
         if label.dtype != np.uint8 or label.shape != size:

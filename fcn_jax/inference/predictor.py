@@ -204,11 +204,6 @@ class Predictor:
     # ---- properties
 
     @property
-    def modalities(self) -> tuple[str, ...]:
-        """The kinds of images that the network reads."""
-        return self.inputs.modalities
-
-    @property
     def classifies(self) -> bool:
         """Whether the network is a classifier, whose logits are a coarse map."""
         return isinstance(self.model, FCN) and self.model.classifies
@@ -229,21 +224,22 @@ class Predictor:
         Raises:
             ValueError: If no class or several are meant; the message lists some.
         """
-        name = str(wanted)
-        if head is None and name.rpartition("/")[0] in self.heads:
-            head, _, name = name.rpartition("/")
-        if head is not None and head not in self.heads:
-            raise ValueError(f"the network has no head {head!r}; it has {', '.join(self.heads)}")
-        heads = list(self.heads) if head is None else [head]
+        before, _, name = str(wanted).rpartition("/")
+        if before not in self.heads:
+            before, name = head, str(wanted)
+        if before is not None and before not in self.heads:
+            raise ValueError(f"the network has no head {before!r}; it has {', '.join(self.heads)}")
+        heads = list(self.heads) if before is None else [before]
         classes = [(h, i, text) for h in heads for i, text in enumerate(self.names(h))]
+        sought = name.casefold()
         tests: list[Callable[[int, str], bool]] = [
             lambda number, text: str(number) == name,
-            lambda number, text: text.casefold() == name.casefold(),
-            lambda number, text: name.casefold() in [p.strip().casefold() for p in text.split(",")],
-            lambda number, text: name.casefold() in text.casefold(),
+            lambda number, text: text == sought,
+            lambda number, text: sought in [part.strip() for part in text.split(",")],
+            lambda number, text: sought in text,
         ]
         for fits in tests:
-            found = [(head, number, text) for head, number, text in classes if fits(number, text)]
+            found = [each for each in classes if fits(each[1], each[2].casefold())]
             if len(found) == 1:
                 return found[0][:2]
             if found:
@@ -266,14 +262,14 @@ class Predictor:
         """
         from fcn_jax.data.images import read_depth, read_image, to_rgb
 
-        given = image if isinstance(image, Mapping) else {self.modalities[0]: image}
-        if missing := [name for name in self.modalities if name not in given]:
+        given = image if isinstance(image, Mapping) else {self.inputs.modalities[0]: image}
+        if missing := [name for name in self.inputs.modalities if name not in given]:
             raise ValueError(
-                f"the network reads {', '.join(self.modalities)}; {', '.join(missing)} is missing: "
-                "pass a dictionary with all of them"
+                f"the network reads {', '.join(self.inputs.modalities)}; {', '.join(missing)} is "
+                "missing: pass a dictionary with all of them"
             )
         arrays = {}
-        for name in self.modalities:
+        for name in self.inputs.modalities:
             array, is_depth = given[name], name in self._depths
             if isinstance(array, str | os.PathLike):
                 array = (read_depth if is_depth else read_image)(Path(array).expanduser())
@@ -391,24 +387,24 @@ class Predictor:
     ) -> dict[str, Any]:
         """The result of one image, by head: that of the whole, computed in tiles.
 
-        Pixels are read, and results written, tile by tile. Tiles overlap by the network's receptive
-        field (`fcn_jax.inference.tiling`): with VGG16 an FCN-8s keeps 512 of 1024 pixels a side,
-        1536 of 2048.
-
-        Args:
-            kind: What is computed.
-            arrays: The image as `opened` gives it.
-            out: Arrays for the results, by head.
-            progress: Called after each tile with the part that is done.
+        Pixels are read, and results written to ``out`` if it is given, tile by tile. Tiles overlap
+        by the network's receptive field (`fcn_jax.inference.tiling`): with VGG16 an FCN-8s keeps
+        512 of 1024 pixels a side, 1536 of 2048.
         """
         assert isinstance(self.model, FCN)  # of others the overlap is not known
         size = _size_of(arrays)
         tiles, canvas = tiling.tiles(self.model, size, self.tile)
         out = out or self._out_by_head(kind, size, None)
-        images = (CanvasImage(t, self._pixels(arrays, t.seen), t.size, canvas) for t in tiles)
-        for done, (image, result) in enumerate(self.each_image(kind, images), 1):
+
+        def images() -> Iterator[CanvasImage]:
+            for rows, columns in tiles:
+                pixels = self._pixels(arrays, (rows.seen, columns.seen))
+                yield CanvasImage((rows, columns), pixels, _size_of(pixels), canvas)
+
+        for done, (image, result) in enumerate(self.each_image(kind, images()), 1):
+            rows, columns = image.source
             for head, part in result.items():
-                out[head][image.source.kept] = part[image.source.kept_inside]
+                out[head][rows.kept, columns.kept] = part[rows.kept_inside, columns.kept_inside]
             if progress is not None:
                 progress(done / len(tiles))
         return dict(out)
@@ -465,20 +461,17 @@ class Predictor:
         if not isinstance(self.model, FCN) or self.classifies:
             raise ValueError("out is for an FCN that scores every pixel")
         heads = dict(self.model.heads)
-        arrays: dict[str, Any] = dict(out) if isinstance(out, Mapping) else {}
-        if out is not None and not arrays and len(heads) == 1:
-            arrays = dict.fromkeys(heads, out)
-        if out is not None and set(arrays) != set(heads):
+        if out is not None and not isinstance(out, Mapping) and len(heads) == 1:
+            out = dict.fromkeys(heads, out)
+        if out is not None and set(out) != set(heads):
             raise ValueError(f"out must be a dictionary of arrays for {', '.join(heads)}")
         dtype = np.dtype(np.uint8 if kind == "labels" else np.float32)
+        arrays = {}
         for head, classes in heads.items():
             shape = size if kind == "labels" else (*size, classes)
-            if out is None:
-                arrays[head] = np.empty(shape, dtype)
-            elif tuple(arrays[head].shape) != shape or arrays[head].dtype != dtype:
-                raise ValueError(
-                    f"out must be {dtype} {shape}, got {arrays[head].dtype} {arrays[head].shape}"
-                )
+            arrays[head] = array = np.empty(shape, dtype) if out is None else out[head]
+            if array.shape != shape or array.dtype != dtype:
+                raise ValueError(f"out must be {dtype} {shape}, got {array.dtype} {array.shape}")
         return arrays
 
 

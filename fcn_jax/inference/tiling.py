@@ -12,7 +12,9 @@ pixels for FCN-8s with VGG16. `fcn_jax.Predictor` computes them.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from typing import TypeAlias
 
 from fcn_jax.canvas import Size, canvas_side, round_up
 from fcn_jax.models.fcn import FCN
@@ -31,42 +33,13 @@ class Span:
     kept: slice
 
     @property
-    def length(self) -> int:
-        """Pixels that the network sees."""
-        return self.seen.stop - self.seen.start
-
-    @property
     def kept_inside(self) -> slice:
         """``kept`` in pixels of the tile."""
         return slice(self.kept.start - self.seen.start, self.kept.stop - self.seen.start)
 
 
-@dataclasses.dataclass(frozen=True)
-class Tile:
-    """A tile of an image."""
-
-    rows: Span
-    columns: Span
-
-    @property
-    def seen(self) -> tuple[slice, slice]:
-        """What the network sees of the image."""
-        return self.rows.seen, self.columns.seen
-
-    @property
-    def size(self) -> Size:
-        """Height and width of what the network sees."""
-        return self.rows.length, self.columns.length
-
-    @property
-    def kept(self) -> tuple[slice, slice]:
-        """Where the results go in the image."""
-        return self.rows.kept, self.columns.kept
-
-    @property
-    def kept_inside(self) -> tuple[slice, slice]:
-        """What of the tile's results goes there."""
-        return self.rows.kept_inside, self.columns.kept_inside
+Tile: TypeAlias = tuple[Span, Span]
+"""A tile of an image: its rows and its columns."""
 
 
 def context(model: FCN) -> int:
@@ -105,7 +78,7 @@ def tiles(model: FCN, size: Size, tile: int) -> tuple[list[Tile], Size]:
     """
     overlap, stride = context(model), total_stride(model)
     (rows, height), (columns, width) = (_spans(side, tile, overlap, stride) for side in size)
-    return [Tile(row, column) for row in rows for column in columns], (height, width)
+    return list(itertools.product(rows, columns)), (height, width)
 
 
 def _spans(size: int, tile: int, context: int, stride: int) -> tuple[list[Span], int]:
