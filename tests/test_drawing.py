@@ -78,7 +78,7 @@ def contains(picture: np.ndarray, part: np.ndarray) -> bool:
 @pytest.mark.parametrize(("size", "factor"), [((31, 50), 5), ((300, 260), 1)])
 def test_panels_show_every_pixel(size: tuple[int, int], factor: int) -> None:
     image, labels = random_image(*size), random_labels(*size)
-    picture = np.asarray(drawing.side_by_side({"image": image, "truth": labels}, CLASSES))
+    picture = np.asarray(drawing.side_by_side({"image": image, "ground truth": labels}, CLASSES))
     for panel in (image, CLASSES.palette[labels]):
         enlarged = panel.repeat(factor, axis=0).repeat(factor, axis=1)
         assert contains(picture, enlarged[: 8 * factor, : 8 * factor])
@@ -132,6 +132,6 @@ def test_a_real_photograph_with_its_labels(shared) -> None:
     image = np.asarray(Image.open(path).convert("RGB"))
     raw = np.asarray(Image.open(folder / "valannot" / f"{path.stem}.png"))
     labels = CAMVID.to_labels(raw)
-    picture = drawing.side_by_side({"image": image, "truth": labels}, CAMVID)
+    picture = drawing.side_by_side({"image": image, "ground truth": labels}, CAMVID)
     assert picture.width > 2 * image.shape[1]
     assert contains(np.asarray(picture), image[:50, :50])

@@ -52,9 +52,9 @@ def expected_counts(examples: list[dict]) -> np.ndarray:
     counts = np.zeros((3, 3), np.int64)
     for example in examples:
         for position in np.ndindex(*example["label"].shape):
-            truth = example["label"][position]
-            if truth != 255:
-                counts[truth, np.argmax(example["image"][position])] += 1
+            actual = example["label"][position]
+            if actual != 255:
+                counts[actual, np.argmax(example["image"][position])] += 1
     return counts
 
 
@@ -248,9 +248,9 @@ def test_every_head_is_counted_by_its_own_labels():
     for example in examples:
         predicted = (example["depth"] < 1000).astype(np.uint8)
         np.testing.assert_array_equal(visited[example["id"]]["near"], predicted)
-        for truth, guess in zip(example["near"].flat, predicted.flat, strict=True):
-            if truth != 255:
-                expected[truth, guess] += 1
+        for actual, guess in zip(example["near"].flat, predicted.flat, strict=True):
+            if actual != 255:
+                expected[actual, guess] += 1
         example["label"] = example["color"]
     np.testing.assert_array_equal(counts["near"], expected)
     np.testing.assert_array_equal(counts["color"], expected_counts(examples))
