@@ -6,6 +6,7 @@ import functools
 from fractions import Fraction
 from pathlib import Path
 
+import jax
 import numpy as np
 import optax
 import pytest
@@ -111,7 +112,7 @@ def test_heat_map_of_a_classifier(tmp_path, capsys):
         )
         assert done == 0, capsys.readouterr().err
         drawn = pixels(tmp_path / wanted / "heatmaps/cat.png")
-        cells = model.apply({"params": params}, CAFFE.apply(image[None]))[0, :, :, 1]
+        cells = jax.jit(model.apply)({"params": params}, CAFFE.apply(image[None]))[0, :, :, 1]
         assert cells.shape == (2, 4)
         # Cell (0, 0) is the classifier on the first 227 x 227 pixels, whose middle is 113.
         scores = over_image(np.asarray(cells), Geometry(*map(Fraction, (32, 113, 355))), (260, 300))
@@ -278,7 +279,13 @@ def test_the_folder_of_the_user(monkeypatch, tmp_path, workdir, photos):
 
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])
 def test_weights_alone_segment(tmp_path, photos, suffix):
-    model = small("fcn16s", num_classes=21, padding="reference", learned_upsampling="none")
+    model = small(
+        "fcn32s",
+        backbone="vgg11",
+        num_classes=21,
+        padding="reference",
+        learned_upsampling="none",
+    )
     params = random_parameters(model, 0)
     weights.save(tmp_path / f"net.{suffix}", params, inputs=Inputs.of(HHA))
     out = tmp_path / "out"
@@ -350,8 +357,8 @@ def test_depth_is_read_beside_the_photographs(tmp_path, photos, capsys):
     given += [f"--depth={tmp_path / 'depth'}", "--camera=50,50,25,20"]
     assert predict(given) == 0
     camera = np.array([[50, 0, 25], [0, 50, 20], [0, 0, 1.0]])
-    features = {"image": pixels(photos / "a.png"), "hha": hha(depth, camera)}
-    expected = load(workdir)(features)
+    images = {"image": pixels(photos / "a.png"), "hha": hha(depth, camera)}
+    expected = load(workdir)(images)
     np.testing.assert_array_equal(pixels(out / "labels/a.png"), expected)
 
 
@@ -380,21 +387,25 @@ def depths(tmp_path, photos) -> Path:
 )
 def test_published_networks_of_nyud_get_their_inputs(tmp_path, photos, depths, network, expected):
     """Their files do not say what they read; their layers do."""
+    from fcn_jax.data.hha import hha
+
     model = small(
         "fcn32s", num_classes=40, padding="reference", learned_upsampling="none", **network
     )
     params = random_parameters(model, 0)
     weights.save(tmp_path / "net.npz", params)
+    predictor = load(tmp_path / "net.npz")
+    assert predictor.inputs == Inputs.of(expected)
+    assert predictor.model == model
+    if len(expected) == 1:
+        return  # a predictor of such inputs is the same wherever it comes from
     given = [str(photos / "a.png"), f"--weights={tmp_path / 'net.npz'}", "--camera=50,50,25,20"]
     out = tmp_path / "out"
     assert predict([*given, f"--output={out}", f"--depth={depths}"]) == 0
-    from fcn_jax.data.hha import hha
-
-    depth = pixels(depths / "a.png")
-    features = {"image": pixels(photos / "a.png"), "depth": depth}
-    features["hha"] = hha(depth, np.array([[50, 0, 25], [0, 50, 20], [0, 0, 1.0]]))
-    predictor = Predictor(model, {"params": params}, Inputs.of(expected))
-    np.testing.assert_array_equal(pixels(out / "labels/a.png"), predictor(features))
+    camera = np.array([[50, 0, 25], [0, 50, 20], [0, 0, 1.0]])
+    images = {"image": pixels(photos / "a.png"), "hha": hha(pixels(depths / "a.png"), camera)}
+    expected_labels = Predictor(model, {"params": params}, Inputs.of(expected))(images)
+    np.testing.assert_array_equal(pixels(out / "labels/a.png"), expected_labels)
 
 
 def test_one_depth_image_that_does_not_fit_leaves_the_others(tmp_path, photos, depths, capsys):
@@ -440,7 +451,7 @@ def test_small_images_are_filled_up_for_a_classifier(tmp_path):
     assert predict([*given, f"--output={tmp_path / 'out'}"]) == 0
     x = np.asarray(CAFFE.apply(image[None]))
     filled = np.pad(x, ((0, 0), (0, model.smallest_image - 40), (0, 0), (0, 0)))
-    small, whole = (model.apply({"params": params}, images) for images in (x, filled))
+    small, whole = (jax.jit(model.apply)({"params": params}, images) for images in (x, filled))
     np.testing.assert_array_equal(small, whole)
 
 
