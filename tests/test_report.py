@@ -122,12 +122,12 @@ def test_files_hold_the_scores(evaluated) -> None:
     content = json.loads((folder / "scores.json").read_text())
     assert content["data"] == "FakeSource()"
     for result in results:
-        stage, figures = content["stages"][result.stage], compute_metrics(result.counts)
+        stage, metrics = content["stages"][result.stage], compute_metrics(result.counts)
         for field in report.METRICS:
-            assert stage[field] == getattr(figures, field)
+            assert stage[field] == getattr(metrics, field)
         assert stage["absent"] == ["never, seen"]
         assert stage["classes"]["never, seen"] == {"pixels": 0, "iu": None, "accuracy": None}
-        assert stage["classes"]["ground"]["iu"] == figures.per_class_iu[0]
+        assert stage["classes"]["ground"]["iu"] == metrics.per_class_iu[0]
         assert stage["classes"]["ground"]["pixels"] == result.counts[0].sum()
         with (folder / f"confusion_{result.stage}.csv").open(newline="") as file:
             header, *rows = csv.reader(file)
@@ -154,7 +154,7 @@ def test_pictures_have_names_of_their_own(evaluated, tmp_path) -> None:
     assert names == {"left_1.png", "left_1_1.png", "right_2.png"}
 
 
-def test_the_terminal_shows_figures_and_classes(evaluated) -> None:
+def test_the_terminal_shows_metrics_and_classes(evaluated) -> None:
     _, results, text = evaluated
     for result in results:
         for field in report.METRICS:

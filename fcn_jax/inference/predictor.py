@@ -299,9 +299,9 @@ class Predictor:
         """
         from fcn_jax.data.transforms import resize
 
-        seen = resize(self._pixels(arrays), self.scale)
+        scaled = resize(self._pixels(arrays), self.scale)
         canvas = self.canvas if takes_canvas(self.model) else exactly
-        return CanvasImage(source, seen, _size_of(arrays), canvas_for(_size_of(seen), canvas))
+        return CanvasImage(source, scaled, _size_of(arrays), canvas_for(_size_of(scaled), canvas))
 
     @functools.cached_property
     def on_device(self) -> Any:
