@@ -129,7 +129,11 @@ def test_perfect_prediction_scores_one():
 
 @pytest.mark.parametrize(
     ("counts", "message"),
-    [(np.zeros((3, 3), int), "empty"), (np.ones((2, 3), int), "square"), (np.ones(4), "square")],
+    [
+        (np.zeros((3, 3), int), "empty"),
+        (np.ones((2, 3), int), "square"),
+        (np.ones(4, int), "square"),
+    ],
 )
 def test_no_metrics_of_nonsense(counts, message):
     with pytest.raises(ValueError, match=message):
