@@ -1,4 +1,4 @@
-"""Where a cell of a feature map lies over the image: stride, offset, receptive field.
+"""Where a cell of a map lies over the image: stride, offset, receptive field.
 
 Every layer of a convolutional network reads its input through a sliding window, so each cell of
 each map sits over a definite point of the image. Composing the layers' windows gives that point

@@ -97,7 +97,7 @@ def test_an_image_of_any_size_gives_logits_of_its_size(backbone, net, padding):
 @pytest.mark.parametrize("net", SEGMENTERS)
 @pytest.mark.parametrize("backbone", TABLES)
 def test_the_last_map_covers_every_size(backbone, net, padding):
-    """The sizes between, by the windows alone: the crop lies inside the last transposed convolution."""
+    """The sizes between, by the windows alone: the last map covers the crop."""
     model = small_model(net, backbone, padding)
     alignment = model.alignment
     for size in range(1, 130):

@@ -101,7 +101,7 @@ def test_published_crop_of_fcn_alexnet():
         ("googlenet", "same", "fcn16s", {"score_pool3/3x3_s2": -1, "upscore16": 15}, (3, 31)),
     ],
 )
-def test_crops_and_kernels_of_other_trunks(backbone, padding, net, crops, kernels):
+def test_crops_and_kernels_of_other_backbones(backbone, padding, net, crops, kernels):
     alignment = fcn_jax.create_model(net, backbone=backbone, padding=padding).alignment
     assert alignment.crops == crops
     assert tuple(window.kernel for window in alignment.transposed_windows.values()) == kernels

@@ -5,7 +5,7 @@ layers read. The table alone decides the forward pass (`fcn_jax.models.fcn`), th
 (`fcn_jax.geometry`) and the parameter names, which are those of the Caffe models. No arrays live
 here.
 
-A backbone of one's own is a function of ``(padding, width, fc_width)`` that returns a `Backbone`:
+A backbone of your own is a function of ``(padding, width, fc_width)`` that returns a `Backbone`:
 
     def tiny(padding, width, fc_width):
         halve = Window(2, stride=2, ceil=True)
@@ -22,7 +22,7 @@ A backbone of one's own is a function of ``(padding, width, fc_width)`` that ret
 
     model = create_model("fcn16s", backbone=tiny)  # one skip, here from stride 4 to stride 2
 
-Configs name it by its file: ``config.backbone = "my_trunks.py:tiny"``.
+Configs name it by its file: ``config.backbone = "my_backbones.py:tiny"``.
 """
 
 from __future__ import annotations
@@ -131,9 +131,9 @@ BackboneBuilder: TypeAlias = Callable[[Padding, float, int], Backbone]
 """From the padding, the multiplier of all channels, and the channels of fc6 and fc7."""
 
 
-def scaled(features: int, width: float, multiple: int = 1) -> int:
+def scaled(channels: int, width: float, multiple: int = 1) -> int:
     """The number of channels of a layer at a width multiplier: a multiple, and at least that."""
-    return multiple * max(1, round(features * width / multiple))
+    return multiple * max(1, round(channels * width / multiple))
 
 
 # ======================================================================== VGG
@@ -150,10 +150,10 @@ def vgg(
     border, fc6_pad = {"reference": (100, 0), "same": (1, 3), "native": (1, 0)}[padding]
     layers: list[Layer] = []
     for stage, convs in enumerate(convs_per_stage, 1):
-        features = scaled(64 * 2 ** min(stage - 1, 3), width)
+        channels = scaled(64 * 2 ** min(stage - 1, 3), width)
         for conv in range(1, convs + 1):
             pad = border if not layers else 1
-            layers.append(Conv(f"conv{stage}_{conv}", features, Window(3, pad=pad)))
+            layers.append(Conv(f"conv{stage}_{conv}", channels, Window(3, pad=pad)))
         layers.append(Pool(f"pool{stage}", Window(2, stride=2, ceil=True)))
     layers.append(Conv("fc6", fc_width, Window(7, pad=fc6_pad), dropout=True))
     layers.append(Conv("fc7", fc_width, Window(1), dropout=True))
@@ -271,9 +271,9 @@ def googlenet(
         *([Norm("conv2/norm2")] if norm else []),
         Pool("pool2/3x3_s2", pool),
     ]
-    for name, features in _INCEPTIONS.items():
+    for name, channels in _INCEPTIONS.items():
         source = layers[-1].name
-        layers += _inception(f"inception_{name}", source, tuple(map(conv, features)), large_kernel)
+        layers += _inception(f"inception_{name}", source, tuple(map(conv, channels)), large_kernel)
         if name == "3b":
             layers.append(Pool("pool3/3x3_s2", pool))
         if name == "4e":
@@ -289,10 +289,10 @@ def googlenet(
 
 
 def _inception(
-    module: str, source: str, features: tuple[int, ...], large_kernel: int
+    module: str, source: str, channels: tuple[int, ...], large_kernel: int
 ) -> list[Layer]:
     """Four branches from one map, and their concatenation."""
-    one, three_reduce, three, five_reduce, five, projection = features
+    one, three_reduce, three, five_reduce, five, projection = channels
     return [
         Conv(f"{module}/1x1", one, Window(1), source=source),
         Conv(f"{module}/3x3_reduce", three_reduce, Window(1), source=source),
@@ -328,7 +328,7 @@ def find_backbone(name: str) -> BackboneBuilder:
     """The builder of a backbone by name.
 
     Args:
-        name: A name in `BACKBONES`; or a function of one's own, ``FILE.py:FUNCTION`` or
+        name: A name in `BACKBONES`; or a function of your own, ``FILE.py:FUNCTION`` or
             ``MODULE:FUNCTION``.
 
     Raises:
@@ -336,16 +336,14 @@ def find_backbone(name: str) -> BackboneBuilder:
     """
     if name in BACKBONES:
         return BACKBONES[name]
-    place, _, function = name.rpartition(":")
-    if not place:
+    path, _, function = name.rpartition(":")
+    if not path:
         known = ", ".join(BACKBONES)
         raise ValueError(
             f"unknown backbone {name!r}; choose one of {known}, or FILE.py:FUNCTION of your own"
         )
     try:
-        module = (
-            _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-        )
+        module = _load_file(Path(path)) if path.endswith(".py") else importlib.import_module(path)
         return getattr(module, function)
     except (ImportError, OSError, AttributeError, SyntaxError) as error:
         raise ValueError(f"backbone {name!r} cannot be loaded: {error}") from error
