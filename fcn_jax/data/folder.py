@@ -32,12 +32,12 @@ from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 
 from fcn_jax.classes import VOID, ClassTable, has_colors, load_class_table
 from fcn_jax.data.files import fingerprint
-from fcn_jax.data.images import Encoded, LabelKind, image_files
-from fcn_jax.data.records import Contents, Entry, image_and_label, read_labels
+from fcn_jax.data.images import Encoded, LabelKind, encoded_image, image_files
+from fcn_jax.data.records import Contents, Entry, file_entry, read_labels
 
 SPLITS = ("train", "val", "test")
 MASK_FOLDERS = ("masks", "labels", "annotations")
@@ -67,7 +67,6 @@ def plan(
     """Find images, masks and classes of a folder, without reading a picture.
 
     Args:
-        manual_dir: The folder of the data.
         classes: The class file, relative to `manual_dir` or the working directory.
         images: Glob of the images, relative to `manual_dir`; may hold `{split}`.
         masks: Glob of the masks.
@@ -76,17 +75,13 @@ def plan(
         first_id: The id in masks of the first class, where the class file gives no ids.
         void: Ids in masks that are void, beside 255.
         seed: Of the cut into train, val and test, for layouts without splits.
-
-    Raises:
-        FileNotFoundError: if there are no images, masks or classes; the message says what to put
-            where.
-        ValueError: if the class file or an option cannot be understood.
     """
     root = manual_dir
-    if root is None:
-        raise FileNotFoundError("folder: give the folder of your images and masks as manual_dir")
-    if not root.is_dir():
-        raise FileNotFoundError(f"folder: there is no folder {root}")
+    if root is None or not root.is_dir():
+        there = f"there is no folder {root}" if root else "no data"
+        raise FileNotFoundError(
+            f"folder: {there}; give the folder of your images and masks as manual_dir"
+        )
     if mask_kind not in ("auto", "index", "color"):
         raise ValueError(f"folder: mask_kind '{mask_kind}' is not one of auto, index, color")
     image_glob, mask_glob = _globs(root, images, masks)
@@ -94,12 +89,10 @@ def plan(
     table = load_class_table(class_file, first_id).with_void(void)
     problems: list[str] = []
     if "{split}" in image_glob:
-        splits = {
-            split: _pairs(
-                root, image_glob.format(split=split), mask_glob.format(split=split), problems
-            )
-            for split in SPLITS
-        }
+        splits = {}
+        for split in SPLITS:
+            of_images, of_masks = (glob.format(split=split) for glob in (image_glob, mask_glob))
+            splits[split] = _pairs(root, of_images, of_masks, problems)
     else:
         splits = _cut(_pairs(root, image_glob, mask_glob, problems), seed)
     if not splits["train"] and not problems:
@@ -125,13 +118,9 @@ class FolderPlan:
     """What lies in a folder, before any picture has been read: a `fcn_jax.data.records.Plan`.
 
     Attributes:
-        root: The folder.
         globs: The globs of images and masks.
         splits: Image and mask of every id in every split.
-        classes: The class table.
-        class_file: Where it came from.
         colors: The class table where its colours may stand in masks, else None.
-        mask_kind: Whether masks hold ids or colours.
         problems: What is wrong already.
         copy: The name of the prepared copy.
     """
@@ -147,11 +136,7 @@ class FolderPlan:
     copy: str
 
     def contents(self) -> Contents:
-        """All examples, for the prepared copy.
-
-        Raises:
-            ValueError: listing every problem that `check` finds.
-        """
+        """All examples, for the prepared copy; a ValueError lists what `check` finds."""
         problems, _ = self.check()
         if problems:
             count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -167,11 +152,7 @@ class FolderPlan:
         return Contents(splits, {"label": self.classes}, source=str(self.root))
 
     def check(self) -> tuple[list[str], Int64[np.ndarray, "256"]]:
-        """Read every image and mask once.
-
-        Returns:
-            All problems, each naming its file; and how many pixels have each label.
-        """
+        """Read every image and mask once: all problems, and how many pixels have each label."""
         from tensorflow_datasets.core.utils import tqdm_utils
 
         problems = list(self.problems)
@@ -216,12 +197,10 @@ class FolderPlan:
         return "", counts, hashlib.sha256(picture.content).hexdigest()
 
     def _entry(self, name: str, image: Path, mask: Path) -> Entry:
-        return image_and_label(
-            name,
-            image,
-            mask,
-            lambda path: read_labels(path, self.classes, self.mask_kind, self.colors),
-        )
+        def read(path: Path) -> UInt8[np.ndarray, "h w"]:
+            return read_labels(path, self.classes, self.mask_kind, self.colors)
+
+        return file_entry(name, {"image": (image, encoded_image), "label": (mask, read)})
 
 
 def _globs(root: Path, images: str | None, masks: str | None) -> tuple[str, str]:
@@ -250,15 +229,16 @@ def _globs(root: Path, images: str | None, masks: str | None) -> tuple[str, str]
 
 
 def _class_file(root: Path, classes: str | Path | None) -> Path:
-    candidates = CLASS_FILES if classes is None else (classes,)
-    places = [root / Path(name).expanduser() for name in candidates]
-    if classes is not None:
-        places.append(Path(classes).expanduser().absolute())
+    if classes is None:
+        places = [root / name for name in CLASS_FILES]
+    else:
+        given = Path(classes).expanduser()
+        places = [root / given, given.absolute()]
     for path in places:
         if path.is_file():
             return path
     if classes is not None:
-        raise FileNotFoundError(f"folder: there is no class file {places[0]} or {places[1]}")
+        raise FileNotFoundError(f"folder: there is no class file {' or '.join(map(str, places))}")
     raise FileNotFoundError(
         f"folder: {root} has no classes.csv, classes.json or classes.txt. For masks that hold ids "
         "write classes.txt with one class name a line, the first being id 0 (option first_id); for "
@@ -297,11 +277,9 @@ def _cut(pairs: Pairs, seed: int) -> dict[str, Pairs]:
     """Cut 8:1:1 into train, val and test, at least one each; fewer than three are all train."""
     names = sorted(pairs)
     order = np.random.default_rng(seed).permutation(len(names))
-    tenth = max(1, round(len(names) / 10))
-    places = {"val": order[:tenth], "test": order[tenth : 2 * tenth], "train": order[2 * tenth :]}
-    if len(names) < 3:
-        places = {"train": order, "val": order[:0], "test": order[:0]}
+    tenth = max(1, round(len(names) / 10)) if len(names) >= 3 else 0
+    places = {"train": order[2 * tenth :], "val": order[:tenth], "test": order[tenth : 2 * tenth]}
     return {
-        split: {names[i]: pairs[names[i]] for i in sorted(places[split].tolist())}
-        for split in SPLITS
+        split: {names[i]: pairs[names[i]] for i in sorted(place.tolist())}
+        for split, place in places.items()
     }

@@ -47,14 +47,10 @@ _DOWN = np.array([0.0, 1.0, 0.0])
 
 
 def nyu_camera(height: int, width: int) -> Float[np.ndarray, "3 3"]:
-    """The camera matrix of NYUDv2's frames, of which two sizes are in use.
+    """The camera matrix of NYUDv2's frames, in pixels, the first pixel's centre being (0, 0).
 
     480x640 is the published size. 425x560 is the window of rcnn-depth without the white border,
     rows 46..470 and columns 41..600 counted from 1, which FCN's data have too.
-
-    Returns:
-        [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels, counted from the centre of the first pixel
-        as (0, 0). The toolbox's published centre is counted from (1, 1), so 1 less here.
 
     Raises:
         ValueError: for another size.
@@ -100,9 +96,6 @@ def hha(
 
     Returns:
         The channels in the order in which files store them: disparity, height, angle.
-
-    Raises:
-        ValueError: listing what is wrong with the arguments, if anything is.
     """
     _check(depth, camera, raw_depth, per_metre)
     measured = depth > 0
@@ -136,15 +129,7 @@ def hha(
 def point_cloud(
     depth: Float[np.ndarray, "h w"], camera: Num[np.ndarray, "3 3"]
 ) -> Float[np.ndarray, "h w 3"]:
-    """The point that each pixel shows, in the camera's coordinates.
-
-    Args:
-        depth: Depth along the optical axis, in any unit.
-        camera: Camera matrix in pixels, the first pixel's centre being (0, 0).
-
-    Returns:
-        x to the right, y down and z along the axis, in the unit of the depth; NaN where it is NaN.
-    """
+    """The point that each pixel shows, in the unit of the depth; NaN where that is NaN."""
     x, y = _rays(depth.shape, camera)
     return np.stack([x * depth, y * depth, depth], axis=-1)
 
@@ -160,10 +145,8 @@ def normals(
     equation of rcnn-depth's computeNormalsSquareSupport, with all points in one superpixel, solved
     for positions relative to the window's mean, which loses fewer digits.
 
-    Args:
-        depth: Depth along the optical axis, positive; NaN where missing, which is left out.
-        camera: Camera matrix in pixels, the first pixel's centre being (0, 0).
-        radius: The window is the (2 radius + 1)² pixels around each pixel, cut off at the border.
+    The window is the (2 radius + 1)² pixels around each pixel, cut off at the border. Depth is
+    positive, or NaN where it is missing.
 
     Returns:
         Normals that point away from the camera. NaN where the window's pixels with depth are fewer
@@ -218,9 +201,7 @@ def gravity(
     their thresholds are `GRAVITY_PHASES`. Source: Gupta et al., CVPR 2013; rcnn-depth's
     getYDir.
 
-    Args:
-        normals: Unit vectors; those with NaN are left out.
-        start: First guess, not zero: down in the picture unless given.
+    Normals with NaN are left out. `start` is a first guess: down in the picture unless given.
 
     Returns:
         A unit vector, on the side of the guess. Where the normals leave it open, as a single wall
@@ -263,7 +244,7 @@ def _rays(
 def _check(
     depth: np.ndarray, camera: np.ndarray, raw_depth: np.ndarray | None, per_metre: float
 ) -> None:
-    """Raises a ValueError that lists everything wrong with the arguments of `hha`."""
+    """Raises a ValueError that lists everything wrong with the arguments of `hha`, if anything."""
     problems = []
     depths = {"depth": depth} if raw_depth is None else {"depth": depth, "raw_depth": raw_depth}
     for name, values in depths.items():

@@ -4,6 +4,9 @@ Files may be grey, have alpha, a palette, 16 bits or an EXIF orientation, or be 
 become what the rest of the package works with: uint8 RGB images, and integer label maps with one id
 per pixel. Pillow alone decodes, so that training and prediction see the same pixels on every
 machine (OpenCV silently turns palette masks into colours).
+
+A file is a path or its bytes; messages call it `name`, or the path where that is None. Where there
+is no such file the functions raise FileNotFoundError; where it cannot be read, ValueError.
 """
 
 from __future__ import annotations
@@ -36,18 +39,7 @@ SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
 def read_image(source: str | Path | bytes, name: str | None = None) -> UInt8[np.ndarray, "h w 3"]:
-    """Read an image file of any mode as uint8 RGB, upright; see `to_rgb`.
-
-    Of an animation the first frame is read.
-
-    Args:
-        source: A path, or the bytes of the file.
-        name: What to call the image in messages; the path where None.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: naming the file, if it cannot be read as an image.
-    """
+    """Read an image file of any mode, of an animation the first frame, as RGB; see `to_rgb`."""
     with _opened(source, name) as image:
         return to_rgb(image)
 
@@ -61,12 +53,8 @@ def to_rgb(
     0..255. Floating-point values are taken as 0..1, or as 0..255 if one is above 1. Of Pillow's
     images, palettes are looked up, CMYK is converted and an EXIF orientation is applied.
 
-    Args:
-        image: A Pillow image, or an array (h, w) or (h, w, channels) of uint8, uint16, bool or
-            floating point with 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA) channels.
-
-    Returns:
-        A copy only where the array is not uint8 RGB already.
+    An array has the shape (h, w) or (h, w, channels) with 1 (grey), 2 (grey, alpha), 3 (RGB) or 4
+    (RGBA) channels, and is copied only where it is not uint8 RGB already.
 
     Raises:
         ValueError: if it is no such image, or holds values outside these ranges.
@@ -80,14 +68,13 @@ def to_rgb(
         if image.mode not in (*SIXTEEN_BIT_MODES, "F"):
             return np.array(image.convert("RGB"))
         values = np.asarray(image) if image.mode == "F" else _sixteen_bits(image)
-    channels = 1 if values.ndim == 2 else values.shape[-1] if values.ndim == 3 else 0
-    if values.size == 0 or channels not in (1, 2, 3, 4):
+    pixels = values[..., None] if values.ndim == 2 else values
+    if pixels.ndim != 3 or pixels.size == 0 or pixels.shape[2] > 4:
         raise ValueError(
             "an image is an array (h, w) or (h, w, channels) of 1 to 4 channels, got "
             f"{values.dtype} {values.shape}"
         )
-    values = values[..., None] if values.ndim == 2 else values
-    values = values[..., : 1 if channels < 3 else 3]
+    values = pixels[..., : 1 if pixels.shape[2] < 3 else 3]
     if values.dtype == np.uint16:
         values = ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
     elif values.dtype == np.bool_:
@@ -127,16 +114,8 @@ def read_label(
     Alpha is dropped. The void colour of VOC, (224, 224, 192), and the colours of ignored rows
     become the ids of void.
 
-    Args:
-        source: A path, or the bytes of the file.
-        table: Class colours for RGB masks.
-        kind: Whether the pixels are ids or colours.
-        name: What to call the file in messages; the path where None.
-
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: naming the file, if it cannot be read, is a JPEG (whose compression blurs ids),
-            or holds colours of no class.
+        ValueError: if it is a JPEG, whose compression blurs ids, or holds colours of no class.
     """
     with _opened(source, name) as image:
         if image.format in ("JPEG", "MPO"):
@@ -167,32 +146,21 @@ def _colors_to_ids(
             "is an RGB mask: give the colour of each class in a csv file with the columns "
             "name,r,g,b (or json)"
         )
-    red, green, blue = np.moveaxis(colors.astype(np.int32), -1, 0)
-    codes = red << 16 | green << 8 | blue
+    codes = colors.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
     by_code = {int.from_bytes(VOID_COLOR): VOID}
-    for row, raw_id in zip(table.rows, table.ids, strict=True):
-        by_code[int.from_bytes(row.color)] = raw_id
+    by_code |= {
+        int.from_bytes(row.color): raw_id for row, raw_id in zip(table.rows, table.ids, strict=True)
+    }
     present, inverse = np.unique(codes, return_inverse=True)
-    unknown = [code for code in present.tolist() if code not in by_code]
-    if unknown:
-        shown = ", ".join(f"({c >> 16}, {c >> 8 & 255}, {c & 255})" for c in unknown[:5])
+    if unknown := [tuple(code.to_bytes(3)) for code in present.tolist() if code not in by_code]:
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        raise ValueError(f"colours of no class: {shown}{more}")
+        raise ValueError(f"colours of no class: {', '.join(map(str, unknown[:5]))}{more}")
     ids = np.array([by_code[code] for code in present.tolist()], np.int32)
     return ids[inverse].reshape(codes.shape)
 
 
 def read_depth(source: str | Path | bytes, name: str | None = None) -> UInt16[np.ndarray, "h w"]:
-    """Read a depth image: a 16-bit grey file in millimetres, 0 where nothing was measured.
-
-    Args:
-        source: A path, or the bytes of the file.
-        name: What to call the file in messages; the path where None.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: naming the file, if it cannot be read or has other than 16 bits.
-    """
+    """Read a depth image: a 16-bit grey file in millimetres, 0 where nothing was measured."""
     with _opened(source, name) as image:
         if image.mode not in SIXTEEN_BIT_MODES:
             raise ValueError(
@@ -225,13 +193,6 @@ def encoded_image(source: str | Path | bytes, name: str | None = None) -> Encode
 
     Upright 8-bit RGB and grey JPEG and PNG files are stored as they are, which costs neither time
     nor quality; every other kind is read and written as PNG.
-
-    Args:
-        source: A path, or the bytes of the file.
-        name: What to call the image in messages; the path where None.
-
-    Raises:
-        FileNotFoundError, ValueError: as `read_image`.
     """
     if not isinstance(source, bytes):
         name = name or str(source)

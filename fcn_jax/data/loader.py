@@ -77,8 +77,7 @@ class TrainingBatches(contextlib.AbstractContextManager["TrainingBatches"]):
         """Goes to a position that `get_state` gave for the same pipeline.
 
         Raises:
-            ValueError: If the seed, batch size or number of examples differ, since the position
-                would be one among other batches.
+            ValueError: If the seed, batch size or number of examples differ.
         """
         differing = [
             f"{name} was {state.get(name)} and is {value}"
@@ -120,7 +119,6 @@ def training_batches(
     """Shuffled, augmented, batched examples without end, each epoch in another order.
 
     Args:
-        source: Examples by index.
         batch_size: Over all processes.
         seed: Of the order and of the augmentation.
         augmentation: Applied to each example with a generator of its own.
@@ -135,7 +133,6 @@ def training_batches(
         read_threads: Threads that load, in each process.
         process_index: This process among ``process_count`` that read different examples of the
             same global batches (`fcn_jax.devices.batch_part`).
-        process_count: See ``process_index``.
 
     Raises:
         ValueError: If there are no examples, the batch size does not divide by the processes, or
@@ -147,7 +144,7 @@ def training_batches(
     canvas = canvas or augmentation.crop
     if canvas is None and len(smallest_sizes) == 1 and augmentation.scale_range == (1.0, 1.0):
         (canvas,) = smallest_sizes
-    canvas = canvas and _divisible(canvas, shards)
+    canvas = canvas and (round_up(canvas[0], shards), canvas[1])
     filled = canvas is not None and smallest_sizes == {canvas}
     if len(source) == 0:
         raise ValueError(f"{source!r} has no examples to train on")
@@ -209,7 +206,7 @@ def _batch(
     """Stacks examples; without their sizes where every image fills the canvas."""
     if canvas is None:
         height, width = np.max([size_of(example) for example in examples], axis=0).tolist()
-        canvas = _divisible((canvas_side(height), canvas_side(width)), shards)
+        canvas = round_up(canvas_side(height), shards), canvas_side(width)
     batch = stack_examples(examples, canvas)
     if filled:
         del batch["valid_size"]
@@ -218,20 +215,12 @@ def _batch(
 
 def _smallest_sizes(source: Source, augmentation: Augmentation) -> set[Size]:
     """The images' sizes after an augmentation that shrinks them the most; empty if unknown."""
+    sizes = np.array(getattr(source, "sizes", ()), int).reshape(-1, 2)
     factor = augmentation.scale * augmentation.scale_range[0]
-
-    def smallest(side: int, limit: int | None) -> int:
-        scaled = max(1, round(side * factor))
-        return scaled if limit is None else min(scaled, limit)
-
-    crop = augmentation.crop or (None, None)
-    sizes: Sequence[Size] = getattr(source, "sizes", ())
-    return {(smallest(height, crop[0]), smallest(width, crop[1])) for height, width in sizes}
-
-
-def _divisible(canvas: Size, shards: int) -> Size:
-    """The canvas made higher until devices can share its rows."""
-    return round_up(canvas[0], shards), canvas[1]
+    scaled = np.maximum(1, np.rint(sizes * factor).astype(int))
+    if augmentation.crop is not None:
+        scaled = np.minimum(scaled, augmentation.crop)
+    return {(height, width) for height, width in scaled.tolist()}
 
 
 def evaluation_examples(

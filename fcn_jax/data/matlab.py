@@ -12,11 +12,9 @@ from fcn_jax.classes import VOID, ClassTable
 
 
 def read_mat(path: Path, variable: str) -> Int32[np.ndarray, "h w"]:
-    """A map of ids from a `.mat` file of any version.
+    """A map of ids from a `.mat` file: up to version 7 by SciPy; 7.3, which is HDF5, by h5py.
 
-    Args:
-        path: The file. Versions up to 7 are read with SciPy; version 7.3, which is HDF5, with h5py.
-        variable: Its name; the field of a struct as "GTcls/Segmentation".
+    Of a struct `variable` names the field, as "GTcls/Segmentation".
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -46,17 +44,7 @@ def read_mat(path: Path, variable: str) -> Int32[np.ndarray, "h w"]:
 def read_mat_labels(
     path: Path, variable: str, table: ClassTable, void: int = VOID
 ) -> UInt8[np.ndarray, "h w"]:
-    """Labels from a `.mat` file that holds the ids of `table`.
-
-    Args:
-        path: The file.
-        variable: Its name, as for `read_mat`.
-        table: What the ids mean.
-        void: An id that is void, beside those that the table says.
-
-    Raises:
-        FileNotFoundError, ValueError: as `read_mat`, and for ids of no class.
-    """
+    """Labels from a `.mat` file that holds the ids of `table`, in which the id `void` is void."""
     ids = read_mat(path, variable)
     try:
         return table.to_labels(np.where(ids == void, VOID, ids))

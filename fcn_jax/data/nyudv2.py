@@ -5,17 +5,11 @@
     DIR/data/hha/img_ID.png           disparity, height, angle, in the order of the channels
     DIR/segmentation/img_ID.mat       segmentation: 0 void, 1..40
     DIR/{train,val,test}.txt          ids, one a line; without them the published lists are used
+    DIR/data/rawdepth/img_ID.png      depth before holes were filled, if HHA has to be computed
 
 This is the layout of nyud.tar.gz, which the reference implementation points to; DIR may also be a
-folder that holds `nyud`. Splits: `train` (381 images), `val` (414), `test` (654); `trainval` is
-understood by `open_source` as train and val. A list of DIR wins over the published one; if it has
+folder that holds `nyud`. Without `data/hha`, HHA is computed (`fcn_jax.data.hha`). If DIR has
 `trainval.txt` alone, that is stored as it is.
-
-Examples have "image", "depth" and "hha". Where `data/hha` is missing, HHA is computed from depth
-(`fcn_jax.data.hha`), with NYUDv2's camera or the one given, and from `data/rawdepth/img_ID.png`,
-depth before holes were filled, where that is there. What no image has is left out. Of an incomplete
-tree the images present are used, and a warning says how many of how many; but depth or HHA that
-only some of them have is an error.
 
 Silberman, Hoiem, Kohli, Fergus: Indoor segmentation and support inference from RGBD images, ECCV
 2012. The forty classes, depth and HHA: Gupta et al., CVPR 2013 and ECCV 2014.
@@ -30,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from fcn_jax.classes import table_from_names
-from fcn_jax.data.files import by_stem, complete, find_folder, named, plan_files, split_lists
+from fcn_jax.data.files import by_stem, complete, find_root, named, plan_files, split_lists
 from fcn_jax.data.images import Encoded, encoded_image, encoded_pixels, read_depth
 from fcn_jax.data.matlab import read_mat_labels
 from fcn_jax.data.records import Kind, Plan, Read
@@ -53,30 +47,24 @@ KINDS: dict[str, Kind] = {"image": "picture", "depth": "depth", "hha": "picture"
 
 
 def plan(manual_dir: Path | None, *, camera: Sequence[float] = ()) -> Plan:
-    """Plan the data set from the files in `manual_dir`.
+    """What the files in `manual_dir` make.
 
     Args:
-        manual_dir: The folder of the data.
         camera: Focal lengths and centre of the depth images, (fx, fy, cx, cy) in pixels, the first
             pixel's centre being (0, 0), where HHA has to be computed. Empty: NYUDv2's own, for
             images of 640x480, or 560x425 without the white border.
-
-    Raises:
-        FileNotFoundError: if the folder does not have the layout, or some images have no depth or
-            HHA though others have; it says what to put where.
-        ValueError: if splits share images, or the camera is not four numbers.
     """
     camera = tuple(float(value) for value in camera)
     if len(camera) not in (0, 4):
         raise ValueError(f"nyudv2: camera needs fx, fy, cx, cy, not {camera}")
-    root = find_folder([manual_dir], (".", "nyud", "nyudv2"), ("data/images", "segmentation"))
-    if root is None:
-        there = f"{manual_dir} has no folders data/images and segmentation" if manual_dir else ""
-        raise FileNotFoundError(
-            f"nyudv2: {there or 'no data'}. Download {URL}, extract it, and give its folder nyud "
-            "as manual_dir: it holds data/images/img_ID.png, data/depth/img_ID.png, "
-            "data/hha/img_ID.png and segmentation/img_ID.mat"
-        )
+    root = find_root(
+        "nyudv2",
+        manual_dir,
+        (".", "nyud", "nyudv2"),
+        ("data/images", "segmentation"),
+        url=URL,
+        what="its folder nyud, which holds data/images, data/depth, data/hha and segmentation,",
+    )
     training = [name for name in ("train", "val") if (root / f"{name}.txt").exists()]
     if not training:
         training = ["trainval"] if (root / "trainval.txt").exists() else ["train", "val"]
@@ -90,18 +78,17 @@ def plan(manual_dir: Path | None, *, camera: Sequence[float] = ()) -> Plan:
         "hha": functools.partial(computed_hha, camera=camera) if computed else encoded_image,
         "label": functools.partial(read_mat_labels, variable="segmentation", table=NYUDV2),
     }
-    raw_depths = [raw_depth(inputs["hha"][name]) for name in ids] if computed else []
     return plan_files(
+        "nyudv2",
         complete(lists, {**files, **inputs}),
         readers,
         {"label": NYUDV2},
         source=str(root),
-        missing=f"nyudv2: {root} holds no image of its lists with both data/images/img_ID.png and "
-        f"segmentation/img_ID.mat; both are in {URL}",
+        needs=f"both data/images/img_ID.png and segmentation/img_ID.mat; both are in {URL}",
         full_sizes={split: FULL_SIZES.get(split, len(names)) for split, names in lists.items()},
         notes=notes,
         modalities={name: KINDS[name] for name in ("image", *inputs)},
-        more=[path for path in raw_depths if path.exists()],
+        more=by_id(root / "data/rawdepth").values() if computed else (),
         options=camera,
     )
 
@@ -109,29 +96,24 @@ def plan(manual_dir: Path | None, *, camera: Sequence[float] = ()) -> Plan:
 def _inputs(root: Path, ids: Sequence[str]) -> tuple[dict[str, dict[str, Path]], bool, list[str]]:
     """The files of "depth" and "hha" by id, whether HHA has to be computed, and notes on both."""
     inputs = {kind: by_id(root / "data" / kind) for kind in ("depth", "hha")}
-    problems = []
-    for kind, files in inputs.items():
-        missing = [name for name in ids if name not in files]
-        if 0 < len(missing) < len(ids):
-            problems.append(
-                f"{len(missing)} of {len(ids)} images have no {root}/data/{kind}/img_ID.png: "
-                f"{named(missing)}"
-            )
+    missing = {kind: [i for i in ids if i not in files] for kind, files in inputs.items()}
+    problems = [
+        f"{len(absent)} of {len(ids)} images have no {root}/data/{kind}/img_ID.png: {named(absent)}"
+        for kind, absent in missing.items()
+        if 0 < len(absent) < len(ids)
+    ]
     if problems:
         raise FileNotFoundError(
             f"nyudv2: {'; '.join(problems)}. Put all of them there, from {URL}, or take the whole "
             "folder away: HHA is then computed from depth, and without depth left out"
         )
-    absent = [kind for kind, files in inputs.items() if not set(ids) <= set(files)]
-    if absent == ["hha"]:
-        return (
-            {**inputs, "hha": inputs["depth"]},
-            True,
-            ["hha was computed from depth, for there is no data/hha"],
-        )
-    inputs = {kind: files for kind, files in inputs.items() if kind not in absent}
+    if missing["hha"] and not missing["depth"]:
+        note = "hha was computed from depth, for there is no data/hha"
+        return {**inputs, "hha": inputs["depth"]}, True, [note]
+    absent = [kind for kind in inputs if missing[kind]]
     left_out = f"there is no {' and no '.join(f'data/{kind}' for kind in absent)}: left out"
-    return inputs, False, [left_out] if absent else []
+    found = {kind: files for kind, files in inputs.items() if kind not in absent}
+    return found, False, [left_out] if absent else []
 
 
 def by_id(folder: Path, suffix: str = ".png") -> dict[str, Path]:
@@ -139,21 +121,13 @@ def by_id(folder: Path, suffix: str = ".png") -> dict[str, Path]:
     return by_stem(folder, (suffix,), prefix="img_")
 
 
-def raw_depth(depth: Path) -> Path:
-    """Where depth lies as it was measured, if it is there."""
-    return depth.parents[1] / "rawdepth" / depth.name
-
-
 def computed_hha(path: Path, camera: tuple[float, ...]) -> Encoded:
-    """HHA of a depth image, and of the depth before holes were filled where that is there.
-
-    Raises:
-        ValueError: naming the file, if it has no depth, or a size of which no camera is known.
-    """
+    """HHA of a depth image, and of the depth before holes were filled where that is there."""
     from fcn_jax.data.hha import hha, nyu_camera
 
     depth = read_depth(path)
-    raw = read_depth(raw_path) if (raw_path := raw_depth(path)).exists() else None
+    raw_path = path.parents[1] / "rawdepth" / path.name
+    raw = read_depth(raw_path) if raw_path.exists() else None
     try:
         if camera:
             fx, fy, cx, cy = camera

@@ -13,10 +13,6 @@ The 459 labels become the 59 classes by name, without spaces, as in the referenc
 of the 59, diningtable, bedcloth and clothes are called table, bedclothes and cloth in labels.txt.
 Every other label is background, so that no pixel is void.
 
-Splits: `train` (4998 images), `val` (5105), those of ImageSets/Main that have a label file;
-`trainval` is understood by `open_source` as both. Of an incomplete tree the images present are
-used, and a warning says how many of how many.
-
 Mottaghi et al.: The role of context for object detection and semantic segmentation in the wild,
 CVPR 2014.
 """
@@ -59,15 +55,10 @@ Lookup = UInt8[np.ndarray, "65536"]
 
 
 def plan(manual_dir: Path | None, *, context: str | Path | None = None) -> Plan:
-    """Plan the data set from the files in `manual_dir`.
+    """What the files in `manual_dir` make.
 
     Args:
-        manual_dir: The folder of the data.
         context: The folder of `trainval` and `labels.txt`; None looks in the usual places.
-
-    Raises:
-        FileNotFoundError: if a folder does not have the layout; it says what to put where.
-        ValueError: if the splits share images, or labels.txt is not the published one.
     """
     devkit = find_folder([manual_dir], ("VOCdevkit/VOC2010", "VOC2010", "."), ["ImageSets/Main"])
     given = None if context is None else Path(context).expanduser().absolute()
@@ -75,14 +66,10 @@ def plan(manual_dir: Path | None, *, context: str | Path | None = None) -> Plan:
     if devkit is not None and given is None:
         bases += [devkit, devkit.parent, devkit.parent.parent]
     labelled = find_folder(bases, CONTEXT_FOLDERS, ["trainval"])
-    missing = []
-    if devkit is None:
-        missing.append(f"VOCdevkit/VOC2010 with JPEGImages and ImageSets/Main, from {VOC_URL}")
+    missing = [] if devkit else [f"VOCdevkit/VOC2010 with ImageSets/Main, from {VOC_URL}"]
     if labelled is None:
-        missing.append(
-            f"the folder trainval of ID.mat, with labels.txt beside it, from {CONTEXT_URL}"
-            + (f", in {given} (option context)" if given else "")
-        )
+        place = f"{given} (option context): " if given else ""
+        missing.append(f"{place}trainval/ID.mat and labels.txt, from {CONTEXT_URL}")
     elif not (labelled / "labels.txt").exists():
         missing.append(f"{labelled / 'labels.txt'}, from {CONTEXT_URL}")
     if missing or devkit is None or labelled is None:
@@ -98,12 +85,12 @@ def plan(manual_dir: Path | None, *, context: str | Path | None = None) -> Plan:
     names = labelled / "labels.txt"
     read = functools.partial(read_context_label, lookup=label_lookup(names))
     return plan_files(
+        "pascal_context",
         complete(lists, files),
         {"image": encoded_image, "label": read},
         {"label": PASCAL_CONTEXT},
         source=f"{devkit}, {labelled}",
-        missing=f"pascal_context: no id of {devkit}/ImageSets/Main/train.txt or val.txt has both "
-        f"{devkit}/JPEGImages/ID.jpg ({VOC_URL}) and {labelled}/trainval/ID.mat ({CONTEXT_URL})",
+        needs=f"both JPEGImages/ID.jpg ({VOC_URL}) and trainval/ID.mat ({CONTEXT_URL})",
         full_sizes=FULL_SIZES,
         more=[names],
     )
@@ -135,11 +122,7 @@ def label_lookup(path: Path) -> Lookup:
 
 
 def read_context_label(path: Path, lookup: Lookup) -> UInt8[np.ndarray, "h w"]:
-    """Labels 0..59 of a `.mat` file that holds numbers of labels.txt.
-
-    Raises:
-        ValueError: naming the file, if it cannot be read or holds numbers that are no labels.
-    """
+    """Labels 0..59 of a `.mat` file that holds numbers of labels.txt."""
     ids = read_mat(path, "LabelMap")
     if ids.min() < 0 or ids.max() >= len(lookup):
         raise ValueError(f"{path}: LabelMap holds {ids.min()}..{ids.max()}, not 1..459")

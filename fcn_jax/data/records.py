@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 
 from fcn_jax.classes import ClassTable
-from fcn_jax.data.images import Encoded, LabelKind, encode_png, encoded_image, read_label
+from fcn_jax.data.images import Encoded, LabelKind, encode_png, read_label
 
 VERSION = "2.1.0"
 """Of the prepared copies; those of another version are never read."""
@@ -86,12 +86,7 @@ class Plan(NamedTuple):
 
 
 def file_entry(entry_id: str, files: Mapping[str, tuple[Path, Read]]) -> Entry:
-    """An example made of files.
-
-    Args:
-        entry_id: Its id.
-        files: The file of every array, and how it is read. All must have the size of the first.
-    """
+    """An example made of a file for every array, and how it is read. All must have one size."""
 
     def load() -> dict[str, Part]:
         parts = {name: read(path) for name, (path, read) in files.items()}
@@ -101,23 +96,8 @@ def file_entry(entry_id: str, files: Mapping[str, tuple[Path, Read]]) -> Entry:
     return Entry(entry_id, load)
 
 
-def image_and_label(
-    entry_id: str, image: Path, label: Path, read: Callable[[Path], UInt8[np.ndarray, "h w"]]
-) -> Entry:
-    """An example of two files, "image" and "label"; `read` turns the second into labels."""
-    return file_entry(entry_id, {"image": (image, encoded_image), "label": (label, read)})
-
-
 def check_sizes(parts: Mapping[str, Part], names: Mapping[str, str]) -> None:
-    """Refuse arrays of different sizes.
-
-    Args:
-        parts: The arrays of an example; the first sets the size.
-        names: What to call each in the message, e.g. its file.
-
-    Raises:
-        ValueError: naming the two that differ, and their sizes.
-    """
+    """Raises a ValueError that names the first array and one of another size by `names`, if any."""
     first = next(iter(parts))
     height, width = size_of(parts[first])
     for name, part in parts.items():
@@ -140,11 +120,7 @@ def read_labels(
     kind: LabelKind = "index",
     colors: ClassTable | None = None,
 ) -> UInt8[np.ndarray, "h w"]:
-    """Labels of a file that holds the ids of `table`, or the colours of `colors`.
-
-    Raises:
-        ValueError: naming the file, if it cannot be read or holds ids or colours of no class.
-    """
+    """Labels of a file that holds the ids of `table`, or the colours of `colors`."""
     raw = read_label(path, colors, kind)
     try:
         return table.to_labels(raw)
@@ -152,13 +128,24 @@ def read_labels(
         raise ValueError(f"{path}: {error}") from None
 
 
-def write(contents: Contents, path: Path, description: str) -> None:
-    """Write a data set. Its folder has the name only once it is complete.
+def prepared_copy(folder: Path, name: str = "*") -> Path | None:
+    """The one copy of this version of the data set in `folder` whose name matches, if any.
 
-    Args:
-        contents: What it holds.
-        path: The folder to make: DIR/NAME/COPY/VERSION.
-        description: The data set in words.
+    Raises:
+        ValueError: if there are several.
+    """
+    copies = [info.parent for info in folder.glob(f"{name}/{VERSION}/dataset_info.json")]
+    if len(copies) > 1:
+        raise ValueError(
+            f"several copies of {folder.name} have been prepared: give the folder of the files of "
+            "the one you mean (manual_dir, or tfds_dir), or delete all but one of "
+            f"{', '.join(map(str, sorted(copies)))}"
+        )
+    return copies[0] if copies else None
+
+
+def write(contents: Contents, path: Path, description: str) -> None:
+    """Write a data set at DIR/NAME/COPY/VERSION, a folder that is there only once it is complete.
 
     Raises:
         ValueError, FileNotFoundError: if an example cannot be read; nothing is left then.

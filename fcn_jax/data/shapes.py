@@ -43,16 +43,13 @@ STRIPES = {"disc": 0.1, "box": 0.3, "triangle": 0.5, "ring": 0.7, "star": 0.9}  
 
 
 def plan(*, train: int = 400, val: int = 100, size: int = 96, seed: int = 0) -> Plan:
-    """Plan the data set.
+    """What the options make.
 
     Args:
         train: Number of training images.
         val: Number of validation images.
         size: Height and width in pixels, at least 48.
         seed: Another seed makes other pictures.
-
-    Raises:
-        ValueError: for numbers that make no picture.
     """
     if train < 1 or val < 1 or size < 48 or seed < 0:
         raise ValueError(

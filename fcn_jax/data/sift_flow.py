@@ -6,12 +6,6 @@
     DIR/{trainval,test}.txt     ids, one a line; without them the published lists are used
 
 This is the layout of SiftFlowDataset.zip; DIR may also be a folder that holds `SiftFlowDataset`.
-Examples have "image" and the label maps "sem" and "geo".
-
-Splits: `trainval` (2486 images), `test` (200). The paper counts 2488; highway_bost181 and
-street_urb506 lack annotations and are left out. Cow, desert and moon are absent from test and
-left out of the means (`ClassRow.scored`). Of an incomplete tree the images present are used, and a
-warning says how many of how many.
 
 Liu, Yuen, Torralba: Nonparametric scene parsing, PAMI 2011. Geometric classes: Tighe, Lazebnik:
 SuperParsing, ECCV 2010.
@@ -23,7 +17,7 @@ import functools
 from pathlib import Path
 
 from fcn_jax.classes import table_from_names
-from fcn_jax.data.files import by_stem, complete, find_folder, named, plan_files, split_lists
+from fcn_jax.data.files import by_stem, complete, find_root, named, plan_files, split_lists
 from fcn_jax.data.images import encoded_image
 from fcn_jax.data.matlab import read_mat_labels
 from fcn_jax.data.records import Plan, Read
@@ -60,36 +54,31 @@ READERS: dict[str, Read] = {
 
 
 def plan(manual_dir: Path | None) -> Plan:
-    """Plan the data set from the files in `manual_dir`.
-
-    Raises:
-        FileNotFoundError: if the folder does not have the layout; it says what to put where.
-        ValueError: if the splits share images.
-    """
-    places = (".", "SiftFlowDataset", "sift-flow", "sift_flow", "siftflow")
-    root = find_folder([manual_dir], places, [FOLDERS["image"]])
-    if root is None:
-        there = f"{manual_dir} has no folder {FOLDERS['image']}" if manual_dir else "no data"
-        raise FileNotFoundError(
-            f"sift_flow: {there}. Download {URL}, extract it, and give the folder that holds "
-            "Images, SemanticLabels and GeoLabels as manual_dir"
-        )
+    """What the files in `manual_dir` make."""
+    root = find_root(
+        "sift_flow",
+        manual_dir,
+        (".", "SiftFlowDataset", "sift-flow", "sift_flow", "siftflow"),
+        [FOLDERS["image"]],
+        url=URL,
+        what="the folder that holds Images, SemanticLabels and GeoLabels",
+    )
     if absent := [folder for folder in FOLDERS.values() if not (root / folder).is_dir()]:
         raise FileNotFoundError(f"sift_flow: {root} has no folder {named(absent)}; it is in {URL}")
-    lists = split_lists("sift_flow", root, FULL_SIZES, published=True)
     files = {
         array: by_stem(root / folder, (".jpg",) if array == "image" else (".mat",))
         for array, folder in FOLDERS.items()
     }
     excluded = [name for name in WITHOUT_ANNOTATIONS if files["image"].pop(name, None)]
-    notes = [f"left out for lack of annotations: {', '.join(excluded)}"] if excluded else []
+    lists = split_lists("sift_flow", root, FULL_SIZES, published=True)
     return plan_files(
+        "sift_flow",
         complete(lists, files),
         READERS,
         {"sem": SIFT_FLOW_SEMANTIC, "geo": SIFT_FLOW_GEOMETRIC},
         source=str(root),
-        missing=f"sift_flow: {root} holds no image of its lists with Images/{INNER}/ID.jpg, "
-        f"SemanticLabels/{INNER}/ID.mat and GeoLabels/{INNER}/ID.mat; all are in {URL}",
+        needs=f"Images/{INNER}/ID.jpg, SemanticLabels/{INNER}/ID.mat and GeoLabels/{INNER}/ID.mat; "
+        f"all are in {URL}",
         full_sizes=FULL_SIZES,
-        notes=notes,
+        notes=[f"left out for lack of annotations: {', '.join(excluded)}"] if excluded else [],
     )

@@ -7,12 +7,7 @@ TFDS's own folder ($TFDS_DATA_DIR, or ~/tensorflow_datasets), as
     DIR/NAME/[CONFIG/]VERSION/dataset_info.json
 
 and need not be one of TFDS's own. ArrayRecord and TFRecord files are read. If there is no copy,
-TFDS downloads and prepares one in `data_dir`; for some data sets it needs TensorFlow, and for some
-you must fetch files yourself (`manual_dir`).
-
-The images and masks are then stored once more in this package's form, with labels 0..C-1 and 255.
-`TFDS_SETS` says which of TFDS's features they are and what classes the masks hold. For any other
-name give the options `image` and `mask`, and `classes` (a class file) or `num_classes`.
+TFDS downloads and prepares one in `data_dir`.
 """
 
 from __future__ import annotations
@@ -36,6 +31,7 @@ from fcn_jax.classes import (
     ClassRow,
     ClassTable,
     load_class_table,
+    read_names,
     table_from_names,
 )
 from fcn_jax.data.files import check_reachable, fingerprint
@@ -47,8 +43,7 @@ from fcn_jax.data.images import (
     read_label,
     to_rgb,
 )
-from fcn_jax.data.records import VERSION as PREPARED_VERSION
-from fcn_jax.data.records import Contents, Entry, Part, Plan, check_sizes
+from fcn_jax.data.records import Contents, Entry, Part, Plan, check_sizes, prepared_copy
 
 OXFORD_IIIT_PET = ClassTable(
     (
@@ -59,83 +54,15 @@ OXFORD_IIIT_PET = ClassTable(
 )
 """Oxford-IIIT Pet's trimaps: 1 foreground, 2 background; 3, the outline, is "not classified"."""
 
-SCENE_PARSE_150 = table_from_names(
-    """
-    wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk,
-    person, earth, door, table, mountain, plant, curtain, chair, car, water, painting, sofa,
-    shelf, house, sea, mirror, rug, field, armchair, seat, fence, desk, rock, wardrobe, lamp,
-    bathtub, railing, cushion, base, box, column, signboard, chest of drawers, counter, sand,
-    sink, skyscraper, fireplace, refrigerator, grandstand, path, stairs, runway, case,
-    pool table, pillow, screen door, stairway, river, bridge, bookcase, blind, coffee table,
-    toilet, flower, book, hill, bench, countertop, stove, palm, kitchen island, computer,
-    swivel chair, boat, bar, arcade machine, hovel, bus, towel, light, truck, tower, chandelier,
-    awning, streetlight, booth, television receiver, airplane, dirt track, apparel, pole, land,
-    bannister, escalator, ottoman, bottle, buffet, poster, stage, van, ship, fountain,
-    conveyer belt, canopy, washer, plaything, swimming pool, stool, barrel, basket, waterfall,
-    tent, bag, minibike, cradle, oven, ball, food, step, tank, trade name, microwave, pot,
-    animal, bicycle, lake, dishwasher, screen, blanket, sculpture, hood, sconce, vase,
-    traffic light, tray, ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower,
-    radiator, glass, clock, flag
-    """,
-    first_id=1,
-    void_id=0,
-)
+FOLDER = Path(__file__).parent
+
+SCENE_PARSE_150 = table_from_names(read_names(FOLDER / "scene_parse150.txt"), first_id=1, void_id=0)
 """The scene parsing benchmark of ADE20K: 150 classes; 0, everything else, is void."""
 
-SCENE_PARSE_OBJECTS = table_from_names(
-    """
-    other, bed, windowpane, cabinet, person, door, table, curtain, chair, car, painting, sofa,
-    shelf, mirror, armchair, seat, fence, desk, wardrobe, lamp, bathtub, railing, cushion, box,
-    column, signboard, chest of drawers, counter, sink, fireplace, refrigerator, stairs, case,
-    pool table, pillow, screen door, bookcase, coffee table, toilet, flower, book, bench,
-    countertop, stove, palm, kitchen island, computer, swivel chair, boat, arcade machine, bus,
-    towel, light, truck, chandelier, awning, streetlight, booth, television receiver, airplane,
-    apparel, pole, bannister, ottoman, bottle, van, ship, fountain, washer, plaything, stool,
-    barrel, basket, bag, minibike, oven, ball, food, step, trade name, microwave, pot, animal,
-    bicycle, dishwasher, screen, sculpture, hood, sconce, vase, traffic light, tray, ashcan,
-    fan, plate, monitor, bulletin board, radiator, glass, clock, flag
-    """
-)
+SCENE_PARSE_OBJECTS = table_from_names(read_names(FOLDER / "scene_parse150_objects.txt"))
 """The hundred object classes of ADE20K's instance task (Places Challenge 2017); 0 is all else."""
 
-CITYSCAPES = ClassTable(
-    (
-        ClassRow("road", (128, 64, 128), id=7),
-        ClassRow("sidewalk", (244, 35, 232), id=8),
-        ClassRow("building", (70, 70, 70), id=11),
-        ClassRow("wall", (102, 102, 156), id=12),
-        ClassRow("fence", (190, 153, 153), id=13),
-        ClassRow("pole", (153, 153, 153), id=17),
-        ClassRow("traffic light", (250, 170, 30), id=19),
-        ClassRow("traffic sign", (220, 220, 0), id=20),
-        ClassRow("vegetation", (107, 142, 35), id=21),
-        ClassRow("terrain", (152, 251, 152), id=22),
-        ClassRow("sky", (70, 130, 180), id=23),
-        ClassRow("person", (220, 20, 60), id=24),
-        ClassRow("rider", (255, 0, 0), id=25),
-        ClassRow("car", (0, 0, 142), id=26),
-        ClassRow("truck", (0, 0, 70), id=27),
-        ClassRow("bus", (0, 60, 100), id=28),
-        ClassRow("train", (0, 80, 100), id=31),
-        ClassRow("motorcycle", (0, 0, 230), id=32),
-        ClassRow("bicycle", (119, 11, 32), id=33),
-        ClassRow("unlabeled", (0, 0, 0), ignored=True, id=0),
-        ClassRow("ego vehicle", (0, 0, 0), ignored=True, id=1),
-        ClassRow("rectification border", (0, 0, 0), ignored=True, id=2),
-        ClassRow("out of roi", (0, 0, 0), ignored=True, id=3),
-        ClassRow("static", (0, 0, 0), ignored=True, id=4),
-        ClassRow("dynamic", (111, 74, 0), ignored=True, id=5),
-        ClassRow("ground", (81, 0, 81), ignored=True, id=6),
-        ClassRow("parking", (250, 170, 160), ignored=True, id=9),
-        ClassRow("rail track", (230, 150, 140), ignored=True, id=10),
-        ClassRow("guard rail", (180, 165, 180), ignored=True, id=14),
-        ClassRow("bridge", (150, 100, 100), ignored=True, id=15),
-        ClassRow("tunnel", (150, 120, 90), ignored=True, id=16),
-        ClassRow("polegroup", (153, 153, 153), ignored=True, id=18),
-        ClassRow("caravan", (0, 0, 90), ignored=True, id=29),
-        ClassRow("trailer", (0, 0, 110), ignored=True, id=30),
-    )
-)
+CITYSCAPES = load_class_table(FOLDER / "cityscapes.csv")
 """Cityscapes: the nineteen classes of its benchmark out of the ids 0..33 of its label files."""
 
 VERSION_NUMBER = r"\d+\.\d+\.\d+"
@@ -192,12 +119,10 @@ def plan(
     first_id: int = 0,
     void: Sequence[int] = (),
 ) -> Plan:
-    """Plan the data set.
+    """What the copy that TFDS prepared makes; TFDS prepares it first if need be.
 
     Args:
         manual_dir: The files that you must fetch yourself before TFDS can prepare the data set.
-        data_dir: Where this package's prepared data sets lie.
-        name: What TFDS calls the data set.
         tfds_dir: Where TFDS's copy lies; None looks in `data_dir` and TFDS's own folder.
         image: TFDS's feature that holds the image.
         mask: The one that holds the ids of the classes.
@@ -208,20 +133,19 @@ def plan(
         void: Ids in masks that are void, beside 255.
 
     Raises:
-        FileNotFoundError: if there is no such data set, nor can it be downloaded and prepared; the
-            message says what to do. If there is no such class file.
+        FileNotFoundError: if there is no such data set, nor can it be downloaded and prepared.
         ValueError: if several copies could be meant, or an option cannot be understood.
     """
     row = TFDS_SETS.get(re.split("[/:]", name)[0], TfdsSet())
     if mask not in (None, row.mask):  # the row's classes are those of its own mask
         row = dataclasses.replace(row, classes=None, objects=None)
+    if classes is not None and num_classes:
+        raise ValueError(f"tfds:{name}: give classes or num_classes, not both")
     table = None
     if classes is not None:
-        path = Path(classes).expanduser()
-        if num_classes:
-            raise ValueError(f"tfds:{name}: give classes or num_classes, not both")
+        path = Path(classes).expanduser().absolute()
         if not path.is_file():
-            raise FileNotFoundError(f"there is no class file {path.absolute()} (option classes)")
+            raise FileNotFoundError(f"there is no class file {path} (option classes)")
         table = load_class_table(path, first_id)
     elif num_classes:
         table = table_from_names([f"class {number}" for number in range(num_classes)], first_id)
@@ -237,24 +161,13 @@ def plan(
     options = hashlib.sha256(repr((row, first_id, tuple(void))).encode()).hexdigest()[:8]
     stem = f"{re.sub('[/:]', '-', name)}-{options}"
     own_folder = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-    places = [
-        place.expanduser().absolute()
-        for place in ([Path(tfds_dir)] if tfds_dir else [data_dir, own_folder])
-    ]
+    places = [Path(tfds_dir)] if tfds_dir else [data_dir, own_folder]
+    places = [place.expanduser().absolute() for place in places]
     root = find_copy(name, places)
     if root is None:
         # The copy in this package's form does without the one that it was made from.
-        made = [
-            info.parents[1]
-            for info in data_dir.glob(f"tfds/{stem}-*/{PREPARED_VERSION}/dataset_info.json")
-        ]
-        if len(made) > 1:
-            raise ValueError(
-                "several copies have been made of a TFDS data set that is no longer there; delete "
-                f"all but one of {', '.join(map(str, sorted(made)))}"
-            )
-        if made:
-            return Plan(made[0].name, lambda: _contents(name, made[0], row, first_id, void))
+        if made := prepared_copy(data_dir / "tfds", f"{stem}-*"):
+            return Plan(made.parent.name, lambda: _contents(name, made, row, first_id, void))
         data_dir.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(data_dir / ".tfds.lock"):
             root = find_copy(name, places) or _fetch(name, places[0], manual_dir)
@@ -263,13 +176,7 @@ def plan(
 
 
 def find_copy(name: str, places: Sequence[Path]) -> Path | None:
-    """The folder of the copy that TFDS prepared, in the first place that has one.
-
-    Of several versions the newest is taken.
-
-    Args:
-        name: NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION.
-        places: Folders in which TFDS's data sets lie.
+    """The folder of the newest copy that TFDS prepared, in the first place that has one.
 
     Raises:
         ValueError: if the name cannot be understood, or has several configurations there.
@@ -298,11 +205,7 @@ def find_copy(name: str, places: Sequence[Path]) -> Path | None:
 
 
 def _fetch(name: str, tfds_dir: Path, manual_dir: Path | None) -> Path:
-    """Have TFDS download and prepare a data set.
-
-    Raises:
-        FileNotFoundError: if that fails for any reason; the message says what to do instead.
-    """
+    """Have TFDS download and prepare a data set; the message of a failure says what else to do."""
     try:
         builder = tfds.builder(name, data_dir=str(tfds_dir), file_format="array_record")
         urls = list(builder.url_infos or ())
@@ -328,11 +231,7 @@ def _fetch(name: str, tfds_dir: Path, manual_dir: Path | None) -> Path:
 
 
 def _contents(name: str, root: Path, row: TfdsSet, first_id: int, void: Sequence[int]) -> Contents:
-    """The examples of the copy that TFDS prepared.
-
-    Raises:
-        ValueError: if it has no such features or no image, or the classes are not known.
-    """
+    """The examples of the copy that TFDS prepared."""
     builder: Any = tfds.builder_from_directory(str(root))
     features: Mapping[str, Any] = builder.info.features
     there = ", ".join(f"{key} ({type(value).__name__})" for key, value in features.items())
@@ -361,16 +260,12 @@ def _contents(name: str, root: Path, row: TfdsSet, first_id: int, void: Sequence
     splits = {split: entries for split, entries in splits.items() if len(entries)}
     if not splits:
         raise ValueError(f"tfds:{name}: {root} holds no image in a split with labels")
-    notes: tuple[str, ...] = ()
-    if row.objects is not None and any(entries.has_objects() for entries in splits.values()):
-        table = row.objects
-        for entries in splits.values():
-            entries.table, entries.red = table, True
-        notes = (
-            "its masks are those of the instance task: a hundred classes of objects, and "
-            "'other' for everything else",
-        )
-    return Contents(splits, {"label": table}, source=str(root), notes=notes)
+    if row.objects is None or not any(entries.has_objects() for entries in splits.values()):
+        return Contents(splits, {"label": table}, source=str(root))
+    for entries in splits.values():
+        entries.table, entries.red = row.objects, True
+    note = "its masks are those of the instance task: a hundred classes of objects, and 'other'"
+    return Contents(splits, {"label": row.objects}, source=str(root), notes=(note,))
 
 
 class _Split(Sequence[Entry]):
@@ -415,10 +310,9 @@ class _Split(Sequence[Entry]):
         entry_id = f"{self.split}_{index:06d}"
         if self.row.ids:
             value = record[self.row.ids]
-            text = value.decode() if isinstance(value, bytes) else str(value)
-            suffix = PurePosixPath(text).suffix
-            text = text.removesuffix(suffix) if suffix.lower() in IMAGE_SUFFIXES else text
-            entry_id = text.replace("/", "_")
+            path = PurePosixPath(value.decode() if isinstance(value, bytes) else str(value))
+            name = path.with_suffix("") if path.suffix.lower() in IMAGE_SUFFIXES else path
+            entry_id = str(name).replace("/", "_")
 
         def load() -> dict[str, Part]:
             row = self.row
@@ -456,9 +350,6 @@ class TFRecords:
 
     A record is its length (8 bytes, little-endian), a checksum of that (4), the content and a
     checksum of that (4). The checksums are ignored: images have their own.
-
-    Raises:
-        ValueError: naming the file that ends within a record.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:

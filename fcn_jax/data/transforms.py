@@ -75,9 +75,6 @@ def resize(example: Mapping[str, object], factor: float) -> Example:
 
     Pictures (h, w, 3) are interpolated bilinearly, with antialiasing. Of depth and label maps
     (h, w) the nearest pixel is taken: between two depths or two classes there is nothing.
-
-    Raises:
-        ValueError: If a picture is not uint8 RGB, or the factor not positive.
     """
     resized = {
         name: nearest(value, factor) if value.ndim == 2 else resize_image(value, factor)
@@ -87,11 +84,7 @@ def resize(example: Mapping[str, object], factor: float) -> Example:
 
 
 def random_crop(example: Example, size: tuple[int, int], rng: np.random.Generator) -> Example:
-    """Cuts a window of at most ``size`` (height, width) at a random place.
-
-    Along an axis on which the image is smaller it is kept whole; the batch fills the rest with
-    void.
-    """
+    """Cuts a window at a random place; an image that is smaller along an axis stays whole there."""
     window = []
     for have, want in zip(size_of(example), size, strict=True):
         start = int(rng.integers(max(0, have - want) + 1))
@@ -120,13 +113,7 @@ def random_jitter(example: Example, strength: float, rng: np.random.Generator) -
 def stack_examples(examples: Sequence[Example], canvas: Size) -> dict[str, np.ndarray]:
     """Makes a batch of examples of any sizes: each in the top left corner, the rest black and void.
 
-    Args:
-        examples: At least one.
-        canvas: Height and width.
-
-    Returns:
-        The arrays with a batch axis (``image`` uint8 (b, h, w, 3), ``label`` uint8 (b, h, w) …),
-        ``valid_size`` int32 (b, 2) height and width of each image, ``id`` array of str (b,).
+    Beside the arrays the batch has ``valid_size``, int32 (b, 2), and ``id``, str (b,).
 
     Raises:
         ValueError: If an image is larger than the canvas; names it.
@@ -146,12 +133,7 @@ def stack_examples(examples: Sequence[Example], canvas: Size) -> dict[str, np.nd
 
 
 def check_example(example: Example) -> Example:
-    """Returns a sound example.
-
-    Raises:
-        ValueError: If an array is of no kind that examples have, or of another size than the
-            others; names the example and the array.
-    """
+    """Returns a sound example; of another, the ValueError names the array."""
     height, width = size_of(example)
     for name, value in arrays(example).items():
         kind = (value.dtype.name, *value.shape[2:])
@@ -180,11 +162,7 @@ def nearest(values: Shaped[np.ndarray, "h w"], scale: float) -> Shaped[np.ndarra
 
 
 def resize_image(image: Shaped[np.ndarray, "..."], scale: float) -> UInt8[np.ndarray, "h w 3"]:
-    """Scales an image, as training does: bilinear, antialiased, at least 1 pixel.
-
-    Raises:
-        ValueError: If the image is not uint8 of the shape (h, w, 3), or the factor not positive.
-    """
+    """Scales an image, as training does: bilinear, antialiased, at least 1 pixel."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ValueError(
             f"an image must be uint8 RGB of the shape (h, w, 3) (or depth uint16 (h, w)), got "

@@ -14,17 +14,12 @@ a folder of PNG or .mat labels.
 
 Splits:
 
-* `train`, `val`: the ids of ImageSets, with VOC's labels (1464 and 1449 images). `trainval` is
-  understood by `open_source` as both.
-* `seg11valid`: the 736 images of VOC 2011 val that are not in SBD's train set, with VOC's labels;
-  the published FCN scores are on these.
-* `sbd_train`, where SBD is there: the ids of SBD's `train.txt` (8498). An id without an SBD label
-  that VOC's `train.txt` lists takes VOC's label; other ids without a label are left out and counted
-  in the notes. Without `train.txt`: every id that has an SBD label and is not in seg11valid.
+* `train`, `val`: the ids of ImageSets, with VOC's labels.
+* `seg11valid`: VOC 2011 val without SBD's train set, with VOC's labels.
+* `sbd_train`, where SBD is there: the ids of SBD's `train.txt`. An id without an SBD label that
+  VOC's `train.txt` lists takes VOC's label; other ids without a label are left out and counted in
+  the notes. Without `train.txt`: every id that has an SBD label and is not in seg11valid.
   Photographs come from SBD's `img`, or else from JPEGImages.
-
-Of an incomplete tree the images present are used, and a warning says how many of how many. An image
-shared by train and val, or by SBD's train.txt and seg11valid, is an error.
 """
 
 from __future__ import annotations
@@ -62,8 +57,8 @@ VOC = table_from_names(
 """PASCAL VOC: twenty objects and background; 255 in its files is void."""
 
 VOC_URL = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
-VOC_SHA256 = "e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb"
 VOC_BYTES = 1999639040
+VOC_SHA256 = "e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb"
 SBD_URL = (
     "http://www.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/"
     "benchmark.tgz"
@@ -74,16 +69,10 @@ PHOTOGRAPHS = (".jpg", ".jpeg", ".png")
 
 
 def plan(manual_dir: Path | None, data_dir: Path, *, sbd: str | Path | None = None) -> Plan:
-    """Plan the data set.
+    """What the files in `manual_dir`, extracted or packed, make; None downloads them.
 
     Args:
-        manual_dir: The folder of the files, extracted or as the official archives; None downloads.
-        data_dir: Downloads are stored in its folder `downloads`.
         sbd: The folder of SBD; "download" downloads it; None looks beside VOC's files.
-
-    Raises:
-        FileNotFoundError: if the folders do not have the layout; it says what to put where.
-        ValueError: if splits share images.
     """
     packed = {
         url: path
@@ -116,7 +105,7 @@ def plan(manual_dir: Path | None, data_dir: Path, *, sbd: str | Path | None = No
 def _plan_extracted(
     devkit: Path, sbd_root: Path | None, more: Iterable[Path] = (), options: object = None
 ) -> Plan:
-    """Plan the data set from the folder VOC2012, and from that of SBD if there is one."""
+    """What the folder VOC2012 makes, and that of SBD if there is one."""
     lists = split_lists("voc2012", devkit / "ImageSets/Segmentation", ("train", "val"))
     held_out = package_ids("seg11valid")
     files = {
@@ -136,12 +125,12 @@ def _plan_extracted(
         ids = ids or sorted({*sbd["label"]} - {*held_out})
         splits |= complete({"sbd_train": ids}, joined)
     return plan_files(
+        "voc2012",
         splits,
         READERS,
         {"label": VOC},
         source=f"{devkit}, SBD: {sbd_root}",
-        missing=f"voc2012: {devkit} holds no image of ImageSets/Segmentation/train.txt or val.txt "
-        "with both JPEGImages/ID.jpg and SegmentationClass/ID.png",
+        needs="both JPEGImages/ID.jpg and SegmentationClass/ID.png",
         full_sizes=FULL_SIZES,
         more=more,
         options=options,
@@ -149,7 +138,7 @@ def _plan_extracted(
 
 
 def _fetch(url: str, manual_dir: Path | None, data_dir: Path) -> Path:
-    """An archive's contents: extracted from `manual_dir` if it lies there, else downloaded.
+    """The folder of an archive's contents; it lies in `manual_dir` or is downloaded.
 
     Raises:
         FileNotFoundError: if the download fails; the message says which file to put where.
@@ -170,14 +159,13 @@ def _fetch(url: str, manual_dir: Path | None, data_dir: Path) -> Path:
             f"{_what_to_put(manual_dir, url)}"
         ) from error
     if url == VOC_URL:
-        if (size := archive.stat().st_size) != VOC_BYTES:
-            raise ValueError(
-                f"{archive}: {size} bytes, not {VOC_BYTES}: not the whole official file"
-            )
         with archive.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != VOC_SHA256:
-            raise ValueError(f"{archive}: SHA-256 {found}, not {VOC_SHA256}: not the official file")
+            size, found = archive.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+        if (size, found) != (VOC_BYTES, VOC_SHA256):
+            raise ValueError(
+                f"{archive}: {size} bytes of SHA-256 {found}: not the official file, which has "
+                f"{VOC_BYTES} bytes and {VOC_SHA256}"
+            )
     # TFDS needs TensorFlow to extract.
     extracted = downloads / "extracted" / fingerprint([archive])
     if not extracted.exists():
@@ -190,10 +178,8 @@ def _fetch(url: str, manual_dir: Path | None, data_dir: Path) -> Path:
 
 def _what_to_put(manual_dir: Path | None, url: str = VOC_URL) -> str:
     inside = "VOCdevkit/VOC2012" if url == VOC_URL else "benchmark_RELEASE/dataset"
-    what = f"Download {url} yourself and put {Path(url).name}, or the {inside} in it, into"
-    if manual_dir is None:
-        return f"{what} a folder, and give that folder as manual_dir"
-    return f"{what} {manual_dir}, which has neither"
+    where = f"{manual_dir}, which has neither" if manual_dir else "the folder given as manual_dir"
+    return f"Download {url} yourself and put {Path(url).name}, or the {inside} in it, into {where}"
 
 
 def sbd_files(root: Path) -> dict[str, dict[str, Path]]:
@@ -206,11 +192,7 @@ def sbd_files(root: Path) -> dict[str, dict[str, Path]]:
 
 
 def read_voc_label(path: Path) -> UInt8[np.ndarray, "h w"]:
-    """Labels of a palette PNG of VOC, or of a .mat file of SBD.
-
-    Raises:
-        ValueError: naming the file, if it cannot be read or holds ids of no class.
-    """
+    """Labels of a palette PNG of VOC, or of a .mat file of SBD."""
     if path.suffix == ".mat":
         return read_mat_labels(path, "GTcls/Segmentation", VOC)
     return read_labels(path, VOC)
@@ -226,11 +208,7 @@ def _find_devkit(folder: Path | None) -> Path | None:
 
 
 def _find_sbd(sbd: str | Path | None, manual_dir: Path, devkit: Path) -> Path | None:
-    """The folder of SBD: the one given, or one with `cls` beside VOC's files.
-
-    Raises:
-        FileNotFoundError: if a folder is given and has no labels.
-    """
+    """The folder of SBD: the one given, or one with `cls` beside VOC's files."""
     if sbd is None:
         bases = (manual_dir, devkit, devkit.parent, devkit.parent.parent)
         return find_folder(bases, SBD_PLACES, ["cls"])
