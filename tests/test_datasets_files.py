@@ -224,7 +224,7 @@ def sbd_shared_image(root):
 
 def sbd_without_labels(root):
     shutil.rmtree(root / "cls")
-    return r"no folder cls .*benchmark\.tgz.*train\.txt"
+    return r"no folder cls.*benchmark\.tgz.*train\.txt"
 
 
 def sbd_without_lists(root):

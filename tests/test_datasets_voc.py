@@ -66,7 +66,9 @@ def test_voc_that_cannot_be_downloaded_says_what_to_put_where(tmp_path, monkeypa
     with pytest.raises(FileNotFoundError, match=r"VOCtrainval_11-May-2012\.tar.*empty"):
         prepare("voc2012", data_dir=tmp_path / "d", manual_dir=tmp_path / "empty")
     (tmp_path / "empty/VOCtrainval_11-May-2012.tar").write_bytes(b"half of it")
-    with pytest.raises(ValueError, match="10 bytes .* not the official file, which has 1999639040"):
+    with pytest.raises(
+        ValueError, match=r"10 bytes .* not the official file, which has 1999639040"
+    ):
         prepare("voc2012", data_dir=tmp_path / "d", manual_dir=tmp_path / "empty")
 
 
