@@ -32,7 +32,7 @@ HEADS = {
 }
 """The label maps of each data set."""
 
-FEATURES = {
+MODALITIES = {
     "image": CAFFE,
     "hha": CAFFE,
     "depth": Preprocessing("rgb", (7.844,), (1.0,), log=True),
@@ -97,7 +97,7 @@ def network(row: Row, padding: str | None = None) -> FCN:
         config.padding = padding
     inputs = Inputs.of(
         {
-            name: {feature: FEATURES[feature] for feature in read.split("+")}
+            name: {modality: MODALITIES[modality] for modality in read.split("+")}
             for name, read in config.inputs.items()
         }
     )
@@ -134,7 +134,7 @@ def table_of_networks() -> str:
     return "\n".join(lines)
 
 
-def table_of_trunks() -> str:
+def table_of_backbones() -> str:
     """The classifiers as a table of Markdown."""
     lines = [
         "| backbone | classifier's parameters | at size | multiply-adds | receptive field of a "
@@ -156,7 +156,7 @@ def table_of_trunks() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"networks": table_of_networks, "backbones": table_of_trunks}
+TABLES = {"networks": table_of_networks, "backbones": table_of_backbones}
 
 
 def replaced(text: str) -> str:

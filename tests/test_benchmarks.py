@@ -19,12 +19,12 @@ pytest.importorskip("torch", reason="the benchmarks' peer is PyTorch: pip instal
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def run(*arguments: str) -> str:
+def run(script: str, *arguments: str, folder: Path | None = None) -> str:
     """What a benchmark prints, of plain programs, which compile quickly also if optimised."""
     settings = {"XLA_FLAGS": "", "FCN_JAX_PLAIN_OPS": "1", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=BENCHMARKS,
+        [sys.executable, str(BENCHMARKS / script), *arguments],
+        cwd=folder,
         env={**os.environ, **settings},
         capture_output=True,
         text=True,
@@ -57,7 +57,7 @@ def test_both_networks_give_the_same_logits():
 
 
 SMALL_RUN = (
-    *("--config=../configs/quickstart.py", "--config.dataset_options.train=12"),
+    *(f"--config={BENCHMARKS.parent}/configs/quickstart.py", "--config.dataset_options.train=12"),
     *("--config.dataset_options.val=4", "--config.dataset_options.size=48"),
     *("--config.width=0.05", "--config.fc_width=8", "--config.batch_size=4"),
 )
@@ -74,8 +74,8 @@ SMALL_RUN = (
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
-def test_the_others_run(arguments, printed):
-    assert printed in run(*arguments)
+def test_the_others_run(arguments, printed, tmp_path):
+    assert printed in run(*arguments, folder=tmp_path)
 
 
 @pytest.mark.usefixtures("one_torch_thread")

@@ -203,8 +203,6 @@ def test_the_example_of_a_public_name(name, tmp_path, monkeypatch):
     finder = doctest.DocTestFinder(recurse=inspect.isclass(item))
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     tests = [test for test in finder.find(item, name) if test.examples]
-    if name == "FCN" and not tests:
-        pytest.xfail("to come")
     assert tests, f"fcn_jax.{name} has no example"
     for test in tests:
         report: list[str] = []
