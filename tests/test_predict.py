@@ -306,7 +306,7 @@ def test_weights_of_no_network_are_refused(tmp_path, photos, capsys):
     backbone = {name: value for name, value in backbone.items() if name.startswith(("conv", "fc"))}
     weights.save(tmp_path / "x.npz", backbone)
     assert predict(given) == 2
-    assert "neither score_fr nor fc8" in capsys.readouterr().err
+    assert "has the backbone of vgg16 without score_fr or fc8" in capsys.readouterr().err
     backbone = {name: value for name, value in backbone.items() if name.startswith("conv")}
     weights.save(tmp_path / "x.npz", backbone)
     assert predict(given) == 2

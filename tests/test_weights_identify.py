@@ -75,10 +75,10 @@ def test_weights_of_no_network_are_refused():
     model = small("fcn32s", padding="reference")
     flat = weights.flatten(random_parameters(model, 0))
     backbone = {name: value for name, value in flat.items() if name.startswith(("conv", "fc"))}
-    with pytest.raises(ValueError, match="neither score_fr nor fc8"):
+    with pytest.raises(ValueError, match="the backbone of vgg16 without score_fr or fc8; train"):
         identify.network_of(backbone)
     backbone = {name: value for name, value in backbone.items() if name.startswith("conv")}
-    with pytest.raises(ValueError, match="has the backbone of vgg16 without fc6, fc7 and score"):
+    with pytest.raises(ValueError, match="backbone of vgg16 without fc6, fc7, score_fr or fc8; "):
         identify.network_of(backbone)
 
 

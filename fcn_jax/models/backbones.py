@@ -126,6 +126,12 @@ class Backbone:
     classifier: str = "fc8"
     classifier_pool: tuple[Layer, ...] = ()
 
+    @property
+    def convolutions(self) -> tuple[Conv, ...]:
+        """The convolutions but those with dropout, fc6 and fc7."""
+        layers = [layer for layer in self.layers if isinstance(layer, Conv)]
+        return tuple(layer for layer in layers if not layer.dropout)
+
 
 BackboneBuilder: TypeAlias = Callable[[Padding, float, int], Backbone]
 """From the padding, the multiplier of all channels, and the channels of fc6 and fc7."""

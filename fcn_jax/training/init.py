@@ -9,7 +9,7 @@ import jax
 
 from fcn_jax import data, weights
 from fcn_jax.classes import ClassTable
-from fcn_jax.models.backbones import BACKBONES, Conv
+from fcn_jax.models.backbones import BACKBONES
 from fcn_jax.models.fcn import FCN, abstract_params, initial_params
 from fcn_jax.models.inputs import CAFFE, Inputs, Preprocessing
 from fcn_jax.weights import identify
@@ -39,7 +39,7 @@ def check_weights(model: FCN, backbone: str, start: StartWeights, origin: str) -
         return
     _, report = transplant(model, start)
     layers = model.backbone.layers
-    needed = [layer.name for layer in layers if isinstance(layer, Conv) and not layer.dropout]
+    needed = [layer.name for layer in model.backbone.convolutions]
     left = {name.rpartition("/")[0] for name in report.left}
     missing = [name for name in left if name.startswith(tuple(needed))]
     known = identify.backbone_layers() - {layer.name for layer in layers}

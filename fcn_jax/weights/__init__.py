@@ -39,9 +39,6 @@ __all__ = [
     "usual_inputs",
 ]
 
-HEAD = 4096
-"""Bytes at a file's beginning by which it is recognised."""
-
 
 def _read_zip(path: Path) -> Weights:
     with zipped.open_zip(path) as archive:
@@ -62,13 +59,9 @@ _STRANGERS = {
     b"<": "is a web page; the download went to a page that shows or refuses the file",
     b"\x1f\x8b": "is compressed; unpack it with gunzip",
     b"\x80": "is a Python pickle of another kind than PyTorch's; reading it could run anything",
+    b"": "is no weight file that fcn_jax can read (.caffemodel .pth .safetensors .h5 .npz)",
 }
 """Beginnings of other things that weight files turn out to be, and what to say of them."""
-
-_UNKNOWN = (
-    "is no weight file that fcn_jax can read; it reads .caffemodel, .pth, .safetensors, .h5, "
-    ".npz, and the folder of a training run"
-)
 
 
 def load(path: str | Path) -> Weights:
@@ -99,40 +92,36 @@ def load(path: str | Path) -> Weights:
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        weights = _read_run(path)
+        from fcn_jax.runs import load_run  # brings in orbax
+
+        stage = None  # the last
+        if path.parent.name == "checkpoints" and (path.parents[1] / "config.json").is_file():
+            path, stage = path.parents[1], path.name
+        run = load_run(path, stage)
+        arrays = {name: np.asarray(a) for name, a in flatten(run.variables["params"]).items()}
+        weights = Weights(arrays, run.inputs, f"fcn_jax {run.stage}")
     elif not path.is_file():
         raise FileNotFoundError(f"there is no weight file {path}")
     else:
         with path.open("rb") as file:
-            head = file.read(HEAD)
+            head = file.read(4096)
         read = next((read for recognises, read in _READERS if recognises(head)), None)
         if read is None:
-            remarks = [
-                text for start, text in _STRANGERS.items() if head.lstrip().startswith(start)
-            ]
-            raise ValueError(f"{path} {'is empty' if not head else [*remarks, _UNKNOWN][0]}")
+            texts = [text for start, text in _STRANGERS.items() if head.lstrip().startswith(start)]
+            raise ValueError(f"{path} {texts[0] if head else 'is empty'}")
         try:
             weights = read(path)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-    # Smallest and largest values tell it without a second array of that size.
-    bad = [
-        name
-        for name, array in weights.items()
-        if array.size and not np.isfinite([array.min(), array.max()]).all()
-    ]
+    bad = []
+    for name, array in weights.items():
+        with np.errstate(over="ignore", invalid="ignore"):  # values beyond float32 become Inf
+            # In the memory order of the array, which may be a transposed view of the file.
+            array = array.astype(np.float32, order="K", copy=not array.flags.writeable)
+        weights[name] = array
+        # Smallest and largest values tell it without a second array of that size.
+        if array.size and not np.isfinite([array.min(), array.max()]).all():
+            bad.append(name)
     if bad:
         raise ValueError(f"{path}: NaN or Inf in {', '.join(bad)}; these weights are unusable")
     return weights
-
-
-def _read_run(path: Path) -> Weights:
-    """The best checkpoint of the last stage of a run, or of the stage whose folder it is."""
-    from fcn_jax.runs import load_run  # brings in orbax
-
-    stage = None
-    if path.parent.name == "checkpoints" and (path.parents[1] / "config.json").is_file():
-        path, stage = path.parents[1], path.name
-    run = load_run(path, stage)
-    arrays = {name: np.asarray(array) for name, array in flatten(run.variables["params"]).items()}
-    return Weights(arrays, run.inputs, f"fcn_jax {run.stage}")

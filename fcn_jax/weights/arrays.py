@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jaxtyping import Float32, Shaped
 
 from fcn_jax.models.inputs import Inputs
 
@@ -39,9 +39,6 @@ class Weights(dict[str, np.ndarray]):
         self.skipped = tuple(skipped)
 
 
-# ======================================================================== trees
-
-
 def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
     """A parameter tree as a flat dictionary: leaves by ``layer/kernel`` and ``layer/bias``."""
     return traverse_util.flatten_dict(dict(params), sep="/")
@@ -57,54 +54,61 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-# ======================================================================== layouts
+_AXES = {"kernel": (2, 4), "w": (2, 4), "weight": (2, 4), "bias": (1,), "b": (1, 2, 3, 4)}
+"""How many axes an array may have, by the end of its name; Caffe's older biases have four."""
 
 
-def float32(values: Shaped[np.ndarray, "..."], copy: bool = True) -> Float32[np.ndarray, "..."]:
-    """float32 values in the memory order of ``values`` (fast, also for a transposed view).
+def under_our_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays under our names and in our layout, as views.
 
-    Values beyond float32 become infinite, which `fcn_jax.weights.load` refuses.
-
-    Args:
-        values: Numbers of any type.
-        copy: Whether float32 values are copied too, as a view of a file must be.
+    ``LAYER/kernel`` and ``LAYER/bias`` are so already; ``LAYER/w`` and ``LAYER/b`` are Caffe's,
+    ``LAYER.weight`` and ``LAYER.bias`` PyTorch's.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
-        return values.astype(np.float32, order="K", copy=copy)
+    ours, problems = {}, []
+    for name, value in arrays.items():
+        layer, _, end = name.rpartition("/")
+        if end not in ("kernel", "bias", "w", "b"):
+            layer, _, end = name.partition(".")
+        floating = jnp.issubdtype(value.dtype, jnp.floating)  # bfloat16 is, not only for numpy
+        if not layer or not floating or value.ndim not in _AXES.get(end, ()):
+            problems.append(f"{name[:80]} ({value.dtype}, {value.shape})")
+        elif end in ("bias", "b"):
+            ours[f"{layer}/bias"] = value.reshape(-1)
+        else:
+            axes = our_axes(value.ndim, is_conv_transpose(layer))
+            ours[f"{layer}/kernel"] = value if end == "kernel" else value.transpose(axes)
+    if problems:
+        raise ValueError(
+            "expected floating-point arrays LAYER/kernel and LAYER/bias, LAYER/w and LAYER/b, or "
+            f"LAYER.weight and LAYER.bias, kernels of 2 or 4 axes; found {', '.join(problems)}"
+        )
+    return ours
 
 
-def our_kernel(weight: Shaped[np.ndarray, "out in *size"], transposed: bool = False) -> np.ndarray:
-    """A kernel as Caffe and PyTorch store it in our layout, a view.
+def our_axes(ndim: int, transposed: bool = False) -> tuple[int, ...]:
+    """The axes of Caffe's and PyTorch's arrays in our order.
 
-    Args:
-        weight: (out, in) of dense layers, (out, in / groups, height, width) of convolutions,
-            (in, out, height, width) of transposed ones.
-        transposed: Whether the layer is a transposed convolution, which its kernel does not show.
+    They store (out, in) of dense layers, (out, in / groups, height, width) of convolutions,
+    (in, out, height, width) of transposed ones.
     """
-    if weight.ndim == 2:
-        return weight.T
-    return weight.transpose((2, 3, 0, 1) if transposed else (2, 3, 1, 0))
+    return {1: (0,), 2: (1, 0), 4: (2, 3, 0, 1) if transposed else (2, 3, 1, 0)}[ndim]
 
 
-# ======================================================================== what a file says of them
+def is_conv_transpose(layer: str) -> bool:
+    """Whether a layer of an FCN is a transposed convolution, which its kernel does not show."""
+    return layer.startswith("upscore")
 
-MAX_DESCRIPTION = 1 << 16
 
-
-def describe_inputs(inputs: Inputs | None) -> str:
-    """What the network reads, as the JSON that is saved beside its arrays."""
-    return json.dumps(inputs and inputs.to_dict())
+def most_bytes(file_size: int) -> int:
+    """What a file may inflate to: weights hardly compress, but for the zeros of small networks."""
+    return (64 << 20) + 16 * file_size
 
 
 def described_inputs(text: str) -> Inputs | None:
-    """The inverse of `describe_inputs`; no text is no inputs.
-
-    Raises:
-        ValueError: If this is no such JSON.
-    """
-    if len(text) > MAX_DESCRIPTION:
-        raise ValueError(f"damaged: {len(text)} characters that describe the inputs")
+    """What a network reads, from the JSON that `fcn_jax.weights.save` puts beside its arrays."""
     try:
+        if len(text) > 1 << 16:
+            raise ValueError(f"{len(text)} characters")
         fields = json.loads(text or "null")
         return None if fields is None else Inputs.from_dict(fields)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

@@ -10,17 +10,16 @@ copies a file twice before it returns the first array, and takes none beyond 2 G
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from fcn_jax.models.inputs import CAFFE, Inputs
-from fcn_jax.weights.arrays import Weights, float32, our_kernel
+from fcn_jax.weights.arrays import Weights, our_axes
 
 # ======================================================================== the wire format
 
@@ -34,12 +33,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 class _Message:
     """The fields of a message by number, in the file's order; nested messages stay bytes.
 
-    Args:
-        content: The bytes of the message, of which the values are views.
-        parent: The message that it is part of; all of one file share a limit of `MAX_FIELDS`.
-
-    Raises:
-        ValueError: If the bytes are no message; so do the methods if a field is of another kind.
+    The values are views of ``content``. All messages of one file share a limit of `MAX_FIELDS`.
     """
 
     def __init__(self, content: memoryview, parent: _Message | None = None) -> None:
@@ -51,53 +45,49 @@ class _Message:
                 raise ValueError("damaged: more fields than any network has")
             tag, position = _read_varint(content, position)
             number, wire = tag >> 3, tag & 7
-            if wire not in (_VARINT, _FIXED64, _BYTES, _FIXED32):
-                raise ValueError(f"damaged: there is no wire type {wire}")
-            value, size = 0, {_FIXED64: 8, _FIXED32: 4}.get(wire, 0)
             if wire == _VARINT:
                 value, position = _read_varint(content, position)
-            elif wire == _BYTES:
-                size, position = _read_varint(content, position)
-            if size > (left := len(content) - position):
-                where = f"truncated or damaged: field {number}"
-                raise ValueError(f"{where} claims {size} bytes where {left} are left")
-            if wire != _VARINT:
+            elif wire in (_FIXED64, _FIXED32, _BYTES):
+                size = 8 if wire == _FIXED64 else 4
+                if wire == _BYTES:
+                    size, position = _read_varint(content, position)
+                if size > (left := len(content) - position):
+                    where = f"truncated or damaged: field {number}"
+                    raise ValueError(f"{where} claims {size} bytes where {left} are left")
                 value = content[position : position + size]
                 position += size
+            else:
+                raise ValueError(f"damaged: there is no wire type {wire}")
             self.fields.setdefault(number, []).append((wire, value))
 
-    def bytes_of(self, number: int) -> list[memoryview]:
-        """The pieces of bytes of a field."""
+    def values(self, number: int, *wires: int) -> list[tuple[int, Any]]:
+        """The wire type and value of each occurrence of a field, which are of these types."""
         values = self.fields.get(number, [])
-        if any(wire != _BYTES for wire, _ in values):
-            raise ValueError(f"damaged: field {number} is no message")
-        return [value for _, value in values]
+        if any(wire not in wires for wire, _ in values):
+            expected = "message" if wires == (_BYTES,) else "number of the expected kind"
+            raise ValueError(f"damaged: field {number} is no {expected}")
+        return values
 
     def messages(self, number: int) -> list[_Message]:
         """The nested messages of a field."""
-        return [_Message(content, self) for content in self.bytes_of(number)]
+        return [_Message(content, self) for _, content in self.values(number, _BYTES)]
 
     def text(self, number: int) -> str:
         """The text of a field; empty where it is absent."""
-        values = self.bytes_of(number)
-        return str(values[-1], "utf-8") if values else ""
+        values = self.values(number, _BYTES)
+        return str(values[-1][1], "utf-8") if values else ""
 
     def integer(self, number: int, default: int = 0) -> int:
         """The integer of a field."""
-        wire, value = self.fields.get(number, [(_VARINT, default)])[-1]
-        if wire != _VARINT:
-            raise ValueError(f"damaged: field {number} is no integer")
-        return value
+        return [default, *(value for _, value in self.values(number, _VARINT))][-1]
 
     def integers(self, number: int, most: int = 32) -> list[int]:
         """The integers of a repeated field, packed into one value or not."""
         found: list[int] = []
-        for wire, value in self.fields.get(number, []):
+        for wire, value in self.values(number, _VARINT, _BYTES):
             if wire == _VARINT:
                 found.append(value)
                 continue
-            if wire != _BYTES:
-                raise ValueError(f"damaged: field {number} holds no integers")
             position = 0
             while position < len(value) and len(found) <= most:
                 integer, position = _read_varint(value, position)
@@ -108,10 +98,8 @@ class _Message:
 
     def packed(self, number: int, wire: int) -> memoryview | bytes:
         """The bytes of a repeated field of fixed width, packed (in any number of pieces) or not."""
-        pieces = self.fields.get(number, [])
-        if any(kind not in (_BYTES, wire) for kind, _ in pieces):
-            raise ValueError(f"damaged: field {number} holds no numbers of that width")
-        return pieces[0][1] if len(pieces) == 1 else b"".join(value for _, value in pieces)
+        pieces = [value for _, value in self.values(number, _BYTES, wire)]
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _read_varint(content: memoryview, position: int) -> tuple[int, int]:
@@ -138,10 +126,8 @@ def recognises(head: bytes) -> bool:
 
     It is one if its first field is, and is followed by another of the fields.
     """
-    if not head.startswith(_NET_TAGS):
-        return False
     if not head.startswith(b"\x0a"):
-        return True
+        return head.startswith(_NET_TAGS)
     try:
         size, start = _read_varint(memoryview(head), 1)
     except ValueError:
@@ -154,10 +140,6 @@ def read(path: Path) -> Weights:
 
     Layers of other types that have blobs (BatchNorm, Scale, PReLU) are named in ``skipped``.
     The inputs are those of the published networks, which the file does not say.
-
-    Raises:
-        ValueError: If the file is damaged, or blobs do not fit their layers; the latter all in
-            one message.
     """
     weights = Weights(inputs=Inputs.of(CAFFE), kind="Caffe model")
     problems, skipped = [], []
@@ -189,8 +171,7 @@ def read(path: Path) -> Weights:
 _NET_V1_LAYERS, _NET_LAYERS = 2, 100
 
 
-@dataclasses.dataclass(frozen=True)
-class _Generation:
+class _Generation(NamedTuple):
     """Numbers of the fields of a layer message; 0 is a field that there is not."""
 
     name: int
@@ -206,34 +187,24 @@ _V1 = _Generation(4, 5, 6, 10, 17, 0)
 _V0 = _Generation(1, 2, 50, 0, 0, 9)
 _V0_IN_V1 = 1
 _CONVOLUTION_GROUP, _INNER_PRODUCT_TRANSPOSE = 5, 6
-DECONVOLUTION = "Deconvolution"
 _TYPES = {
     "4": "Convolution",
     "14": "InnerProduct",
-    "39": DECONVOLUTION,
+    "39": "Deconvolution",
     "conv": "Convolution",
     "innerproduct": "InnerProduct",
 }
 """The types that are read, by their names in the older generations; V1 has numbers."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Layer:
-    """A layer that has blobs.
-
-    Attributes:
-        name: Its name.
-        type: Its type, spelled as in the newest generation where it is one of ours.
-        blobs: Its BlobProto messages.
-        group: Groups of a convolution.
-        transposed: Whether a dense layer stores (in, out).
-    """
+class _Layer(NamedTuple):
+    """A layer that has blobs; its type is spelled as in the newest generation."""
 
     name: str
     type: str
     blobs: list[_Message]
     group: int
-    transposed: bool
+    transposed: bool  # a dense layer that stores (in, out)
 
 
 def _layers(net: _Message) -> Iterator[_Layer]:
@@ -243,33 +214,27 @@ def _layers(net: _Message) -> Iterator[_Layer]:
         older = message.messages(_V0_IN_V1)
         found.append((older[-1], _V0) if older else (message, _V1))
     found += [(message, _PLAIN) for message in net.messages(_NET_LAYERS)]
-    for message, generation in found:
-        blobs = message.messages(generation.blobs)
+    for message, numbers in found:
+        blobs = message.messages(numbers.blobs)
         if not blobs:
             continue
-        name = message.text(generation.name)
+        name = message.text(numbers.name)
         if not name:
             raise ValueError("a layer with weights and without a name")
-        if generation is _V1:
-            number = str(message.integer(generation.type))
-            kind = _TYPES.get(number, f"V1 type {number}")
-        else:
-            kind = message.text(generation.type)
-            kind = _TYPES.get(kind, kind)
-        group, transposed = message.integer(generation.group, 1), 0
-        for convolution in message.messages(generation.convolution)[-1:]:
+        v1 = numbers is _V1
+        kind = str(message.integer(numbers.type)) if v1 else message.text(numbers.type)
+        kind = _TYPES.get(kind, f"V1 type {kind}" if v1 else kind)
+        group, transposed = message.integer(numbers.group, 1), 0
+        for convolution in message.messages(numbers.convolution)[-1:]:
             group = convolution.integer(_CONVOLUTION_GROUP, group)
-        for dense in message.messages(generation.inner_product)[-1:]:
+        for dense in message.messages(numbers.inner_product)[-1:]:
             transposed = dense.integer(_INNER_PRODUCT_TRANSPOSE)
         yield _Layer(name, kind, blobs, group, bool(transposed))
 
 
-# ======================================================================== our layout
-
 MAX_GROUPED = 1 << 30
 """Bytes of a grouped transposed convolution as a full kernel; 255 classes at factor 32 fit."""
 
-_LEGACY_SHAPE = (1, 2, 3, 4)
 _SHAPE, _DATA, _DOUBLE_DATA = 7, 5, 8
 
 
@@ -283,14 +248,17 @@ def _arrays(name: str, layer: _Layer) -> dict[str, np.ndarray]:
     axes = 2 if dense else 4
     if blob.ndim != axes:
         raise ValueError(f"has a kernel {blob.shape}, expected {axes} axes")
-    kernel = our_kernel(blob.T if dense and layer.transposed else blob, layer.type == DECONVOLUTION)
-    if layer.type == DECONVOLUTION:
+    deconvolution = layer.type == "Deconvolution"
+    kernel: np.ndarray = blob
+    if not (dense and layer.transposed):
+        kernel = blob.transpose(our_axes(axes, deconvolution))
+    if deconvolution and layer.group != 1:
         kernel = _without_groups(kernel, layer.group)
-    arrays = {f"{name}/kernel": float32(kernel)}
+    arrays = {f"{name}/kernel": kernel}
     for bias in biases:
         if bias.size != kernel.shape[-1]:
             raise ValueError(f"has {kernel.shape[-1]} outputs and a bias {bias.shape}")
-        arrays[f"{name}/bias"] = float32(bias.reshape(-1))
+        arrays[f"{name}/bias"] = bias.reshape(-1)
     return arrays
 
 
@@ -299,7 +267,7 @@ def _values(blob: _Message) -> np.ndarray:
     if shapes := blob.messages(_SHAPE):
         shape = tuple(shapes[-1].integers(1))
     else:
-        shape = tuple(blob.integer(number, 1) for number in _LEGACY_SHAPE)
+        shape = tuple(blob.integer(number, 1) for number in (1, 2, 3, 4))
     if _DOUBLE_DATA in blob.fields:
         data, dtype = blob.packed(_DOUBLE_DATA, _FIXED64), np.dtype("<f8")
     else:
@@ -315,8 +283,6 @@ def _without_groups(
     weight: Float[np.ndarray, "h w in out_of_group"], group: int
 ) -> Float[np.ndarray, "h w in out"]:
     """The kernel of a transposed convolution with groups without them: zero between groups."""
-    if group == 1:
-        return weight
     height, width, inputs, outputs = weight.shape
     if group < 1 or inputs % group:
         raise ValueError(f"{inputs} inputs do not divide into {group} groups")

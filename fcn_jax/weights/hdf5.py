@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from fcn_jax.weights.arrays import most_bytes
+
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_OBJECTS = 5000
 MAX_DEPTH = 12
@@ -30,22 +32,17 @@ def recognises(head: bytes) -> bool:
 def read_arrays(path: Path, without: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     """Reads every floating-point dataset of a file by its path, such as ``conv1/kernel:0``.
 
-    Args:
-        path: The file.
-        without: Groups at the root that are not entered.
-
-    Raises:
-        ValueError: If the file is damaged, or holds what is not plainly stored in it.
+    Groups at the root that are in ``without`` are not entered.
     """
     import h5py  # costs 0.2 s
 
     size = path.stat().st_size
     try:
         with h5py.File(path, "r", locking=False) as file:
-            found = dict(_datasets(file, "", without))
+            found = dict(_datasets(file, without))
             arrays = {name: data for name, data in found.items() if data.dtype.kind == "f"}
             total = sum(_checked_size(name, data, size) for name, data in arrays.items())
-            if total > _limit(size):
+            if total > most_bytes(size):
                 raise ValueError(f"arrays of {total} bytes in a file of {size}")
             return {name: data[...] for name, data in arrays.items()}
     except ValueError:
@@ -55,16 +52,11 @@ def read_arrays(path: Path, without: tuple[str, ...] = ()) -> dict[str, np.ndarr
         raise ValueError(f"a damaged HDF5 file: {str(error)[:200]}") from error
 
 
-def _limit(file_size: int) -> int:
-    """Bytes that a file may inflate to; weights hardly compress."""
-    return (64 << 20) + 16 * file_size
-
-
-def _datasets(group: Any, prefix: str, without: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    """The datasets below a group; each object is looked at, none is read."""
+def _datasets(root: Any, without: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    """The datasets of a file; each object is looked at, none is read."""
     import h5py
 
-    left = [(group, prefix, 0)]
+    left = [(root, "", 0)]
     count = 0
     while left:
         group, prefix, depth = left.pop()
@@ -87,14 +79,14 @@ def _checked_size(name: str, data: Any, file_size: int) -> int:
     """The bytes of a dataset in memory, once it is clear that it is plainly stored."""
     size = math.prod(data.shape) * data.dtype.itemsize if data.shape is not None else 0
     properties = data.id.get_create_plist()
-    filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
+    filters = {properties.get_filter(i)[0] for i in range(properties.get_nfilters())}
     if data.is_virtual or data.external:
         raise ValueError(f"{name} lies in another file, which is not read")
-    if unknown := set(filters) - set(_FILTERS):
+    if unknown := filters - set(_FILTERS):
         raise ValueError(f"{name} is packed by filter {unknown.pop()}; known are {_FILTERS}")
     if data.chunks is None:
         if size != data.id.get_storage_size() or size > file_size:
             raise ValueError(f"{name} has no {size} bytes in the file, as {data.shape} needs")
-    elif max(size, math.prod(data.chunks) * data.dtype.itemsize) > _limit(file_size):
+    elif max(size, math.prod(data.chunks) * data.dtype.itemsize) > most_bytes(file_size):
         raise ValueError(f"{name} {data.shape} claims {size} bytes in a file of {file_size}")
     return size

@@ -7,39 +7,52 @@ besides, and of other files one has to say so.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from fcn_jax.models.backbones import BACKBONES, Backbone, Concat, Conv, Padding
+from fcn_jax.models.backbones import BACKBONES, Conv, Padding
 from fcn_jax.models.fcn import FCN, abstract_params, create_model, initial_params
 from fcn_jax.models.inputs import CAFFE, Inputs
 from fcn_jax.weights.arrays import flatten, unflatten
 from fcn_jax.weights.transplanting import transplant
 
 
-def backbone_layers() -> set[str]:
+@functools.cache
+def backbone_layers() -> frozenset[str]:
     """The convolutions of all backbones that there are, but fc6 and fc7."""
-    return {
-        layer.name
-        for backbone in _backbones().values()
-        for layer in backbone.layers
-        if isinstance(layer, Conv) and not layer.dropout
+    backbones = [build("native", 1.0, 1) for build in BACKBONES.values()]
+    return frozenset(layer.name for backbone in backbones for layer in backbone.convolutions)
+
+
+def backbones_of(weights: Mapping[str, np.ndarray], suffix: str = "") -> dict[str, float]:
+    """The backbones that have just the convolutions of the weights, and the width of each.
+
+    Dense layers, fc6 and fc7 do not count. Layers of a network of several inputs end with a
+    ``suffix``, the name of their input.
+    """
+    kernels = {
+        name.removesuffix(f"{suffix}/kernel"): value
+        for name, value in weights.items()
+        if name.endswith(f"{suffix}/kernel")
     }
-
-
-def backbones_of(weights: Mapping[str, np.ndarray]) -> list[str]:
-    """The backbones whose convolutions, but for fc6 and fc7, are just those of the weights."""
-    kernels = _kernels(weights)
-    ours = backbone_layers() & set(kernels)
-    found = []
-    for name, backbone in _backbones().items():
-        layers = tuple(layer for layer in backbone.layers if not getattr(layer, "dropout", False))
-        names = {layer.name for layer in layers if isinstance(layer, Conv)}
-        if names == ours and _is_backbone(Backbone(layers), kernels, ""):
-            found.append(name)
+    found = {}
+    for name, build in BACKBONES.items():
+        layers = build("native", 1.0, 1).convolutions
+        if {layer.name for layer in layers} != backbone_layers() & set(kernels):
+            continue
+        widest = max(layers, key=lambda layer: layer.channels)  # the one rounding distorts least
+        width = kernels[widest.name].shape[-1] / widest.channels
+        expected = {
+            layer.name: (layer.window.kernel, layer.window.kernel, layer.channels)
+            for layer in build("native", width, 1).convolutions
+        }
+        shapes = {name: kernels[name].shape[:2] + kernels[name].shape[3:] for name in expected}
+        if shapes == expected:
+            found[name] = width
     return found
 
 
@@ -61,44 +74,61 @@ def network_of(
         ValueError: If the layers are no backbone's, or it has neither score layers nor a
             classifier.
     """
-    kernels = _kernels(weights)
-    fits = []
-    for backbone_name, backbone in _backbones().items():
-        # Layers of a network of several inputs end with their input's name.
-        first = backbone.layers[0].name
-        ends = [layer.removeprefix(first) for layer in kernels if layer.startswith(first)]
-        if suffixes := [end for end in ends if _is_backbone(backbone, kernels, end)]:
-            fits.append((len(backbone.layers), backbone_name, backbone, suffixes))
-    if not fits and (found := backbones_of(weights)):
-        raise ValueError(
-            f"the file has the backbone of {' or '.join(found)} without fc6, fc7 and score layers; "
-            "train a network from it with train.py --config.init"
-        )
+    channels = {
+        key.removesuffix("/kernel"): value.shape[-1]
+        for key, value in weights.items()
+        if key.endswith("/kernel")
+    }
+    firsts = {build("native", 1.0, 1).layers[0].name for build in BACKBONES.values()}
+    ends = [
+        layer.removeprefix(first)
+        for layer in channels
+        for first in firsts
+        if layer.startswith(first)
+    ]
+    fits = {end: found for end in ends if (found := backbones_of(weights, end))}
     if not fits:
         raise ValueError(
-            f"the layers {', '.join(list(kernels)[:4])} … are of none of the backbones "
+            f"the layers {', '.join(list(channels)[:4])} … are of none of the backbones "
             f"{', '.join(BACKBONES)}; build the network with create_model, and use transplant"
         )
-    _, backbone_name, backbone, suffixes = max(fits, key=lambda fit: fit[0])
-    suffix = suffixes[0]
-    first, last = backbone.layers[0], backbone.layers[-1]
-    widest = max(
-        (layer for layer in backbone.layers if isinstance(layer, Conv) and not layer.dropout),
-        key=lambda layer: layer.channels,  # the one that rounding distorts least
-    )
-    decoder, heads = _decoder(backbone, kernels, suffix)
+    end, found = next(iter(fits.items()))
+    backbone_name, width = next(iter(found.items()))
+    backbone = BACKBONES[backbone_name]("native", 1.0, 1)
+    layers = [layer.name for layer in backbone.layers if isinstance(layer, Conv)]
+    heads = [
+        layer.removeprefix("score_fr").removesuffix(end)
+        for layer in channels
+        if layer.startswith("score_fr") and layer.endswith(end)
+    ]
+    missing = [layer for layer in layers if f"{layer}{end}" not in channels]
+    if not heads and backbone.classifier not in channels:
+        missing.append(f"score_fr or {backbone.classifier}")
+    if missing:
+        raise ValueError(
+            f"the file has the backbone of {backbone_name} without {', '.join(missing)}; train a "
+            "network from it with train.py --config.init"
+        )
+    if heads:
+        skips = sum(f"score_{skip}{heads[0]}{end}" in channels for skip in backbone.skips)
+        decoder = ("fcn32s", "fcn16s", "fcn8s")[skips]
+        classes = {head.removeprefix("_"): channels[f"score_fr{head}{end}"] for head in heads}
+    else:
+        decoder, classes = "classifier", {"": channels[backbone.classifier]}
     skipped = getattr(weights, "skipped", ())
     if decoder == "fcn8s" and any("scale_pool" in text for text in skipped):
         decoder = "fcn8s_atonce"
     decoder = name or decoder
-    fc_width = kernels[f"{last.name}{suffix}"].shape[-1] if isinstance(last, Conv) else 1
     return create_model(
         decoder,
         backbone=backbone_name,
-        num_classes=heads,
-        inputs={end or "image": kernels[f"{first.name}{end}"].shape[2] for end in suffixes},
-        width=kernels[f"{widest.name}{suffix}"].shape[-1] / widest.channels,
-        fc_width=fc_width,
+        num_classes=classes.get("", classes),
+        inputs={
+            end or "image": weights[f"{backbone.layers[0].name}{end}/kernel"].shape[2]
+            for end in fits
+        },
+        width=width,
+        fc_width=channels[f"{layers[-1]}{end}"],  # of fc7; without one it does not matter
         padding=padding or ("native" if decoder == "classifier" else "reference"),
         learned_upsampling="none",
     )
@@ -156,64 +186,3 @@ def params_of(weights: Mapping[str, np.ndarray], model: FCN) -> dict[str, Any]:
         raise ValueError(f"missing in the file: {', '.join(left)}")
     bilinear = initial_params(model, jax.random.key(0), report.left)
     return unflatten({**flatten(params), **bilinear})
-
-
-def _backbones() -> dict[str, Backbone]:
-    """All backbones at their full width."""
-    return {name: build("reference", 1.0, 4096) for name, build in BACKBONES.items()}
-
-
-def _kernels(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {
-        key.rpartition("/")[0]: value for key, value in weights.items() if key.endswith("/kernel")
-    }
-
-
-def _is_backbone(backbone: Backbone, kernels: Mapping[str, np.ndarray], suffix: str) -> bool:
-    """Whether every convolution of a backbone is there, of its kernel and groups."""
-    channels: dict[str, int] = {}
-    last = ""
-    for layer in backbone.layers:
-        if isinstance(layer, Concat):
-            channels[layer.name] = sum(channels[name] for name in layer.sources)
-        elif isinstance(layer, Conv):
-            kernel = kernels.get(f"{layer.name}{suffix}")
-            if kernel is None:
-                return False
-            before = channels.get(layer.source or last)
-            size = layer.window.kernel
-            if kernel.ndim == 2:  # dense, as classifiers have them
-                fits = before is None or kernel.shape[0] == size * size * before
-            else:
-                fits = kernel.shape[:2] == (size, size)
-                fits = fits and (before is None or kernel.shape[2] * layer.groups == before)
-            if not fits:
-                return False
-            channels[layer.name] = kernel.shape[-1]
-        else:
-            channels[layer.name] = channels[layer.source or last]
-        last = layer.name
-    return True
-
-
-def _decoder(
-    backbone: Backbone, kernels: Mapping[str, np.ndarray], suffix: str
-) -> tuple[str, int | dict[str, int]]:
-    """The network's name, and its classes by head."""
-    heads = [
-        layer.removeprefix("score_fr").removesuffix(suffix)
-        for layer in kernels
-        if layer.startswith("score_fr") and layer.endswith(suffix)
-    ]
-    if not heads:
-        if backbone.classifier not in kernels:
-            raise ValueError(
-                f"the file has a backbone, but neither score_fr nor {backbone.classifier}: nothing "
-                "that scores classes; train a network from it with train.py --config.init"
-            )
-        return "classifier", kernels[backbone.classifier].shape[-1]
-    skips = sum(f"score_{skip}{heads[0]}{suffix}" in kernels for skip in backbone.skips)
-    classes = {
-        head.removeprefix("_"): kernels[f"score_fr{head}{suffix}"].shape[-1] for head in heads
-    }
-    return ("fcn32s", "fcn16s", "fcn8s")[skips], classes if heads[0] else classes[""]

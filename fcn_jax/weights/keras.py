@@ -17,21 +17,20 @@ from pathlib import Path
 
 import numpy as np
 
+from fcn_jax.models.backbones import BACKBONES
 from fcn_jax.models.inputs import Inputs, Preprocessing
 from fcn_jax.weights import hdf5
-from fcn_jax.weights.arrays import Weights, float32
+from fcn_jax.weights.arrays import Weights
 from fcn_jax.weights.dense import conv_to_dense, dense_to_conv
-from fcn_jax.weights.torch_names import VGG_STAGES
 
 INPUTS = Inputs.of(Preprocessing("bgr", (103.939, 116.779, 123.68)))
 
 _NETWORKS = {
     f"Keras {name}": {
-        f"block{stage}_conv{conv}": f"conv{stage}_{conv}"
-        for stage, convs in enumerate(convs_per_stage, 1)
-        for conv in range(1, convs + 1)
+        re.sub(r"conv(\d)_(\d)", r"block\1_conv\2", layer.name): layer.name
+        for layer in BACKBONES[name]("native", 1.0, 1).convolutions
     }
-    for name, convs_per_stage in VGG_STAGES.items()
+    for name in ("vgg11", "vgg13", "vgg16", "vgg19")
 }
 """Our names of the convolutions by Keras' names, in order."""
 
@@ -43,103 +42,74 @@ _PATHS = (
     re.compile(r"(?:^|/)([^/]+?)_(W|b)(?:_\d+)?(?::0)?$"),
     re.compile(r"(?:^|/)([^/]+)/vars/([01])$"),
 )
-_NUMBERED = re.compile(r"(conv2d|dense)(?:_(\d+))?$")
 
 
 def read(path: Path) -> Weights:
-    """Reads the kernels and biases.
-
-    Dense kernels come out over maps in Caffe's order (channel, row, column).
-
-    Raises:
-        ValueError: If the file is damaged, or the network is no VGG; everything that is missing
-            or odd in one message.
-    """
-    layers, strangers = _layers(hdf5.read_arrays(path, without=("optimizer_weights", "optimizer")))
-    kind, names = _recognise(layers)
+    """Reads the kernels and biases; dense kernels over maps in Caffe's order come out."""
+    layers: dict[str, dict[str, np.ndarray]] = {}
+    skipped = []
+    for name, value in hdf5.read_arrays(path, ("optimizer_weights", "optimizer")).items():
+        match = next((m for pattern in _PATHS if (m := pattern.search(name))), None)
+        if match is None:
+            skipped.append(f"{name} {value.shape}")
+            continue
+        array = "bias" if match[2] in ("bias", "b", "1") else "kernel"
+        if array in layers.setdefault(match[1], {}):
+            raise ValueError(f"two arrays for the {array} of {match[1]}")
+        layers[match[1]][array] = value
+    layers = _with_names(layers)
+    blocks = {layer for layer in layers if re.match(r"block\d+_conv\d+$", layer)}
+    kind = next((kind for kind, names in _NETWORKS.items() if blocks == set(names)), None)
+    if kind is None:
+        names = ", ".join(layer[:60] for layer in list(layers)[:6]) or "none"
+        raise ValueError(
+            f"a Keras file of another network, with the layers {names} …; known are "
+            f"{', '.join(_NETWORKS)} with layers block1_conv1 and so on"
+        )
+    weights = Weights(inputs=INPUTS, kind=kind)
     problems = []
-    for layer in names:
-        if layer in layers or layer not in _DENSE:
-            problems += _mistakes(layer, layers.get(layer, {}))
+    channels = 0
+    for theirs, ours in {**_NETWORKS[kind], **_DENSE}.items():
+        if theirs not in layers:
+            continue
+        arrays = layers.pop(theirs)
+        if missing := [name for name in ("kernel", "bias") if name not in arrays]:
+            problems += [f"{theirs} has no {name}" for name in missing]
+            continue
+        kernel, bias = arrays["kernel"], arrays["bias"]
+        fits = kernel.ndim == 2 if theirs in _DENSE else kernel.shape[:-2] == (3, 3)
+        if not fits or bias.shape != kernel.shape[-1:]:
+            expected = "(in, out)" if theirs in _DENSE else "(3, 3, in, out)"
+            wrong = f"{theirs} has a kernel {kernel.shape} and a bias {bias.shape}"
+            problems.append(f"{wrong}, expected {expected} and (out,)")
+            continue
+        if theirs == "fc1":  # over a map flattened as (row, column, channel)
+            side = math.isqrt(len(kernel) // max(channels, 1))
+            if side * side * channels != len(kernel):
+                problems.append(
+                    f"fc1 has {len(kernel)} inputs: no square map of {channels} channels"
+                )
+                continue
+            shape = (side, side, channels, kernel.shape[1])
+            kernel = np.asarray(conv_to_dense(dense_to_conv(kernel, shape, "hwc"), "chw"))
+        channels = bias.size
+        weights[f"{ours}/kernel"], weights[f"{ours}/bias"] = kernel, bias
     if problems:
         raise ValueError(f"a {kind} with mistakes:\n  " + "\n  ".join(problems))
-
-    weights = Weights(inputs=INPUTS, kind=kind)
-    channels = 0
-    for theirs, ours in names.items():
-        if theirs in layers:
-            arrays = layers.pop(theirs)
-            kernel, bias = arrays["kernel"], arrays["bias"]
-            if theirs == "fc1":  # over a map flattened as (row, column, channel)
-                side = math.isqrt(len(kernel) // max(channels, 1))
-                if side * side * channels != len(kernel):
-                    raise ValueError(
-                        f"fc1 has {len(kernel)} inputs: no square map of {channels} channels"
-                    )
-                shape = (side, side, channels, kernel.shape[1])
-                kernel = np.asarray(conv_to_dense(dense_to_conv(kernel, shape, "hwc"), "chw"))
-            channels = bias.size
-            weights[f"{ours}/kernel"] = float32(kernel, copy=False)
-            weights[f"{ours}/bias"] = float32(bias, copy=False)
-    others = [f"{layer} (another layer)" for layer in layers]
-    weights.skipped = (*strangers, *others)
+    weights.skipped = (*skipped, *(f"{layer} (another layer)" for layer in layers))
     return weights
 
 
-def _layers(
-    arrays: Mapping[str, np.ndarray],
-) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
-    """Arrays by layer and by ``kernel`` or ``bias``, and the paths that tell no layer."""
-    layers: dict[str, dict[str, np.ndarray]] = {}
-    strangers = []
-    for path, value in arrays.items():
-        match = next((m for pattern in _PATHS if (m := pattern.search(path))), None)
-        if match is None:
-            strangers.append(f"{path} {value.shape}")
-            continue
-        kind = "bias" if match[2] in ("bias", "b", "1") else "kernel"
-        if kind in layers.setdefault(match[1], {}):
-            raise ValueError(f"two arrays for the {kind} of {match[1]}")
-        layers[match[1]][kind] = value
-    return _with_names(layers), strangers
-
-
-def _with_names(layers: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
+def _with_names(layers: Mapping[str, dict[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
     """Layers that only have numbers get the names they have in keras.applications."""
-    numbered = {layer: match for layer in layers if (match := _NUMBERED.match(layer))}
-    if any(layer.startswith("block1_") for layer in layers):
-        return layers
-    in_order = sorted(numbered, key=lambda layer: int(numbered[layer][2] or 0))
-    convolutions = [layer for layer in in_order if numbered[layer][1] == "conv2d"]
-    dense = [layer for layer in in_order if numbered[layer][1] == "dense"]
+    numbered: dict[str, list[tuple[int, str]]] = {"conv2d": [], "dense": []}
+    for layer in layers:
+        if match := re.match(r"(conv2d|dense)(?:_(\d+))?$", layer):
+            numbered[match[1]].append((int(match[2] or 0), layer))
+    convolutions, dense = ([layer for _, layer in sorted(found)] for found in numbered.values())
+    renamed: dict[str, str] = {}
     for names in _NETWORKS.values():
-        if len(convolutions) == len(names):
+        if len(convolutions) == len(names) and not any(name in layers for name in names):
             renamed = dict(zip(convolutions, names, strict=True))
-            if len(dense) == len(_DENSE):
-                renamed |= dict(zip(dense, _DENSE, strict=True))
-            return {renamed.get(layer, layer): arrays for layer, arrays in layers.items()}
-    return layers
-
-
-def _recognise(layers: Mapping[str, object]) -> tuple[str, dict[str, str]]:
-    """The network, and our name of each of its layers."""
-    blocks = {layer for layer in layers if re.match(r"block\d+_conv\d+$", layer)}
-    for kind, convolutions in _NETWORKS.items():
-        if blocks == set(convolutions):
-            return kind, convolutions | _DENSE
-    names = ", ".join(layer[:60] for layer in list(layers)[:6]) or "none"
-    raise ValueError(
-        f"a Keras file of another network, with the layers {names} …; known are "
-        f"{', '.join(_NETWORKS)} with layers block1_conv1 and so on"
-    )
-
-
-def _mistakes(layer: str, arrays: Mapping[str, np.ndarray]) -> list[str]:
-    if missing := [name for name in ("kernel", "bias") if name not in arrays]:
-        return [f"{layer} has no {name}" for name in missing]
-    kernel, bias = arrays["kernel"].shape, arrays["bias"].shape
-    axes = 2 if layer in _DENSE else 4
-    if len(kernel) != axes or bias != kernel[-1:] or (axes == 4 and kernel[:2] != (3, 3)):
-        expected = "(in, out)" if axes == 2 else "(3, 3, in, out)"
-        return [f"{layer} has a kernel {kernel}, expected {expected}, and a bias {bias}"]
-    return []
+            renamed |= dict(zip(dense, _DENSE, strict=True)) if len(dense) == len(_DENSE) else {}
+    return {renamed.get(layer, layer): arrays for layer, arrays in layers.items()}

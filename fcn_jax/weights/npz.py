@@ -1,7 +1,7 @@
 """numpy archives: Caffe's blobs under Caffe's names, and this package's own arrays.
 
-``LAYER/w`` (out, in, height, width, or out, in) and ``LAYER/b`` are Caffe's; ``LAYER/kernel`` and
-``LAYER/bias`` are in our layout. A member ``__fcn_jax__`` describes the network's inputs.
+``LAYER/w`` and ``LAYER/b`` are Caffe's, ``LAYER/kernel`` and ``LAYER/bias`` in our layout. A member
+``__fcn_jax__`` describes the network's inputs.
 """
 
 from __future__ import annotations
@@ -15,48 +15,24 @@ from pathlib import Path
 import numpy as np
 
 from fcn_jax.models.inputs import CAFFE, Inputs
-from fcn_jax.weights.arrays import Weights, described_inputs, float32, our_kernel
+from fcn_jax.weights.arrays import Weights, described_inputs, under_our_names
 from fcn_jax.weights.zipped import open_zip
 
 DESCRIPTION = "__fcn_jax__"
 
 
 def read(path: Path) -> Weights:
-    """Reads an archive.
-
-    Raises:
-        ValueError: If it is damaged, or holds arrays of unknown meaning; all in one message.
-    """
+    """Reads an archive."""
     with open_zip(path) as archive:
         arrays = {
             info.filename.removesuffix(".npy"): _read_array(archive, info)
             for info in archive.infolist()
         }
     description = arrays.pop(DESCRIPTION, np.zeros(0, np.uint8)).tobytes()
-    weights = Weights()
-    problems = []
-    for name, value in arrays.items():
-        layer, _, kind = name.rpartition("/")
-        kind = kind if layer and value.dtype.kind == "f" else "unknown"
-        match kind, value.ndim:
-            case ("b", _):
-                weights[f"{layer}/bias"] = float32(value.reshape(-1), copy=False)
-            case ("w", 2 | 4):
-                weights[f"{layer}/kernel"] = float32(our_kernel(value), copy=False)
-            case ("kernel", 2 | 4) | ("bias", 1):
-                weights[name] = float32(value, copy=False)
-            case _:
-                problems.append(f"{name} ({value.dtype}, {value.shape})")
-    if problems:
-        raise ValueError(
-            "expected floating-point arrays named LAYER/kernel and LAYER/bias, or LAYER/w (2 or "
-            f"4 axes) and LAYER/b; found {', '.join(problems)}"
-        )
-    if all(name in weights for name in arrays):
+    weights = Weights(under_our_names(arrays), Inputs.of(CAFFE), "Caffe blobs (.npz)")
+    if set(weights) == set(arrays):
         weights.kind = "fcn_jax arrays (.npz)"
         weights.inputs = described_inputs(description.decode(errors="replace"))
-    else:
-        weights.kind, weights.inputs = "Caffe blobs (.npz)", Inputs.of(CAFFE)
     return weights
 
 

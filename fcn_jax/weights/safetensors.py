@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fcn_jax.weights import torch_names
-from fcn_jax.weights.arrays import Weights, described_inputs, float32
+from fcn_jax.weights.arrays import Weights, described_inputs, under_our_names
 
 MAX_HEADER = 4 << 20
 """Bytes of the header, some hundred for each tensor."""
@@ -23,11 +23,7 @@ def recognises(head: bytes) -> bool:
 
 
 def read(path: Path) -> Weights:
-    """Reads a file of ours (``layer/kernel``) or of a PyTorch model.
-
-    Raises:
-        ValueError: If the file is damaged, or holds the tensors of no known network.
-    """
+    """Reads a file of ours (``layer/kernel``) or of a PyTorch model."""
     from safetensors import SafetensorError, safe_open
 
     with path.open("rb") as file:
@@ -40,15 +36,10 @@ def read(path: Path) -> Weights:
             metadata = file.metadata() or {}
     except (SafetensorError, AttributeError, OSError, TypeError) as error:
         raise ValueError(f"damaged: {str(error)[:200]}") from error
-    if not all(name.rpartition("/")[2] in ("kernel", "bias") for name in arrays):
+    if not all(name.endswith(("/kernel", "/bias")) for name in arrays):
         return torch_names.translate(arrays)
-    if wrong := [f"{name} {a.shape}" for name, a in arrays.items() if a.ndim not in (1, 2, 4)]:
-        raise ValueError(f"arrays with an unexpected number of axes: {', '.join(wrong)}")
-    return Weights(
-        {name: float32(value, copy=False) for name, value in arrays.items()},
-        described_inputs(metadata.get(DESCRIPTION, "")),
-        "fcn_jax arrays (.safetensors)",
-    )
+    inputs = described_inputs(metadata.get(DESCRIPTION, ""))
+    return Weights(under_our_names(arrays), inputs, "fcn_jax arrays (.safetensors)")
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], description: str) -> None:

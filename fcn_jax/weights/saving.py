@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,20 +12,16 @@ import numpy as np
 
 from fcn_jax.models.inputs import Inputs
 from fcn_jax.weights import npz, safetensors, torch
-from fcn_jax.weights.arrays import describe_inputs, flatten
+from fcn_jax.weights.arrays import flatten
 
 Kind = Literal["npz", "safetensors", "pytorch-fcn"]
+
+_WRITERS = {"npz": npz.write, "safetensors": safetensors.write, "pytorch-fcn": torch.write}
 _SUFFIXES: dict[str, Kind] = {
     ".npz": "npz",
     ".safetensors": "safetensors",
     ".pth": "pytorch-fcn",
     ".pt": "pytorch-fcn",
-}
-
-_WRITERS: dict[str, Callable[[Path, Mapping[str, np.ndarray], str], None]] = {
-    "npz": npz.write,
-    "safetensors": safetensors.write,
-    "pytorch-fcn": torch.write,
 }
 
 
@@ -61,10 +58,10 @@ def save(
             f"give kind as one of {', '.join(_WRITERS)}"
         )
     arrays = _checked(flatten(params))
-    description = describe_inputs(inputs or getattr(params, "inputs", None))
+    inputs = inputs or getattr(params, "inputs", None)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        _WRITERS[kind](temporary, arrays, description)
+        _WRITERS[kind](temporary, arrays, json.dumps(inputs and inputs.to_dict()))
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -8,21 +8,21 @@ of a storage; here it becomes a numpy view of the mapped file once its bounds ha
 from __future__ import annotations
 
 import collections
+import functools
 import io
 import math
 import pickle
 import struct
-import types
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from fcn_jax.weights import torch_names, torch_pickle
-from fcn_jax.weights.arrays import Weights, described_inputs
+from fcn_jax.weights.arrays import Weights, described_inputs, is_conv_transpose, our_axes
 from fcn_jax.weights.torch_pickle import Dictionary, Storage, Tensor
 from fcn_jax.weights.zipped import SIGNATURE, open_zip
 
@@ -35,20 +35,13 @@ DESCRIPTION = "fcn_jax"
 """Key of the inputs' description in a state dict's ``_metadata``, where PyTorch keeps versions."""
 
 
-# ======================================================================== the two forms
-
-
 def recognises_legacy(head: bytes) -> bool:
     """Whether a file is of the form before PyTorch 1.6."""
     return head.startswith(b"\x80") and _MAGIC.to_bytes(10, "little") in head[:32]
 
 
 def read_legacy(path: Path) -> Weights:
-    """Reads a file of the form before PyTorch 1.6.
-
-    Raises:
-        ValueError: As `read_zip`.
-    """
+    """Reads a file of the form before PyTorch 1.6."""
     content = np.memmap(path, mode="r").data
     stream = io.BytesIO(content[: torch_pickle.MAX_SIZE])
     magic, protocol = torch_pickle.read(stream), torch_pickle.read(stream)
@@ -59,7 +52,6 @@ def read_legacy(path: Path) -> Weights:
         raise ValueError("a PyTorch file of a big-endian machine; save it anew on another")
     known: dict[str, Storage] = {}
     saved, keys = torch_pickle.read(stream, known), torch_pickle.read(stream)
-    tensors, attributes = _state_dict(saved)
     if not isinstance(keys, list) or not all(isinstance(key, str) and key in known for key in keys):
         raise ValueError("a damaged PyTorch file without a list of its storages")
     storages: dict[str, memoryview] = {}
@@ -72,16 +64,11 @@ def read_legacy(path: Path) -> Weights:
             raise ValueError(f"truncated: a storage of {size} bytes where {left} are left")
         storages[key] = content[position : position + size]
         position += size
-    return _weights(tensors, attributes, storages, len(content))
+    return _weights(saved, storages.get, len(content))
 
 
 def read_zip(path: Path) -> Weights:
-    """Reads a file of the form since PyTorch 1.6.
-
-    Raises:
-        ValueError: If the file is damaged, asks for anything but tensors, or holds the tensors
-            of no known network.
-    """
+    """Reads a file of the form since PyTorch 1.6."""
     content = np.memmap(path, mode="r").data
     with open_zip(path) as archive:
         members = {info.filename: info for info in archive.infolist()}
@@ -93,13 +80,13 @@ def read_zip(path: Path) -> Weights:
         if order and bytes(_stored_member(content, order)[:8]) != b"little":
             raise ValueError("a PyTorch file of a big-endian machine; save it anew on another")
         saved = torch_pickle.read(io.BytesIO(_stored_member(content, members[main])))
-        tensors, attributes = _state_dict(saved)
-        storages = {
-            key: _stored_member(content, members[f"{folder}data/{key}"])
-            for key in {tensor.storage.key for tensor in tensors.values()}
-            if f"{folder}data/{key}" in members
-        }
-        return _weights(tensors, attributes, storages, len(content))
+
+        @functools.cache
+        def find(key: str) -> memoryview | None:
+            member = members.get(f"{folder}data/{key}")
+            return member and _stored_member(content, member)
+
+        return _weights(saved, find, len(content))
 
 
 def _stored_member(content: memoryview, info: zipfile.ZipInfo) -> memoryview:
@@ -118,11 +105,8 @@ def _stored_member(content: memoryview, info: zipfile.ZipInfo) -> memoryview:
     return data
 
 
-# ======================================================================== tensors
-
-
-def _state_dict(saved: Any) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
-    """The tensors by name, and the attributes of the dictionary they are in."""
+def _weights(saved: Any, find: Callable[[str], memoryview | None], file_size: int) -> Weights:
+    """What a pickle holds, with the storages that ``find`` gives by their keys."""
     for wrapper in _WRAPPERS:
         if isinstance(saved, Dictionary) and isinstance(saved.get(wrapper), Dictionary):
             saved = saved[wrapper]
@@ -136,25 +120,16 @@ def _state_dict(saved: Any) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     if not tensors:
         keys = ", ".join(str(key)[:40] for key in list(saved)[:8])
         raise ValueError(f"a dictionary without tensors; its keys are {keys or 'none'}")
-    return tensors, saved.attributes or {}
-
-
-def _weights(
-    tensors: Mapping[str, Tensor],
-    attributes: Mapping[str, Any],
-    storages: Mapping[str, memoryview],
-    file_size: int,
-) -> Weights:
     arrays = {}
     for name, tensor in tensors.items():
         try:
-            arrays[name] = _view(tensor, storages)
+            arrays[name] = _view(tensor, find(tensor.storage.key))
         except ValueError as error:
             raise ValueError(f"{name[:80]}: {error}") from error
     total = sum(array.nbytes for array in arrays.values())
     if total > 2 * file_size:  # tensors may share a storage, as tied weights do
         raise ValueError(f"tensors of {total} bytes in a file of {file_size}")
-    entries = attributes.get("_metadata")
+    entries = (saved.attributes or {}).get("_metadata")
     ours = entries.get(DESCRIPTION) if isinstance(entries, Dictionary) else None
     if not isinstance(ours, Dictionary):
         return torch_names.translate(arrays)
@@ -163,31 +138,23 @@ def _weights(
     return weights
 
 
-def _view(tensor: Tensor, storages: Mapping[str, memoryview]) -> np.ndarray:
+def _view(tensor: Tensor, data: memoryview | None) -> np.ndarray:
     """The tensor as a read-only view of the file, once it is within its storage."""
     storage, shape, strides = tensor.storage, tensor.shape, tensor.strides
-    data = storages.get(storage.key)
     if data is None:
         raise ValueError(f"its storage {storage.key[:40]!r} is not in the file")
     if storage.size * storage.dtype.itemsize != len(data):
-        raise ValueError(
-            f"its storage has {len(data)} bytes and should have {storage.size} numbers"
-        )
+        raise ValueError(f"its storage of {storage.size} numbers has {len(data)} bytes")
     count = math.prod(shape)
     if not count:
         raise ValueError(f"an empty tensor {shape}")
     last = tensor.offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     if last >= storage.size or count > storage.size:
-        raise ValueError(
-            f"a view {shape} with strides {strides} from {tensor.offset} on is not within its "
-            f"storage of {storage.size} numbers"
-        )
+        where = f"a view {shape} with strides {strides} from {tensor.offset} on"
+        raise ValueError(f"{where} is not within its storage of {storage.size} numbers")
     numbers = np.frombuffer(data, storage.dtype)[tensor.offset :]
     steps = [s * storage.dtype.itemsize for s in strides]
     return np.lib.stride_tricks.as_strided(numbers, shape, steps, writeable=False)
-
-
-# ======================================================================== writing
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], description: str) -> None:
@@ -195,24 +162,15 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], description: str) -> Non
     tensors: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
         layer, _, kind = name.rpartition("/")
-        axes = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}[array.ndim]
-        if array.ndim == 4 and torch_names.is_conv_transpose(layer):
-            axes = (2, 3, 0, 1)
-        kind = "bias" if kind == "bias" else "weight"
-        tensors[f"{layer}.{kind}"] = array.transpose(axes)
+        axes = np.argsort(our_axes(array.ndim, is_conv_transpose(layer)))
+        tensors[f"{layer}.{'bias' if kind == 'bias' else 'weight'}"] = array.transpose(*axes)
     if dotted := [name for name in tensors if name.count(".") != 1]:
         raise ValueError(f"cannot save: PyTorch's names of layers hold no dot: {dotted}")
-    state = collections.OrderedDict(
-        (name, _Tensor(str(key), tensor.shape))
-        for key, (name, tensor) in enumerate(tensors.items())
-    )
-    vars(state)["_metadata"] = {DESCRIPTION: {"inputs": description}}
+    pickled = _pickled({name: tensor.shape for name, tensor in tensors.items()}, description)
+    members = [("data.pkl", pickled), ("byteorder", b"little"), ("version", b"3\n")]
+    members += [(f"data/{key}", tensor) for key, tensor in enumerate(tensors.values())]
     with path.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
-        pickled = io.BytesIO()
-        _StateDictPickler(pickled, protocol=2).dump(state)
-        members = [("data.pkl", pickled.getvalue()), ("byteorder", b"little")]
-        members += [(f"data/{key}", tensor) for key, tensor in enumerate(tensors.values())]
-        for name, content in (*members, ("version", b"3\n")):
+        for name, content in members:
             info = zipfile.ZipInfo(f"weights/{name}")
             data = content if isinstance(content, bytes) else content.tobytes()
             info.file_size = len(data)
@@ -223,54 +181,22 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], description: str) -> Non
                 member.write(data)
 
 
-class _Tensor(NamedTuple):
-    """A contiguous float32 tensor, the whole of the storage with this key."""
+def _pickled(shapes: Mapping[str, tuple[int, ...]], description: str) -> bytes:
+    """The pickle of a state dict of float32 tensors, each the whole of a storage named 0, 1, ….
 
-    key: str
-    shape: tuple[int, ...]
+    The opcodes that name PyTorch's classes are written here, as pickle would have to import them.
+    """
 
+    def opcodes(value: Any) -> bytes:
+        return pickle.dumps(value, protocol=2)[2:-1]  # without the version and the end
 
-class _Storage(NamedTuple):
-    key: str
-    size: int
-
-
-class _StateDictPickler(pickle._Pickler):
-    """Writes tensors as PyTorch does, with the names of its classes and functions."""
-
-    write: Callable[[bytes], Any]
-
-    def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
-        if isinstance(obj, _Storage):
-            return ("storage", FloatStorage, obj.key, "cpu", obj.size)
-        return None
-
-    def reducer_override(self, obj: Any) -> Any:
-        if not isinstance(obj, _Tensor):
-            return NotImplemented
-        storage = _Storage(obj.key, math.prod(obj.shape))
-        strides = tuple(math.prod(obj.shape[axis + 1 :]) for axis in range(len(obj.shape)))
-        hooks = collections.OrderedDict()
-        return _rebuild_tensor_v2, (storage, 0, obj.shape, strides, False, hooks)
-
-    def save_global(self, obj: Any, name: str | None = None) -> None:
-        self.write(f"c{obj.__module__}\n{obj.__qualname__}\n".encode())  # it need not exist here
-
-    dispatch: ClassVar[Any] = {
-        **pickle._Pickler.dispatch,
-        type: save_global,
-        types.FunctionType: save_global,
-    }
-
-
-class FloatStorage:
-    """Stands for PyTorch's class of that name in a pickle."""
-
-    __module__ = "torch"
-
-
-def _rebuild_tensor_v2() -> None:
-    """Stands for PyTorch's function of that name in a pickle."""
-
-
-_rebuild_tensor_v2.__module__ = "torch._utils"
+    content = b"\x80\x02" + opcodes(collections.OrderedDict()) + b"("
+    for key, (name, shape) in enumerate(shapes.items()):
+        strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+        storage = opcodes("storage") + b"ctorch\nFloatStorage\n"
+        storage += b"".join(map(opcodes, (str(key), "cpu", math.prod(shape))))
+        view = (0, shape, strides, False, collections.OrderedDict())
+        content += opcodes(name) + b"ctorch._utils\n_rebuild_tensor_v2\n(("
+        content += storage + b"tQ" + b"".join(map(opcodes, view)) + b"tR"
+    attributes = {"_metadata": {DESCRIPTION: {"inputs": description}}}
+    return content + b"u" + opcodes(attributes) + b"b."

@@ -31,24 +31,29 @@ MAX_COPIES = 300_000
 MAX_KEY = 1000
 
 
-# ======================================================================== what pickles hold
-
-
 class Dictionary(dict[Any, Any]):
     """A dictionary, with the attributes that the pickle gives an OrderedDict (``_metadata``)."""
 
     attributes: dict[Any, Any] | None = None
 
+    @classmethod
+    def of(cls, pairs: Iterable[Any] = ()) -> Dictionary:
+        """An OrderedDict's call, with its items or without."""
+        made = cls()
+        for key, value in pairs:
+            made[key] = value
+        return made
+
     def __setitem__(self, key: Any, value: Any) -> None:
         match key:
-            case None | float() | Inert():
-                pass
-            case str() if len(key) <= MAX_KEY:
-                pass
-            case int() if abs(key) < 1 << 64:
-                pass
+            case str():
+                plain = len(key) <= MAX_KEY
+            case int():
+                plain = abs(key) < 1 << 64
             case _:
-                raise ValueError(f"a dictionary with a long or nested key ({type(key).__name__})")
+                plain = key is None or isinstance(key, float | Inert)
+        if not plain:
+            raise ValueError(f"a dictionary with a long or nested key ({type(key).__name__})")
         super().__setitem__(key, value)
 
 
@@ -73,27 +78,15 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Inert:
-    """A value that is no tensor and that nothing is made of, such as a score or a device."""
+    """A value that nothing is made of, such as a score or a device; it takes and keeps nothing."""
 
     name: str
 
-    def extend(self, values: Any) -> None:
-        """What a set would do with its elements."""
+    def extend(self, values: Any) -> None: ...
 
     append = add = extend
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        """What a mapping would do with an item."""
-
-
-# ======================================================================== what names mean
-
-
-def _dictionary(pairs: Iterable[Any] = ()) -> Dictionary:
-    made = Dictionary()
-    for key, value in pairs:
-        made[key] = value
-    return made
+    def __setitem__(self, key: Any, value: Any) -> None: ...
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
@@ -109,7 +102,7 @@ def _first(value: Any, *_: Any) -> Any:
 
 
 _NAMES: dict[str, Callable[..., Any] | Inert | np.dtype] = {
-    "collections.OrderedDict": _dictionary,
+    "collections.OrderedDict": Dictionary.of,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _first,
@@ -117,40 +110,26 @@ _NAMES: dict[str, Callable[..., Any] | Inert | np.dtype] = {
     "torch.Size": tuple,
 }
 # Names in checkpoints beside the tensors; what they would make is left out.
-_NAMES |= {
-    name: Inert(name)
-    for name in (
-        *("__builtin__.set", "builtins.set", "_codecs.encode", "argparse.Namespace"),
-        *("collections.defaultdict", "numpy._core.multiarray.scalar"),
-        *("numpy.core.multiarray.scalar", "numpy.dtype", "torch.device"),
-    )
-}
-_NAMES |= {
-    f"torch.{where}{name}Storage": np.dtype(dtype)
-    for where in ("", "cuda.")
-    for name, dtype in (
-        *(("Double", "<f8"), ("Float", "<f4"), ("Half", "<f2"), ("BFloat16", jnp.bfloat16)),
-        *(("Long", "<i8"), ("Int", "<i4"), ("Short", "<i2"), ("Char", "i1")),
-        *(("Byte", "u1"), ("Bool", "?")),
-    )
-}
-
-
-# ======================================================================== reading
+for _name in (
+    *("__builtin__.set", "builtins.set", "_codecs.encode", "argparse.Namespace"),
+    *("collections.defaultdict", "numpy._core.multiarray.scalar"),
+    *("numpy.core.multiarray.scalar", "numpy.dtype", "torch.device"),
+):
+    _NAMES[_name] = Inert(_name)
+for _name, _dtype in (
+    *(("Double", "<f8"), ("Float", "<f4"), ("Half", "<f2"), ("BFloat16", jnp.bfloat16)),
+    *(("Long", "<i8"), ("Int", "<i4"), ("Short", "<i2"), ("Char", "i1")),
+    *(("Byte", "u1"), ("Bool", "?")),
+):
+    _NAMES[f"torch.{_name}Storage"] = _NAMES[f"torch.cuda.{_name}Storage"] = np.dtype(_dtype)
 
 
 def read(stream: io.BytesIO, storages: dict[str, Storage] | None = None) -> Any:
     """Reads one pickle, and leaves the stream behind its end.
 
-    Args:
-        stream: Where it begins; of no more than `MAX_SIZE` bytes, or time and memory have no limit.
-        storages: Receives every storage that the pickle refers to, by key.
-
-    Returns:
-        `Dictionary`, lists, tuples, numbers, text, `Tensor` and `Inert`.
-
-    Raises:
-        ValueError: If the pickle asks for a name that is none of a state dict's, or is damaged.
+    It holds `Dictionary`, lists, tuples, numbers, text, `Tensor` and `Inert`. A stream of more than
+    `MAX_SIZE` bytes has no limit of time and memory. ``storages`` receives, by key, every storage
+    that the pickle refers to.
     """
     try:
         return _Unpickler(stream, {} if storages is None else storages).load()
@@ -161,21 +140,13 @@ def read(stream: io.BytesIO, storages: dict[str, Storage] | None = None) -> Any:
         raise ValueError(f"a damaged pickle: {str(error)[:80] or 'it ends early'}") from error
 
 
-_KNOWN = b"".join(
-    (
-        *(pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.NONE),
-        *(pickle.NEWTRUE, pickle.NEWFALSE, pickle.BININT, pickle.BININT1, pickle.BININT2),
-        *(pickle.LONG1, pickle.LONG4, pickle.INT, pickle.LONG, pickle.BINFLOAT, pickle.FLOAT),
-        *(pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINUNICODE8, pickle.UNICODE),
-        *(pickle.BINSTRING, pickle.SHORT_BINSTRING),
-        *(pickle.BINBYTES, pickle.SHORT_BINBYTES, pickle.BINBYTES8),
-        *(pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
-        *(pickle.EMPTY_LIST, pickle.APPEND, pickle.APPENDS, pickle.SETITEM, pickle.SETITEMS),
-        *(pickle.ADDITEMS, pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE),
-        *(pickle.BINGET, pickle.LONG_BINGET, pickle.GLOBAL, pickle.STACK_GLOBAL),
-        *(pickle.BINPERSID,),
-    )
-)
+_OPCODES = """
+PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 INT LONG BINFLOAT
+FLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8 UNICODE BINSTRING SHORT_BINSTRING BINBYTES
+SHORT_BINBYTES BINBYTES8 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS SETITEM
+SETITEMS ADDITEMS BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL BINPERSID
+"""
+_KNOWN = {getattr(pickle, name)[0] for name in _OPCODES.split()}
 """Opcodes that put values on the stack and into lists and dictionaries, as Python has them."""
 
 
@@ -198,13 +169,12 @@ class _Unpickler(pickle._Unpickler):
 
     def persistent_load(self, pid: Any) -> Storage:
         """A storage, which a pickle refers to as ("storage", type, key, device, size[, None])."""
-        if isinstance(pid, tuple) and len(pid) <= 6 and pid[5:] in ((), (None,)):
-            match pid[:5]:
-                case ("storage", np.dtype() as dtype, str(key), _, int(size)) if (
-                    len(key) <= MAX_KEY and 0 <= size < 1 << 62
-                ):
-                    self.storages[key] = Storage(dtype, key, size)
-                    return self.storages[key]
+        match pid:
+            case ("storage", np.dtype() as dtype, str(key), _, int(size), *rest) if (
+                rest in ([], [None]) and len(key) <= MAX_KEY and 0 <= size < 1 << 62
+            ):
+                self.storages[key] = Storage(dtype, key, size)
+                return self.storages[key]
         raise ValueError("a reference to something else than a storage of numbers")
 
     def call(self) -> None:

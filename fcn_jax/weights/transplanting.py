@@ -85,7 +85,14 @@ def transplant(
         >>> report.copied, report.left
         (('conv1/bias',), ('conv1/kernel',))
     """
-    sources, input_sources = _by_input(source, inputs)
+    nested = [isinstance(value, Mapping) for value in source.values()]
+    if any(nested) and (not all(nested) or (inputs and set(inputs) != set(source))):
+        raise ValueError(
+            "source must be one flat dictionary of arrays, or one for each input; got the "
+            f"keys {', '.join(source)}" + (f" and the inputs {list(inputs)}" * bool(inputs))
+        )
+    sources = source if any(nested) else {"": source}
+    label_of = {name: name for name in source} if any(nested) else dict.fromkeys(inputs, "")
     first = next(iter(params))  # of the other inputs, its name begins so
     filed: dict[str, list[str]] = {field.name: [] for field in dataclasses.fields(Report)}
     result, used = {}, set()
@@ -94,7 +101,7 @@ def transplant(
     for path, old in leaves.items():
         result[path] = old
         name = "/".join(path)
-        origin = _find(name, sources, input_sources)
+        origin = _find(name, sources, label_of)
         if origin is None:
             missing.append(name)
             filed["left"].append(name)
@@ -118,44 +125,27 @@ def transplant(
         kinds = [kind for arrays in sources.values() if (kind := getattr(arrays, "kind", ""))]
         what = "weights of another shape" if mismatched else "no array fits the network"
         lines = [f"{what} ({', '.join(kinds)}):" if kinds else f"{what}:", *mismatched]
+        most = None if mismatched else 4
         for title, names in (
             ("missing in the file", missing),
-            ("without a place in the network", report.unused),
+            ("without a place in the network", filed["unused"]),
         ):
-            shown = names if mismatched else names[:4]
             if names:
-                lines.append(f"{title}: {', '.join(shown)}{' …' * (len(shown) < len(names))}")
+                lines.append(f"{title}: {', '.join(names[:most])}{' …' * (names[:most] != names)}")
         if mismatched:
             lines.append("patterns in replaceable let layers keep their initial values instead")
         raise ValueError("\n  ".join(lines))
     return traverse_util.unflatten_dict(result), report
 
 
-def _by_input(
-    source: Mapping[str, Any], inputs: Sequence[str]
-) -> tuple[Mapping[str, Mapping[str, np.ndarray]], Mapping[str, str]]:
-    """The sources by a label (empty where there is only one), and the label for each input."""
-    nested = [isinstance(value, Mapping) for value in source.values()]
-    if not any(nested):
-        return {"": source}, dict.fromkeys(inputs, "")
-    if not all(nested) or (inputs and set(inputs) != set(source)):
-        raise ValueError(
-            "source must be one flat dictionary of arrays, or one for each input; got the "
-            f"keys {', '.join(source)}" + (f" and the inputs {list(inputs)}" * bool(inputs))
-        )
-    return source, {label: label for label in source}
-
-
 def _find(
-    name: str,
-    sources: Mapping[str, Mapping[str, np.ndarray]],
-    input_sources: Mapping[str, str],
+    name: str, sources: Mapping[str, Mapping[str, np.ndarray]], label_of: Mapping[str, str]
 ) -> tuple[str, str] | None:
-    """The source and the name there of the array that the network's ``name`` starts from."""
+    """The label of the source, and the name there, of what the network's array starts from."""
     layer, _, array = name.rpartition("/")
     candidates = [
         (label, candidate)
-        for suffix, label in input_sources.items()
+        for suffix, label in label_of.items()
         if layer.endswith(suffix)
         for candidate in (name, f"{layer.removesuffix(suffix)}/{array}")
     ]

@@ -10,6 +10,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from fcn_jax.weights.arrays import most_bytes
+
 SIGNATURE = b"PK\x03\x04"
 MAX_DIRECTORY = 1 << 20
 """Bytes of the list of members: more than 10000 of them, half a second to go through."""
@@ -28,20 +30,14 @@ class _LimitedReads(io.BufferedReader):
 
 @contextlib.contextmanager
 def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Opens an archive whose sizes are plausible; nothing is inflated yet.
-
-    Raises:
-        ValueError: If it is damaged (found now, or while the context is open), or its members
-            claim more than a file of this size can hold.
-    """
+    """Opens an archive whose sizes are plausible; damage found later is a ValueError as well."""
     with _LimitedReads(io.FileIO(path)) as file:
         try:
             archive = zipfile.ZipFile(file)
             file.limit = None
             _check_members(archive.infolist(), path.stat().st_size)
             yield archive
-        # What zipfile raises on damaged archives.
-        except (
+        except (  # what zipfile raises on damaged archives
             *(zipfile.BadZipFile, zlib.error, struct.error, EOFError),
             *(ArithmeticError, LookupError, OSError, RuntimeError),
         ) as error:
@@ -49,20 +45,13 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _check_members(members: list[zipfile.ZipInfo], file_size: int) -> None:
-    """Refuses what no archive of weights has.
-
-    Weights hardly compress: sixteen times the size of the file, and 64 MiB for the zeros of small
-    networks, leave room for everything legitimate.
-    """
+    """Refuses what no archive of weights has."""
     if len({info.filename for info in members}) != len(members):
         raise ValueError("an archive with several members of the same name")
     stored = sum(i.file_size for i in members if i.compress_type == zipfile.ZIP_STORED)
     total = sum(info.file_size for info in members)
-    if stored > file_size or total > (64 << 20) + 16 * file_size:
-        raise ValueError(
-            f"an archive of {file_size} bytes that claims to hold {total}; it would not be read "
-            "even if there were the memory"
-        )
+    if stored > file_size or total > most_bytes(file_size):
+        raise ValueError(f"an archive of {file_size} bytes that claims to hold {total}")
     known = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
     if odd := [i.filename for i in members if i.compress_type not in known or i.flag_bits & 1]:
         raise ValueError(f"encrypted or unusually packed members: {', '.join(odd[:4])}")
