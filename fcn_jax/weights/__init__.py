@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fcn_jax.weights import caffe, hdf5, keras, npz, safetensors, torch, zipped
+from fcn_jax.weights import caffe, keras, npz, safetensors, torch, zipped
 from fcn_jax.weights.arrays import Weights, flatten, unflatten
 from fcn_jax.weights.dense import conv_to_dense, convolutionalize, dense_to_conv, to_dense
 from fcn_jax.weights.identify import network_of, params_of, usual_inputs
@@ -48,7 +48,7 @@ def _read_zip(path: Path) -> Weights:
 
 _READERS: tuple[tuple[Callable[[bytes], bool], Callable[[Path], Weights]], ...] = (
     (lambda head: head.startswith(zipped.SIGNATURE), _read_zip),
-    (hdf5.recognises, keras.read),
+    (keras.recognises, keras.read),
     (torch.recognises_legacy, torch.read_legacy),
     (safetensors.recognises, safetensors.read),
     (caffe.recognises, caffe.read),  # the last: it has no signature

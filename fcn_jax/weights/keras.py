@@ -6,21 +6,26 @@ Keras has written the same arrays under many paths:
 - ``block1_conv1/block1_conv1/kernel:0`` (Keras 2), below ``model_weights`` in whole models, and
   without ``:0`` since Keras 3,
 - ``layers/conv2d_3/vars/0`` (Keras 3, ``.weights.h5``), where the layers are only numbered.
+
+The HDF5 library follows what a file says: links into other files, filters, sizes. So the file's
+structure is looked at first, and only plain datasets of believable size are read. h5py 3.16 brings
+HDF5 2.0, which took 80000 mutated files without a crash or a slow read; earlier ones are known to
+crash.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fcn_jax.models.backbones import BACKBONES
 from fcn_jax.models.inputs import Inputs, Preprocessing
-from fcn_jax.weights import hdf5
-from fcn_jax.weights.arrays import Weights
+from fcn_jax.weights.arrays import Weights, most_bytes
 from fcn_jax.weights.dense import conv_to_dense, dense_to_conv
 
 INPUTS = Inputs.of(Preprocessing("bgr", (103.939, 116.779, 123.68)))
@@ -44,11 +49,16 @@ _PATHS = (
 )
 
 
+def recognises(head: bytes) -> bool:
+    """Whether a file has the signature, at the start or behind a user block."""
+    return any(head.startswith(b"\x89HDF\r\n\x1a\n", start) for start in (0, 512, 1024, 2048))
+
+
 def read(path: Path) -> Weights:
-    """Reads the kernels and biases; dense kernels over maps in Caffe's order come out."""
+    """Reads the kernels and biases, the dense kernels with their inputs in Caffe's order."""
     layers: dict[str, dict[str, np.ndarray]] = {}
     skipped = []
-    for name, value in hdf5.read_arrays(path, ("optimizer_weights", "optimizer")).items():
+    for name, value in _read_arrays(path).items():
         match = next((m for pattern in _PATHS if (m := pattern.search(name))), None)
         if match is None:
             skipped.append(f"{name} {value.shape}")
@@ -113,3 +123,71 @@ def _with_names(layers: Mapping[str, dict[str, np.ndarray]]) -> dict[str, dict[s
             renamed = dict(zip(convolutions, names, strict=True))
             renamed |= dict(zip(dense, _DENSE, strict=True)) if len(dense) == len(_DENSE) else {}
     return {renamed.get(layer, layer): arrays for layer, arrays in layers.items()}
+
+
+# ======================================================================== HDF5
+
+MAX_OBJECTS = 5000
+MAX_DEPTH = 12
+_FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32"}
+"""The library's own filters; others are loaded from wherever its environment points."""
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Every floating-point dataset of a file by its path, such as ``conv1/kernel:0``."""
+    import h5py  # costs 0.2 s
+
+    size = path.stat().st_size
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            found = dict(_datasets(file))
+            arrays = {name: data for name, data in found.items() if data.dtype.kind == "f"}
+            total = sum(_checked_size(name, data, size) for name, data in arrays.items())
+            if total > most_bytes(size):
+                raise ValueError(f"arrays of {total} bytes in a file of {size}")
+            return {name: data[...] for name, data in arrays.items()}
+    except ValueError:
+        raise
+    # What h5py raises for a damaged file is any of OSError, RuntimeError, KeyError, TypeError …
+    except Exception as error:
+        raise ValueError(f"a damaged HDF5 file: {str(error)[:200]}") from error
+
+
+def _datasets(root: Any) -> Iterator[tuple[str, Any]]:
+    """The datasets of a file but an optimiser's; each object is looked at, none is read."""
+    import h5py
+
+    left = [(root, "", 0)]
+    count = 0
+    while left:
+        group, prefix, depth = left.pop()
+        for name in group:
+            count += 1
+            if count > MAX_OBJECTS or depth > MAX_DEPTH:
+                raise ValueError("more or deeper groups than any network has")
+            if not prefix and name in ("optimizer_weights", "optimizer"):
+                continue
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise ValueError(f"{prefix}{name} is a link to elsewhere, which is not followed")
+            value = group[name]
+            if isinstance(value, h5py.Group):
+                left.append((value, f"{prefix}{name}/", depth + 1))
+            elif isinstance(value, h5py.Dataset):
+                yield f"{prefix}{name}", value
+
+
+def _checked_size(name: str, data: Any, file_size: int) -> int:
+    """The bytes of a dataset in memory, once it is clear that it is plainly stored."""
+    size = math.prod(data.shape) * data.dtype.itemsize if data.shape is not None else 0
+    properties = data.id.get_create_plist()
+    filters = {properties.get_filter(i)[0] for i in range(properties.get_nfilters())}
+    if data.is_virtual or data.external:
+        raise ValueError(f"{name} lies in another file, which is not read")
+    if unknown := filters - set(_FILTERS):
+        raise ValueError(f"{name} is packed by filter {unknown.pop()}; known are {_FILTERS}")
+    if data.chunks is None:
+        if size != data.id.get_storage_size() or size > file_size:
+            raise ValueError(f"{name} has no {size} bytes in the file, as {data.shape} needs")
+    elif max(size, math.prod(data.chunks) * data.dtype.itemsize) > most_bytes(file_size):
+        raise ValueError(f"{name} {data.shape} claims {size} bytes in a file of {file_size}")
+    return size

@@ -35,23 +35,20 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
         try:
             archive = zipfile.ZipFile(file)
             file.limit = None
-            _check_members(archive.infolist(), path.stat().st_size)
+            members, size = archive.infolist(), path.stat().st_size
+            if len({info.filename for info in members}) != len(members):
+                raise ValueError("an archive with several members of the same name")
+            plain = [i.file_size for i in members if i.compress_type == zipfile.ZIP_STORED]
+            total = sum(info.file_size for info in members)
+            if sum(plain) > size or total > most_bytes(size):
+                raise ValueError(f"an archive of {size} bytes that claims to hold {total}")
+            kinds = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+            odd = [i.filename for i in members if i.compress_type not in kinds or i.flag_bits & 1]
+            if odd:
+                raise ValueError(f"encrypted or unusually packed members: {', '.join(odd[:4])}")
             yield archive
         except (  # what zipfile raises on damaged archives
             *(zipfile.BadZipFile, zlib.error, struct.error, EOFError),
             *(ArithmeticError, LookupError, OSError, RuntimeError),
         ) as error:
             raise ValueError(f"a damaged archive: {error}") from error
-
-
-def _check_members(members: list[zipfile.ZipInfo], file_size: int) -> None:
-    """Refuses what no archive of weights has."""
-    if len({info.filename for info in members}) != len(members):
-        raise ValueError("an archive with several members of the same name")
-    stored = sum(i.file_size for i in members if i.compress_type == zipfile.ZIP_STORED)
-    total = sum(info.file_size for info in members)
-    if stored > file_size or total > most_bytes(file_size):
-        raise ValueError(f"an archive of {file_size} bytes that claims to hold {total}")
-    known = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-    if odd := [i.filename for i in members if i.compress_type not in known or i.flag_bits & 1]:
-        raise ValueError(f"encrypted or unusually packed members: {', '.join(odd[:4])}")
