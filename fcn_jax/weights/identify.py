@@ -67,9 +67,6 @@ def network_of(
         padding: That of the published networks, ``reference``, where None (of a classifier,
             ``native``); networks trained here have ``same`` unless their config says otherwise.
 
-    Returns:
-        The network.
-
     Raises:
         ValueError: If the layers are no backbone's, or it has neither score layers nor a
             classifier.
