@@ -40,7 +40,7 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], description: str) -> Non
     """Writes arrays in our layout, and the description of the network's inputs."""
     members = {**arrays, DESCRIPTION: np.frombuffer(description.encode(), np.uint8)}
     with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **members)
+        np.savez(file, **members)
 
 
 def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
