@@ -129,10 +129,8 @@ class ClassTable:
     def _lookup(self) -> np.ndarray:
         lookup = np.full(65536, -1, np.int16)  # -1: an id of no class
         lookup[VOID] = VOID
-        label = 0
-        for row, raw_id in zip(self.rows, self.ids, strict=True):
-            lookup[raw_id] = VOID if row.ignored else label
-            label += not row.ignored
+        ignored = np.array([row.ignored for row in self.rows])
+        lookup[list(self.ids)] = np.where(ignored, VOID, np.cumsum(~ignored) - 1)
         return lookup
 
     def to_labels(self, raw: Integer[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
@@ -146,9 +144,11 @@ class ClassTable:
         known = inside & (self._lookup[np.where(inside, values, 0)] >= 0)
         if unknown := values[~known].tolist():
             shown = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
+            ids = np.sort(self.ids)
+            runs = np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1)
+            ids = ", ".join(f"{r[0]}..{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs)
             raise ValueError(
-                f"label values {shown} belong to no class (known ids: {_ranges(self.ids)}; "
-                f"{VOID} is void)"
+                f"label values {shown} belong to no class (known ids: {ids}; {VOID} is void)"
             )
         return self._lookup[raw].astype(np.uint8)
 
@@ -173,17 +173,6 @@ class ClassTable:
         """The table that `to_dict` wrote."""
         rows = (ClassRow(**{**row, "color": tuple(row["color"])}) for row in fields["classes"])
         return cls(tuple(rows))
-
-
-def _ranges(ids: tuple[int, ...]) -> str:
-    """Ids written short: 0..10, 13."""
-    runs: list[list[int]] = []
-    for value in sorted(ids):
-        if runs and value == runs[-1][1] + 1:
-            runs[-1][1] = value
-        else:
-            runs.append([value, value])
-    return ", ".join(str(a) if a == b else f"{a}..{b}" for a, b in runs)
 
 
 def voc_color(index: int) -> tuple[int, int, int]:

@@ -15,27 +15,12 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from fcn_jax.classes import ClassRow, ClassTable
-from fcn_jax.data.files import complete, find_root, named, plan_files, refuse_shared
+from fcn_jax.classes import load_class_table
+from fcn_jax.data.files import complete, find_root, named, package_file, plan_files, refuse_shared
 from fcn_jax.data.images import encoded_image, image_files
 from fcn_jax.data.records import Plan, read_labels
 
-CAMVID = ClassTable(
-    (
-        ClassRow("sky", (128, 128, 128)),
-        ClassRow("building", (128, 0, 0)),
-        ClassRow("pole", (192, 192, 128)),
-        ClassRow("road", (128, 64, 128)),
-        ClassRow("pavement", (60, 40, 222)),
-        ClassRow("tree", (128, 128, 0)),
-        ClassRow("sign symbol", (192, 128, 128)),
-        ClassRow("fence", (64, 64, 128)),
-        ClassRow("car", (64, 0, 128)),
-        ClassRow("pedestrian", (64, 64, 0)),
-        ClassRow("bicyclist", (0, 128, 192)),
-        ClassRow("void", (0, 0, 0), ignored=True),
-    )
-)
+CAMVID = load_class_table(package_file("camvid_classes.csv"))
 """CamVid in the eleven classes and colours of the SegNet tutorial; 11 is void in its files."""
 
 

@@ -71,9 +71,14 @@ def split_lists(
     return lists
 
 
+def package_file(name: str) -> Path:
+    """A file of `fcn_jax/data`: a list of ids, or of classes."""
+    return Path(__file__).with_name(name)
+
+
 def package_ids(name: str) -> list[str]:
     """The ids of a list that comes with the package: `fcn_jax/data/NAME.txt`."""
-    return _ids(Path(__file__).with_name(f"{name}.txt").read_text())
+    return _ids(package_file(f"{name}.txt").read_text())
 
 
 def _ids(text: str, prefix: str = "") -> list[str]:
@@ -128,16 +133,11 @@ def plan_files(
     """Plan a data set that is made of files.
 
     Args:
-        data_set: Its name.
-        splits: Where the files lie. Splits without images are left out.
-        readers: How the files of each array are read.
-        label_maps: The class table of every label map.
+        splits: The files; splits without images are left out.
         source: Where the data come from, in words.
         needs: The files that an image needs and where to get them, for the error.
         full_sizes: The number of images of each split of the full set; a split that has fewer gets
             a note.
-        notes: Further notes.
-        modalities: What the inputs are.
         more: Further files on which the prepared copy depends.
         options: The options on which it depends.
 

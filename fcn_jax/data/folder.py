@@ -24,7 +24,6 @@ do only that:
 from __future__ import annotations
 
 import concurrent.futures
-import dataclasses
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -34,7 +33,7 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from fcn_jax.classes import VOID, ClassTable, has_colors, load_class_table
+from fcn_jax.classes import VOID, has_colors, load_class_table
 from fcn_jax.data.files import fingerprint
 from fcn_jax.data.images import Encoded, LabelKind, encoded_image, image_files
 from fcn_jax.data.records import Contents, Entry, file_entry, read_labels
@@ -53,18 +52,8 @@ Pairs: TypeAlias = Mapping[str, tuple[Path, Path]]
 """Image and mask of every id."""
 
 
-def plan(
-    manual_dir: Path | None,
-    *,
-    classes: str | Path | None = None,
-    images: str | None = None,
-    masks: str | None = None,
-    mask_kind: str = "auto",
-    first_id: int = 0,
-    void: Sequence[int] = (),
-    seed: int = 0,
-) -> FolderPlan:
-    """Find images, masks and classes of a folder, without reading a picture.
+class FolderPlan:
+    """What lies in a folder, before any picture has been read: a `fcn_jax.data.records.Plan`.
 
     Args:
         classes: The class file, relative to `manual_dir` or the working directory.
@@ -75,65 +64,56 @@ def plan(
         first_id: The id in masks of the first class, where the class file gives no ids.
         void: Ids in masks that are void, beside 255.
         seed: Of the cut into train, val and test, for layouts without splits.
-    """
-    root = manual_dir
-    if root is None or not root.is_dir():
-        there = f"there is no folder {root}" if root else "no data"
-        raise FileNotFoundError(
-            f"folder: {there}; give the folder of your images and masks as manual_dir"
-        )
-    if mask_kind not in ("auto", "index", "color"):
-        raise ValueError(f"folder: mask_kind '{mask_kind}' is not one of auto, index, color")
-    image_glob, mask_glob = _globs(root, images, masks)
-    class_file = _class_file(root, classes)
-    table = load_class_table(class_file, first_id).with_void(void)
-    problems: list[str] = []
-    if "{split}" in image_glob:
-        splits = {}
-        for split in SPLITS:
-            of_images, of_masks = (glob.format(split=split) for glob in (image_glob, mask_glob))
-            splits[split] = _pairs(root, of_images, of_masks, problems)
-    else:
-        splits = _cut(_pairs(root, image_glob, mask_glob, problems), seed)
-    if not splits["train"] and not problems:
-        raise FileNotFoundError(f"folder: {root} has no image {image_glob.format(split='train')}")
-    pairs = [pair for split in splits.values() for pair in split.values()]
-    files = {path for pair in pairs for path in pair} | {class_file}
-    options = (classes, images, masks, mask_kind, first_id, tuple(void), seed)
-    return FolderPlan(
-        root=root,
-        globs=(image_glob, mask_glob),
-        splits={split: pairs for split, pairs in splits.items() if pairs},
-        classes=table,
-        class_file=class_file,
-        colors=table if mask_kind == "color" or has_colors(class_file) else None,
-        mask_kind=mask_kind,
-        problems=tuple(problems),
-        copy=f"files-{fingerprint(files, options)}",
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class FolderPlan:
-    """What lies in a folder, before any picture has been read: a `fcn_jax.data.records.Plan`.
 
     Attributes:
         globs: The globs of images and masks.
         splits: Image and mask of every id in every split.
-        colors: The class table where its colours may stand in masks, else None.
         problems: What is wrong already.
         copy: The name of the prepared copy.
     """
 
-    root: Path
-    globs: tuple[str, str]
-    splits: Mapping[str, Pairs]
-    classes: ClassTable
-    class_file: Path
-    colors: ClassTable | None
-    mask_kind: LabelKind
-    problems: tuple[str, ...]
-    copy: str
+    def __init__(
+        self,
+        manual_dir: Path | None,
+        *,
+        classes: str | Path | None = None,
+        images: str | None = None,
+        masks: str | None = None,
+        mask_kind: str = "auto",
+        first_id: int = 0,
+        void: Sequence[int] = (),
+        seed: int = 0,
+    ) -> None:
+        if manual_dir is None or not manual_dir.is_dir():
+            there = f"there is no folder {manual_dir}" if manual_dir else "no data"
+            raise FileNotFoundError(
+                f"folder: {there}; give the folder of your images and masks as manual_dir"
+            )
+        if mask_kind not in ("auto", "index", "color"):
+            raise ValueError(f"folder: mask_kind '{mask_kind}' is not one of auto, index, color")
+        self.root = root = manual_dir
+        self.globs = _globs(root, images, masks)
+        self.class_file = _class_file(root, classes)
+        self.classes = load_class_table(self.class_file, first_id).with_void(void)
+        self.mask_kind: LabelKind = mask_kind
+        in_colors = mask_kind == "color" or has_colors(self.class_file)
+        self.colors = self.classes if in_colors else None  # that masks may hold
+        self.problems: list[str] = []
+        if "{split}" in self.globs[0]:
+            splits = {}
+            for split in SPLITS:
+                of_images, of_masks = (glob.format(split=split) for glob in self.globs)
+                splits[split] = _pairs(root, of_images, of_masks, self.problems)
+        else:
+            splits = _cut(_pairs(root, *self.globs, self.problems), seed)
+        self.splits: dict[str, Pairs] = {split: pairs for split, pairs in splits.items() if pairs}
+        if not splits["train"] and not self.problems:
+            glob = self.globs[0].format(split="train")
+            raise FileNotFoundError(f"folder: {root} has no image {glob}")
+        pairs = [pair for split in splits.values() for pair in split.values()]
+        files = {path for pair in pairs for path in pair} | {self.class_file}
+        options = (classes, images, masks, mask_kind, first_id, tuple(void), seed)
+        self.copy = f"files-{fingerprint(files, options)}"
 
     def contents(self) -> Contents:
         """All examples, for the prepared copy; a ValueError lists what `check` finds."""
@@ -201,6 +181,9 @@ class FolderPlan:
             return read_labels(path, self.classes, self.mask_kind, self.colors)
 
         return file_entry(name, {"image": (image, encoded_image), "label": (mask, read)})
+
+
+plan = FolderPlan
 
 
 def _globs(root: Path, images: str | None, masks: str | None) -> tuple[str, str]:

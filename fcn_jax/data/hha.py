@@ -130,8 +130,9 @@ def point_cloud(
     depth: Float[np.ndarray, "h w"], camera: Num[np.ndarray, "3 3"]
 ) -> Float[np.ndarray, "h w 3"]:
     """The point that each pixel shows, in the unit of the depth; NaN where that is NaN."""
-    x, y = _rays(depth.shape, camera)
-    return np.stack([x * depth, y * depth, depth], axis=-1)
+    rows, columns = np.indices(depth.shape, dtype=float)
+    (fx, _, cx), (_, fy, cy), _ = np.asarray(camera, float)
+    return np.stack([(columns - cx) / fx * depth, (rows - cy) / fy * depth, depth], axis=-1)
 
 
 def normals(
@@ -183,8 +184,7 @@ def normals(
 
     # The fitted inverse depth at the pixel, n·ray. Where noise makes it negative, the plane lies
     # behind the camera and n points to it.
-    x, y = _rays(depth.shape, camera)
-    facing = plane[..., 0] * x + plane[..., 1] * y + plane[..., 2]
+    facing = (plane * point_cloud(np.ones(depth.shape), camera)).sum(-1)
     length = np.linalg.norm(plane, axis=-1)
     return plane * (np.where(facing < 0, -1.0, 1.0) / length)[..., None]
 
@@ -230,15 +230,6 @@ def _smallest_eigenvector(
     nearest = basis @ (basis.T @ near)
     length = np.linalg.norm(nearest)
     return nearest / length if length > 1e-9 else near
-
-
-def _rays(
-    shape: tuple[int, ...], camera: Num[np.ndarray, "3 3"]
-) -> tuple[Float[np.ndarray, "1 w"], Float[np.ndarray, "h 1"]]:
-    """x and y of the points of depth 1 that the columns and rows show."""
-    height, width = shape
-    (fx, _, cx), (_, fy, cy), _ = np.asarray(camera, float)
-    return (np.arange(width)[None, :] - cx) / fx, (np.arange(height)[:, None] - cy) / fy
 
 
 def _check(

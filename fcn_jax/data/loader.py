@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, SupportsIndex, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import grain
 import jax
@@ -166,11 +166,11 @@ def training_batches(
 
     # The processes' parts of the global batches, one after the other.
     parts = (
-        grain.MapDataset.source(_NamedExamples(source))
+        grain.MapDataset.range(len(source))
         .seed(seed)
         .shuffle()
         .repeat()
-        .map(check_example)
+        .map(functools.partial(_read, source=source))
         .random_map(augmentation)
         .batch(
             batch_size // process_count,
@@ -228,22 +228,13 @@ def evaluation_examples(
 ) -> Iterator[Example]:
     """The chosen examples, each once, in order and as they are, read ahead."""
     options = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=8)
-    chosen = grain.MapDataset.source(list(indices)).map(_NamedExamples(source).__getitem__)
+    chosen = grain.MapDataset.source(list(indices)).map(functools.partial(_read, source=source))
     return iter(chosen.to_iter_dataset(options))
 
 
-class _NamedExamples:
-    """A source whose errors say which example could not be read."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: SupportsIndex) -> Example:
-        try:
-            return self._source[index.__index__()]
-        except Exception as error:
-            error.add_note(f"while reading example {index} of {self._source!r}")
-            raise
+def _read(index: int, source: Source) -> Example:
+    try:
+        return check_example(source[index])
+    except Exception as error:
+        error.add_note(f"while reading example {index} of {source!r}")
+        raise

@@ -23,22 +23,21 @@ from pathlib import Path
 
 import numpy as np
 
-from fcn_jax.classes import table_from_names
-from fcn_jax.data.files import by_stem, complete, find_root, named, plan_files, split_lists
+from fcn_jax.classes import read_names, table_from_names
+from fcn_jax.data.files import (
+    by_stem,
+    complete,
+    find_root,
+    named,
+    package_file,
+    plan_files,
+    split_lists,
+)
 from fcn_jax.data.images import Encoded, encoded_image, encoded_pixels, read_depth
 from fcn_jax.data.matlab import read_mat_labels
 from fcn_jax.data.records import Kind, Plan, Read
 
-NYUDV2 = table_from_names(
-    """
-    wall, floor, cabinet, bed, chair, sofa, table, door, window, bookshelf, picture, counter,
-    blinds, desk, shelves, curtain, dresser, pillow, mirror, floor mat, clothes, ceiling, books,
-    refridgerator, television, paper, towel, shower curtain, box, whiteboard, person,
-    night stand, toilet, sink, lamp, bathtub, bag, otherstructure, otherfurniture, otherprop
-    """,
-    first_id=1,
-    void_id=0,
-)
+NYUDV2 = table_from_names(read_names(package_file("nyudv2_classes.txt")), first_id=1, void_id=0)
 """NYUDv2 in the forty classes of Gupta et al. (CVPR 2013), spelt as published; 0 is void."""
 
 URL = "http://dl.caffe.berkeleyvision.org/nyud.tar.gz"

@@ -26,22 +26,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from fcn_jax.classes import table_from_names
-from fcn_jax.data.files import by_stem, complete, find_folder, plan_files, split_lists
+from fcn_jax.classes import load_class_table
+from fcn_jax.data.files import by_stem, complete, find_folder, package_file, plan_files, split_lists
 from fcn_jax.data.images import encoded_image
 from fcn_jax.data.matlab import read_mat
 from fcn_jax.data.records import Plan
-from fcn_jax.data.voc import PHOTOGRAPHS, VOC
+from fcn_jax.data.voc import PHOTOGRAPHS
 
-PASCAL_CONTEXT = table_from_names(
-    f"""
-    {", ".join(VOC.names)},
-    bag, bed, bench, book, building, cabinet, ceiling, clothes, computer, cup, door, fence,
-    floor, flower, food, grass, ground, keyboard, light, mountain, mouse, curtain, platform,
-    sign, plate, road, rock, shelves, sidewalk, sky, snow, bedcloth, track, tree, truck, wall,
-    water, window, wood
-    """
-)
+PASCAL_CONTEXT = load_class_table(package_file("pascal_context_classes.txt"))
 """PASCAL-Context: background and the 59 most frequent classes, VOC's twenty first."""
 
 CONTEXT_URL = "https://cs.stanford.edu/~roozbeh/pascal-context/"

@@ -18,20 +18,12 @@ import functools
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from fcn_jax.classes import VOID, ClassRow, ClassTable
+from fcn_jax.classes import VOID, load_class_table
+from fcn_jax.data.files import package_file
 from fcn_jax.data.images import encoded_pixels
 from fcn_jax.data.records import Contents, Entry, Part, Plan
 
-SHAPES = ClassTable(
-    (
-        ClassRow("background", (40, 44, 52)),
-        ClassRow("disc", (230, 97, 1)),
-        ClassRow("box", (253, 200, 60)),
-        ClassRow("triangle", (60, 180, 90)),
-        ClassRow("ring", (70, 130, 230)),
-        ClassRow("star", (190, 90, 200)),
-    )
-)
+SHAPES = load_class_table(package_file("shapes_classes.csv"))
 """The made-up data set of `fcn_jax.data.shapes`."""
 
 Map = Float[np.ndarray, "h w"]

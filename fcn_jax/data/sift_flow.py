@@ -16,18 +16,22 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from fcn_jax.classes import table_from_names
-from fcn_jax.data.files import by_stem, complete, find_root, named, plan_files, split_lists
+from fcn_jax.classes import read_names, table_from_names
+from fcn_jax.data.files import (
+    by_stem,
+    complete,
+    find_root,
+    named,
+    package_file,
+    plan_files,
+    split_lists,
+)
 from fcn_jax.data.images import encoded_image
 from fcn_jax.data.matlab import read_mat_labels
 from fcn_jax.data.records import Plan, Read
 
 SIFT_FLOW_SEMANTIC = table_from_names(
-    """
-    awning, balcony, bird, boat, bridge, building, bus, car, cow, crosswalk, desert, door,
-    fence, field, grass, moon, mountain, person, plant, pole, river, road, rock, sand, sea,
-    sidewalk, sign, sky, staircase, streetlight, sun, tree, window
-    """,
+    read_names(package_file("sift_flow_classes.txt")),
     first_id=1,
     void_id=0,
     unscored=("cow", "desert", "moon"),  # absent from the test set

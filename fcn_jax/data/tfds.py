@@ -26,15 +26,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Integer
 
-from fcn_jax.classes import (
-    VOID_COLOR,
-    ClassRow,
-    ClassTable,
-    load_class_table,
-    read_names,
-    table_from_names,
-)
-from fcn_jax.data.files import check_reachable, fingerprint
+from fcn_jax.classes import ClassTable, load_class_table, read_names, table_from_names
+from fcn_jax.data.files import check_reachable, fingerprint, package_file
 from fcn_jax.data.images import (
     IMAGE_SUFFIXES,
     encoded_image,
@@ -45,24 +38,18 @@ from fcn_jax.data.images import (
 )
 from fcn_jax.data.records import Contents, Entry, Part, Plan, check_sizes, prepared_copy
 
-OXFORD_IIIT_PET = ClassTable(
-    (
-        ClassRow("pet", (230, 97, 1), id=1),
-        ClassRow("background", (40, 44, 52), id=2),
-        ClassRow("not classified", VOID_COLOR, ignored=True, id=3),
-    )
-)
+OXFORD_IIIT_PET = load_class_table(package_file("oxford_iiit_pet_classes.csv"))
 """Oxford-IIIT Pet's trimaps: 1 foreground, 2 background; 3, the outline, is "not classified"."""
 
-FOLDER = Path(__file__).parent
-
-SCENE_PARSE_150 = table_from_names(read_names(FOLDER / "scene_parse150.txt"), first_id=1, void_id=0)
+SCENE_PARSE_150 = table_from_names(
+    read_names(package_file("scene_parse150_classes.txt")), first_id=1, void_id=0
+)
 """The scene parsing benchmark of ADE20K: 150 classes; 0, everything else, is void."""
 
-SCENE_PARSE_OBJECTS = table_from_names(read_names(FOLDER / "scene_parse150_objects.txt"))
+SCENE_PARSE_OBJECTS = load_class_table(package_file("scene_parse150_objects_classes.txt"))
 """The hundred object classes of ADE20K's instance task (Places Challenge 2017); 0 is all else."""
 
-CITYSCAPES = load_class_table(FOLDER / "cityscapes.csv")
+CITYSCAPES = load_class_table(package_file("cityscapes_classes.csv"))
 """Cityscapes: the nineteen classes of its benchmark out of the ids 0..33 of its label files."""
 
 VERSION_NUMBER = r"\d+\.\d+\.\d+"
@@ -136,12 +123,12 @@ def plan(
         FileNotFoundError: if there is no such data set, nor can it be downloaded and prepared.
         ValueError: if several copies could be meant, or an option cannot be understood.
     """
-    row = TFDS_SETS.get(re.split("[/:]", name)[0], TfdsSet())
-    if mask not in (None, row.mask):  # the row's classes are those of its own mask
-        row = dataclasses.replace(row, classes=None, objects=None)
     if classes is not None and num_classes:
         raise ValueError(f"tfds:{name}: give classes or num_classes, not both")
-    table = None
+    row = TFDS_SETS.get(re.split("[/:]", name)[0], TfdsSet())
+    table, objects = row.classes, row.objects
+    if classes is not None or num_classes or mask not in (None, row.mask):
+        table, objects = None, None  # the row's are those of its own mask
     if classes is not None:
         path = Path(classes).expanduser().absolute()
         if not path.is_file():
@@ -149,14 +136,13 @@ def plan(
         table = load_class_table(path, first_id)
     elif num_classes:
         table = table_from_names([f"class {number}" for number in range(num_classes)], first_id)
-    if table is not None:
-        row = dataclasses.replace(row, classes=table, objects=None)
     row = dataclasses.replace(
         row,
         image=image or row.image,
         mask=mask or row.mask,
-        classes=row.classes and row.classes.with_void(void),
+        classes=table and table.with_void(void),
         ids=ids or row.ids,
+        objects=objects,
     )
     options = hashlib.sha256(repr((row, first_id, tuple(void))).encode()).hexdigest()[:8]
     stem = f"{re.sub('[/:]', '-', name)}-{options}"

@@ -32,13 +32,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from fcn_jax.classes import table_from_names
+from fcn_jax.classes import load_class_table
 from fcn_jax.data.files import (
     by_stem,
     check_reachable,
     complete,
     find_folder,
     fingerprint,
+    package_file,
     package_ids,
     plan_files,
     refuse_shared,
@@ -48,12 +49,7 @@ from fcn_jax.data.images import encoded_image
 from fcn_jax.data.matlab import read_mat_labels
 from fcn_jax.data.records import Contents, Plan, Read, read_labels
 
-VOC = table_from_names(
-    """
-    background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, diningtable, dog,
-    horse, motorbike, person, pottedplant, sheep, sofa, train, tvmonitor
-    """
-)
+VOC = load_class_table(package_file("voc_classes.txt"))
 """PASCAL VOC: twenty objects and background; 255 in its files is void."""
 
 VOC_URL = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
