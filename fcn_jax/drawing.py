@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -130,9 +130,14 @@ def side_by_side(
     if not panels:
         raise ValueError("side_by_side needs at least one panel")
     maps = [panel for panel in panels.values() if panel.ndim == 2]
-    pictures = _display_size(
-        [classes.palette[panel] if panel.ndim == 2 else panel for panel in panels.values()]
-    )
+    longest = max(max(panel.shape[:2]) for panel in panels.values())
+    factor = min(max(1, _SMALLEST_PANEL // longest), _LARGEST_PANEL / longest)
+    method = Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.NEAREST
+    pictures = []
+    for panel in panels.values():
+        picture = Image.fromarray(classes.palette[panel] if panel.ndim == 2 else panel)
+        size = [max(1, round(side * factor)) for side in picture.size]
+        pictures.append(picture.resize(size, method))
     # Everything is placed in pixels, so that a panel's pixels are those of the picture.
     letter = min(28, max(13, max(picture.width for picture in pictures) // 22))
     gap, line = round(letter * 0.7), round(letter * 1.5)
@@ -150,14 +155,10 @@ def side_by_side(
         bottom = gap
         if entries := present_classes(classes, *maps):
             entry = max(map(width_of, entries)) + 2.6 * letter
+            colors = [f"#{bytes(color).hex()}" for color in entries.values()]
             legend = figure.legend(
-                handles=[
-                    Patch(
-                        facecolor="#{:02x}{:02x}{:02x}".format(*color), edgecolor="0.6", linewidth=1
-                    )
-                    for color in entries.values()
-                ],
-                labels=["class"] * len(entries),
+                [Patch(facecolor=color, edgecolor="0.6", linewidth=1) for color in colors],
+                ["class"] * len(entries),
                 ncols=max(1, int((width - gap) // entry)),
                 loc="lower left",
                 bbox_to_anchor=(gap, gap),
@@ -183,16 +184,9 @@ def side_by_side(
             figure.figimage(np.asarray(picture), left, top - picture.height, origin="upper")
             while width_of(title) > picture.width and len(title) > 1:
                 title = title[:-2] + "…"
-            figure.text(
-                left + picture.width / 2,
-                top + line / 2,
-                title,
-                transform=IdentityTransform(),
-                fontproperties=font,
-                ha="center",
-                va="center_baseline",
-                parse_math=False,
-            )
+            text = figure.text(left + picture.width / 2, top + line / 2, title, parse_math=False)
+            text.set(transform=IdentityTransform(), fontproperties=font)
+            text.set(ha="center", va="center_baseline")
             left += picture.width + gap
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
@@ -212,17 +206,3 @@ def present_classes(
         if present[label]:
             found.setdefault(name, tuple(classes.palette[label].tolist()))
     return found
-
-
-def _display_size(pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[Image.Image]:
-    """Enlarges or reduces pictures by one factor, so that details stay comparable."""
-    longest = max(max(picture.shape[:2]) for picture in pictures)
-    enlarge = max(1, _SMALLEST_PANEL // longest)
-    reduce = min(1.0, _LARGEST_PANEL / longest)
-    out = []
-    for picture in map(Image.fromarray, pictures):
-        factor = enlarge if reduce == 1 else reduce
-        size = [max(1, round(side * factor)) for side in picture.size]
-        method = Image.Resampling.NEAREST if reduce == 1 else Image.Resampling.LANCZOS
-        out.append(picture.resize(size, method))
-    return out

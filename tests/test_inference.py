@@ -311,7 +311,7 @@ def test_mistakes(toy):
         Predictor(model, params)(["photo.jpg"])
     with pytest.raises(ValueError, match="batch_size must be positive, got 0"):
         Predictor(model, params, batch_size=0)
-    with pytest.raises(ValueError, match=r"has the classes \{'label': 4\} by head, but heads has"):
+    with pytest.raises(ValueError, match=r"has \{'label': 4\} classes by head, but the names"):
         Predictor(model, params, heads={"label": ("one", "two")})
 
 

@@ -323,7 +323,7 @@ def test_questions_that_a_network_cannot_answer(tmp_path, photos, capsys):
         (["--heatmap=class"], "may mean class 0, class 1"),
         (
             [f"--classes={tmp_path / 'names.txt'}", "--heatmap=0"],
-            "names 2 classes, the network has 7",
+            "the network has {'label': 7} classes by head, but the names are of {'label': 2}",
         ),
     ]:
         assert predict([*given, *more]) == 2

@@ -32,9 +32,8 @@ def whole_image_logits(model, params, image: np.ndarray) -> np.ndarray:
 
 
 def logits_in_tiles(model, params, image: np.ndarray, tile: int) -> np.ndarray:
-    """Also where the image is not larger than a tile."""
-    predictor = Predictor(model, params, tile=tile)
-    return predictor.in_tiles("logits", {"image": image})["label"]
+    """Also where the image has no more pixels than a tile: its canvas has."""
+    return Predictor(model, params, tile=tile, canvas=lambda side: 8 * tile).logits(image)
 
 
 def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
@@ -154,7 +153,7 @@ def test_one_program_for_all_tiles_and_similar_images(toy):
     model, params = toy
     with counted_compilations() as compiled:
         for size in ((211, 340), (200, 333)):
-            Predictor(model, params, tile=TILE).in_tiles("labels", {"image": random_image(*size)})
+            Predictor(model, params, tile=TILE)(random_image(*size))
     assert len(compiled) <= 1
 
 
@@ -189,7 +188,7 @@ def test_pixels_are_read_by_tiles_and_labels_written_to_a_file(toy, tmp_path):
     assert got is out
     assert file.most <= TILE**2
     count = len(tiling.tiles(model, (333, 250), TILE)[0])
-    assert calls == [*(tile / count for tile in range(1, count + 1)), 1]
+    assert calls == [tile / count for tile in range(1, count + 1)]
     logits = whole_image_logits(model, params, image)
     best = np.take_along_axis(logits, np.asarray(out)[..., None].astype(int), -1)[..., 0]
     np.testing.assert_allclose(best, logits.max(-1), atol=1e-5 * np.abs(logits).max())
@@ -199,7 +198,7 @@ def test_large_images_are_tiled_without_asking(toy):
     model, params = toy
     images = [random_image(*size) for size in ((200, 180), (40, 50))]
     whole, in_tiles = Predictor(model, params), Predictor(model, params, tile=TILE)
-    assert [in_tiles.is_tiled({"image": image}) for image in images] == [True, False]
+    assert [len(list(in_tiles.parts(0, {"image": image}))) > 1 for image in images] == [True, False]
     expected = whole.logits(images)
     for got, logits in zip(in_tiles.logits(images), expected, strict=True):
         assert relative_error(got, logits) < 1e-5

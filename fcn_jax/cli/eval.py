@@ -60,16 +60,11 @@ def main(argv: list[str] | None = None) -> int:
     logging.set_verbosity(logging.ERROR)  # below it orbax tells a great deal
     keep_compiled_programs()
     try:
-        # ---- The run
         config = read_config(args.workdir)
-
-        # ---- The data
         for field in ("data_dir", "manual_dir"):
             config[field] = str(getattr(args, field) or config[field])
         split = args.split or config.eval_split
         source = data.open_source(config.dataset, split, **data_options(config))
-
-        # ---- The metrics
         report.evaluate_run(
             args.workdir,
             source,

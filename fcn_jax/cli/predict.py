@@ -18,9 +18,10 @@ A file that cannot be read is reported, the others are done all the same, and th
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,11 @@ if TYPE_CHECKING:
     from fcn_jax.inference.predictor import Predictor
 
 
+LOADED = ("stage", "which", "network", "padding", "modality", "classes", "precision", "tile")
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line's values."""
+    """The command line's values; those of `LOADED` are called as by `fcn_jax.load`."""
     parser = argparse.ArgumentParser(
         prog=program("predict"),
         usage="%(prog)s (--workdir=DIR | --weights=FILE) IMAGES... --output=DIR [options]; "
@@ -50,22 +54,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     source.add_argument("--workdir", type=path, help="the folder of a training run")
     source.add_argument("--weights", type=path, help="a weight file, of a classifier or an FCN")
     add("--stage", help="such as fcn16s; default: the last trained")
-    add("--checkpoint", choices=("best", "last"), default="best", help="default: best")
-    add("--model", help="the weights' network; default: as their layers suggest")
     add(
-        "--padding",
-        choices=("reference", "same", "native"),
-        help="of the weights' network; default: reference, of a classifier native",
+        "--checkpoint", dest="which", choices=("best", "last"), default="best", help="default: best"
     )
+    add("--model", dest="network", help="the weights' network; default: as their layers suggest")
+    paddings, usual = ("reference", "same", "native"), "reference, of a classifier native"
+    add("--padding", choices=paddings, help=f"of the weights' network; default: {usual}")
     add("--modality", choices=("image", "hha"), help="what weights of one input read")
     add("--classes", type=path, help="file of class names for --weights; default: by their number")
     add("--heatmap", help="draw the logits of this class: a name, HEAD/NAME, or a number from 0")
     add("--depth", type=path, help="folder of the depth images, PNG of 16 bits in millimetres")
-    add(
-        "--precision",
-        choices=("float32", "tf32", "bfloat16"),
-        help="default: as in training, or float32",
-    )
+    precisions = ("float32", "tf32", "bfloat16")
+    add("--precision", choices=precisions, help="default: as in training, or float32")
     add("--tile", type=int, default=2048, help="largest side of a tile in pixels; default: 2048")
     add("--camera", type=camera, help="fx,fy,cx,cy of the depth images; default: NYUDv2's")
     return parser.parse_intermixed_args(argv)
@@ -82,7 +82,7 @@ def camera(text: str) -> Float[np.ndarray, "3 3"]:
     return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
 
 
-def find_images(paths: Iterable[Path], output: Path) -> list[tuple[Path, Path]]:
+def find_images(paths: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
     """Each image file once, with a name of its own for the results (no suffix).
 
     Files in folders keep their place in them; ``output`` is not searched. Where two files would
@@ -93,7 +93,6 @@ def find_images(paths: Iterable[Path], output: Path) -> list[tuple[Path, Path]]:
     """
     from fcn_jax.data.images import image_files
 
-    paths = list(paths)
     names: dict[Path, Path] = {}
     for given in paths:
         for file in image_files(given, "**/*") if given.is_dir() else [given]:
@@ -153,11 +152,10 @@ def draw(
         logits = predictor.class_map(arrays, chosen[1], chosen[0], progress=progress)
         return {"heatmaps": Image.fromarray(drawing.heatmap(photo, logits))}
     labels: Any = predictor(arrays, progress=progress)
-    pictures = {}
     tables: Any = predictor.heads
+    pictures = {}
     for head, table in tables.items():
-        several = isinstance(labels, dict)
-        values, suffix = (labels[head], f"_{head}") if several else (labels, "")
+        values, suffix = (labels, "") if len(tables) == 1 else (labels[head], f"_{head}")
         pictures[f"labels{suffix}"] = drawing.palette_image(values, table)
         pictures[f"overlays{suffix}"] = Image.fromarray(drawing.overlay(photo, values, table))
     return pictures
@@ -177,21 +175,12 @@ def main(argv: list[str] | None = None) -> int:
 
     logging.set_verbosity(logging.ERROR)  # below it orbax tells a great deal
     keep_compiled_programs()
+    complain = functools.partial(print, f"{program('predict')}:", file=sys.stderr)
     source = args.workdir or args.weights
     try:
         files = find_images(args.images, args.output)
-        predictor = fcn_jax.load(
-            source,
-            stage=args.stage,
-            which=args.checkpoint,
-            network=args.model,
-            padding=args.padding,
-            modality=args.modality,
-            classes=args.classes,
-            precision=args.precision,
-            tile=args.tile,
-        )
-        if source.is_file() and not args.model and predictor.model.decoder == DECODERS["fcn8s"]:
+        predictor = fcn_jax.load(source, **{name: getattr(args, name) for name in LOADED})
+        if source.is_file() and not args.network and predictor.model.decoder == DECODERS["fcn8s"]:
             print("taken for fcn8s; if it is fcn8s_atonce, say --model=fcn8s_atonce")
         chosen = predictor.find_class(args.heatmap) if args.heatmap else None
         if chosen is None and predictor.classifies:
@@ -201,7 +190,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"{source} reads {', '.join(reads)}: give --depth=DIR")
         args.output.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
-        complain(str(error))
+        complain(error)
         return 2
 
     failed = 0
@@ -214,23 +203,17 @@ def main(argv: list[str] | None = None) -> int:
                 bars.update(bar, completed=before + done)
 
             try:
-                arrays = read_modalities(file, name, args, predictor.inputs.modalities)
+                arrays = read_modalities(file, name, args, reads)
                 for folder, picture in draw(predictor, arrays, chosen, show).items():
                     target = args.output / folder / f"{name}.png"
                     target.parent.mkdir(parents=True, exist_ok=True)
                     picture.save(target)
-            except (ValueError, OSError) as error:
-                named = "" if str(file) in str(error) else f"{file}: "
-                complain(f"{named}{error}")
-                failed += 1
-            except (MemoryError, jax.errors.JaxRuntimeError) as error:
-                complain(f"{file}: too large? {str(error)[:200]}; try --tile=1024")
+            except (ValueError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
+                reason = str(error)
+                if not isinstance(error, ValueError | OSError):
+                    reason = f"too large? {reason[:200]}; try --tile=1024"
+                complain(reason if str(file) in reason else f"{file}: {reason}")
                 failed += 1
             show(1)
     print(f"{len(files) - failed} of {len(files)} images in {args.output}")
     return 1 if failed else 0
-
-
-def complain(message: str) -> None:
-    """Prints an error."""
-    print(f"{program('predict')}: {message}", file=sys.stderr)

@@ -11,15 +11,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import linen as nn
 from jaxtyping import Array, Int64, UInt8
 
 from fcn_jax.canvas import Batch, CanvasImage, Group, original_canvas, stack
 from fcn_jax.classes import VOID
 from fcn_jax.devices import jit_in_least_memory, shardings
 from fcn_jax.inference.metrics import ConfusionMatrix, PixelCounts, count_pixels
-from fcn_jax.inference.predictor import Predictor, full_size_logits, most_likely
-from fcn_jax.models.inputs import Inputs
+from fcn_jax.inference.predictor import Network, Predictor, Progress, compute, size_of
 from fcn_jax.models.losses import check_labels
 
 Example = dict[str, Any]
@@ -29,7 +27,7 @@ def evaluate(
     predictor: Predictor,
     examples: Iterable[Example],
     *,
-    progress: Callable[[int], object] | None = None,
+    progress: Progress | None = None,
     visit: Callable[[Example, dict[str, UInt8[np.ndarray, "h w"]]], object] | None = None,
 ) -> dict[str, Int64[np.ndarray, "c c"]]:
     """Counts the pixels of each class of the ground truth and predicted class over a set of images.
@@ -42,7 +40,7 @@ def evaluate(
         examples: Any iterable of examples, such as a source: dictionaries of what the network
             reads (``image``), a label map uint8 (h, w) for each head by its name (``label``; void
             is 255), and an ``id``. Sizes may differ.
-        progress: Called with the number of images done.
+        progress: As for calling the predictor.
         visit: Called with every example and its predicted label maps by head, e.g. to draw some.
 
     Returns:
@@ -62,94 +60,66 @@ def evaluate(
         >>> counts.sum(axis=1)
         array([2000,    0])
     """
-    heads = {head: len(predictor.names(head)) for head in predictor.heads}
+    heads = dict(predictor.network.heads)
     if not heads:
         raise ValueError("the predictor needs heads: the classes of each label map")
     matrices = {head: ConfusionMatrix(classes) for head, classes in heads.items()}
     split = shardings(predictor.mesh)[2]
-    done = 0
 
-    def finish(example: Example, labels: dict[str, UInt8[np.ndarray, "h w"]]) -> None:
-        nonlocal done
-        done += 1
-        if visit is not None:
-            visit(example, labels)
-        if progress is not None:
-            progress(done)
-
-    def in_one_piece() -> Iterator[CanvasImage]:
+    def parts() -> Iterator[CanvasImage]:
         for example in examples:
             try:
-                arrays = _checked(example, predictor, heads)
-                if predictor.is_tiled(arrays):
-                    on_canvas, labels = None, predictor.in_tiles("labels", arrays)
-                else:
-                    on_canvas, labels = predictor.on_canvas(example, arrays), {}
+                yield from predictor.parts(example, _checked(example, predictor, heads))
             except ValueError as error:
                 raise ValueError(f"{example['id']}: {error}") from error
-            if on_canvas is not None:
-                yield on_canvas
-                continue
-            for head, matrix in matrices.items():
-                matrix.update(example[head], labels[head])
-            finish(example, labels)
 
-    def count(group: Group, batch: Batch) -> tuple[Any, Any]:
+    def start(group: Group, batch: Batch) -> Any:
         canvas = original_canvas(group.canvas, predictor.scale)
-        labels = {  # void beyond an image
-            head: stack([image.source[head] for image in group.images], canvas, group.rows, VOID)
+        labels = {
+            head: stack([_kept(part, head) for part in group.images], canvas, group.rows, VOID)
             for head in heads
         }
-        pixels, predictions = _count_batch(
-            predictor.model,
-            predictor.on_device,
-            batch,
-            jax.device_put(labels, split),
-            inputs=predictor.inputs,
-            heads=tuple(heads.items()),
-        )
-        return pixels, predictions if visit is not None else {}
+        labels = jax.device_put(labels, split)
+        counts, maps = _count_batch(predictor.network, predictor.on_device, batch, labels)
+        return counts, maps if visit is not None else {}
 
-    for group, (pixels, predictions) in predictor.each_batch(in_one_piece(), count):
-        for head, matrix in matrices.items():
-            matrix.add(pixels[head])
-        for row, image in enumerate(group.images):
-            part = (row, *map(slice, image.original_size))
-            finish(image.source, {head: maps[part].copy() for head, maps in predictions.items()})
-    if not done:
+    def counted() -> Iterator[tuple[Group, dict[str, np.ndarray]]]:
+        for group, (counts, maps) in predictor.each_batch(parts(), start):
+            for head, matrix in matrices.items():
+                matrix.add(counts[head])
+            yield group, maps
+
+    image = None
+    for image in predictor.put_together(counted(), progress):
+        if visit is not None:
+            visit(image.source, image.result)
+    if image is None:
         raise ValueError("there is no example to evaluate")
     return {head: matrix.counts for head, matrix in matrices.items()}
 
 
-@jit_in_least_memory(static_argnames=("model", "inputs", "heads"))
+@jit_in_least_memory(static_argnames="network")
 def _count_batch(
-    model: nn.Module,
+    network: Network,
     variables: Any,
     batch: Batch,
     labels: dict[str, UInt8[Array, "b height width"]],
-    *,
-    inputs: Inputs,
-    heads: tuple[tuple[str, int], ...],
-) -> tuple[dict[str, PixelCounts], dict[str, UInt8[Array, "b height width"]]]:
+) -> tuple[dict[str, PixelCounts], dict[str, Array]]:
     """Counts a batch on the device, by head; returns the label maps, too."""
-    _, height, width = next(iter(labels.values())).shape
-    logits = full_size_logits(
-        model,
-        variables,
-        batch,
-        inputs=inputs,
-        heads=tuple(labels),
-        canvas=(height, width),
-    )
-    counts, predictions = {}, {}
-    for head, classes in heads:
-        if logits[head].shape[-1] != classes:
-            raise ValueError(
-                f"the network has {logits[head].shape[-1]} classes, the labels {classes}"
-            )
-        predictions[head] = most_likely(logits[head])
-        counts[head] = count_pixels(labels[head], predictions[head], classes)
-    return counts, predictions
+    maps = compute(network, variables, batch, "labels")
+    counts = {
+        head: count_pixels(labels[head], maps[head], classes) for head, classes in network.heads
+    }
+    return counts, maps
+
+
+def _kept(part: CanvasImage, head: str) -> UInt8[np.ndarray, "_ _"]:
+    """The ground truth of a part of an example; void where a tile's results are not kept."""
+    example, (rows, columns) = part.source[0].source, part.source[1]
+    labels = np.full(part.original_size, VOID, np.uint8)
+    kept = example[head][rows.kept, columns.kept]
+    labels[rows.kept_inside, columns.kept_inside] = kept
+    return labels
 
 
 def _checked(example: Example, predictor: Predictor, heads: dict[str, int]) -> dict[str, Any]:
@@ -158,7 +128,7 @@ def _checked(example: Example, predictor: Predictor, heads: dict[str, int]) -> d
     if missing := [name for name in wanted if name not in example]:
         raise ValueError(f"{', '.join(missing)} is missing; there are {', '.join(example)}")
     arrays = predictor.opened(example)
-    size = arrays[predictor.inputs.modalities[0]].shape[:2]
+    size = size_of(arrays)
     for head, classes in heads.items():
         label = example[head]
         if label.dtype != np.uint8 or label.shape != size:

@@ -16,11 +16,9 @@ from fcn_jax.classes import VOID
 
 
 class PixelCounts(NamedTuple):
-    """Pixels of a batch.
+    """Pixels of a batch by class of the ground truth (row) and predicted class (column).
 
-    Attributes:
-        counts: By class of the ground truth (row) and predicted class (column).
-        invalid: Those whose label is neither a class nor void, or whose prediction is no class.
+    ``invalid`` ones have a label that is neither a class nor void, or a prediction of no class.
     """
 
     counts: UInt32[Array | np.ndarray, "c c"]
@@ -33,12 +31,7 @@ def count_pixels(
     predictions: Integer[Array | np.ndarray, "..."],
     num_classes: int,
 ) -> PixelCounts:
-    """Counts a batch of fewer than 2**32 pixels on the device, over all shards.
-
-    Args:
-        labels: The ground truth; void (255) does not count.
-        predictions: Predicted classes in [0, num_classes), of the same shape.
-        num_classes: Number of classes.
+    """Counts a batch of fewer than 2**32 pixels on the device, over all shards, without void.
 
     Raises:
         ValueError: If the shapes differ.
@@ -79,7 +72,11 @@ class ConfusionMatrix:
         labels: Integer[Array | np.ndarray, "..."],
         predictions: Integer[Array | np.ndarray, "..."],
     ) -> None:
-        """Adds a batch; see `count_pixels`."""
+        """Adds a batch: the ground truth, whose void (255) does not count, and the prediction.
+
+        Raises:
+            ValueError: If the shapes differ.
+        """
         self.add(count_pixels(labels, predictions, len(self._counts)))
 
     def add(self, pixels: PixelCounts) -> None:

@@ -12,15 +12,16 @@ import functools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 
 from fcn_jax import ops
 from fcn_jax.canvas import (
@@ -42,6 +43,7 @@ from fcn_jax.classes import MAX_CLASSES, ClassTable, read_names, table_from_name
 from fcn_jax.devices import jit_in_least_memory, shardings
 from fcn_jax.geometry import Geometry
 from fcn_jax.inference import tiling
+from fcn_jax.inference.tiling import Span
 from fcn_jax.models.backbones import Padding
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.inputs import CAFFE, Inputs
@@ -128,7 +130,9 @@ class Predictor:
             object.__setattr__(self, "heads", numbered)
         given = {head: len(self.names(head)) for head in self.heads}
         if given != have:
-            raise ValueError(f"the network has the classes {have} by head, but heads has {given}")
+            raise ValueError(
+                f"the network has {have} classes by head, but the names are of {given}"
+            )
 
     # ---- results
 
@@ -192,11 +196,11 @@ class Predictor:
         """
         head, number = self.find_class(class_, head)
 
-        def choose(logits: dict[str, np.ndarray], size: Size) -> dict[str, np.ndarray]:
-            chosen = logits[head][..., number].copy()
+        def choose(image: Pending) -> dict[str, np.ndarray]:
+            chosen = image.result[head][..., number].copy()
             if isinstance(self.model, FCN) and self.classifies:
                 cells = self.model.alignment.geometry[self.model.backbone.classifier]
-                chosen = over_image(chosen, cells, size, self.scale)
+                chosen = over_image(chosen, cells, image.size, self.scale)
             return {head: chosen}
 
         return self._predict("logits", images, None, progress, choose)
@@ -206,7 +210,7 @@ class Predictor:
     @property
     def classifies(self) -> bool:
         """Whether the network is a classifier, whose logits are a coarse map."""
-        return isinstance(self.model, FCN) and self.model.classifies
+        return getattr(self.model, "classifies", False)
 
     def names(self, head: str) -> tuple[str, ...]:
         """The names of a head's classes."""
@@ -230,26 +234,60 @@ class Predictor:
         if before is not None and before not in self.heads:
             raise ValueError(f"the network has no head {before!r}; it has {', '.join(self.heads)}")
         heads = list(self.heads) if before is None else [before]
-        classes = [(h, i, text) for h in heads for i, text in enumerate(self.names(h))]
+        texts = {(h, i): text.casefold() for h in heads for i, text in enumerate(self.names(h))}
         sought = name.casefold()
-        tests: list[Callable[[int, str], bool]] = [
-            lambda number, text: str(number) == name,
-            lambda number, text: text == sought,
-            lambda number, text: sought in [part.strip() for part in text.split(",")],
-            lambda number, text: sought in text,
+        exact_first = [
+            [key for key in texts if str(key[1]) == name],
+            [key for key, text in texts.items() if text == sought],
+            [key for key, text in texts.items() if sought in map(str.strip, text.split(","))],
+            [key for key, text in texts.items() if sought in text],
         ]
-        for fits in tests:
-            found = [each for each in classes if fits(each[1], each[2].casefold())]
-            if len(found) == 1:
-                return found[0][:2]
-            if found:
-                meant = (f"{head}/{text}" if len(heads) > 1 else text for head, _, text in found)
-                raise ValueError(f"{wanted!r} may mean {', '.join(meant)}; give one of them")
-        known = ", ".join(text for _, _, text in classes[:20])
+        found = next(filter(None, exact_first), [])
+        if len(found) == 1:
+            return found[0]
+        if found:
+            meant = [f"{h}/" * (len(heads) > 1) + self.names(h)[i] for h, i in found]
+            raise ValueError(f"{wanted!r} may mean {', '.join(meant)}; give one of them")
+        known = ", ".join(self.names(h)[i] for h, i in list(texts)[:20])
         hint = "; a file of class names gives them names" if known.startswith("class 0") else ""
         raise ValueError(f"{wanted!r}: there is no such class; there are {known} …{hint}")
 
-    # ---- from images to batches
+    # ---- from images to results, in the order of the steps
+
+    def _predict(
+        self,
+        kind: Result,
+        images: Any,
+        out: Any,
+        progress: Progress | None,
+        choose: Callable[[Pending], dict[str, np.ndarray]] | None = None,
+    ) -> Any:
+        """The results of one image or several; ``choose`` makes them of those by head."""
+        one = isinstance(images, str | os.PathLike | Mapping) or hasattr(images, "getbands")
+        one = one or len(getattr(images, "shape", ())) in (2, 3)
+        if out is not None and not one:
+            raise ValueError("out is for the result of one image")
+        several: Any = [images] if one else images
+
+        def parts() -> Iterator[CanvasImage]:
+            for number, image in enumerate(several):
+                try:
+                    arrays = self.opened(image)
+                    given = {} if out is None else self._out_by_head(kind, size_of(arrays), out)
+                    yield from self.parts(number, arrays, given)
+                except ValueError as error:
+                    if one:
+                        raise
+                    raise ValueError(f"image {number}: {error}") from error
+
+        def start(_: Group, batch: Batch) -> dict[str, Array]:
+            return compute_batch(self.network, self.on_device, batch, kind=kind)
+
+        results = {}
+        for image in self.put_together(self.each_batch(parts(), start), progress):
+            result = image.result if choose is None else choose(image)
+            results[image.source] = result if len(result) > 1 else next(iter(result.values()))
+        return results[0] if one else [results[number] for number in range(len(results))]
 
     def opened(self, image: Any) -> dict[str, Any]:
         """What the network reads of an image, by modality: arrays, or what is sliced like them.
@@ -271,12 +309,11 @@ class Predictor:
         arrays = {}
         for name in self.inputs.modalities:
             array, is_depth = given[name], name in self._depths
+            read, convert = (read_depth, np.asarray) if is_depth else (read_image, to_rgb)
             if isinstance(array, str | os.PathLike):
-                array = (read_depth if is_depth else read_image)(Path(array).expanduser())
+                array = read(Path(array).expanduser())
             elif getattr(array, "dtype", None) not in (np.uint8, np.uint16):
-                is_pillow = hasattr(array, "getbands")
-                array = np.asarray(array) if is_depth or not is_pillow else array
-                array = array if is_depth else to_rgb(array)
+                array = convert(array if hasattr(array, "getbands") else np.asarray(array))
             if len(array.shape) not in (2, 3) or 0 in array.shape:
                 raise ValueError(f"{name} is no image: {array.dtype} {array.shape}")
             arrays[name] = array
@@ -285,71 +322,63 @@ class Predictor:
             raise ValueError(f"the modalities of an image must have one size, got {sizes}")
         return arrays
 
-    def is_tiled(self, arrays: Mapping[str, Any]) -> bool:
-        """Whether an image, as `opened` gives it, is so large that it is computed in tiles."""
-        if self.scale != 1 or not takes_canvas(self.model):
-            return False
-        return math.prod(canvas_for(_size_of(arrays), self.canvas)) > self.tile**2
-
-    def on_canvas(self, source: Any, arrays: Mapping[str, Any]) -> CanvasImage:
-        """An image, as `opened` gives it, at the network's scale and with a canvas.
-
-        Raises:
-            ValueError: If it is no image, or does not fit the canvas.
-        """
-        from fcn_jax.data.transforms import resize
-
-        scaled = resize(self._pixels(arrays), self.scale)
-        canvas = self.canvas if takes_canvas(self.model) else exactly
-        return CanvasImage(source, scaled, _size_of(arrays), canvas_for(_size_of(scaled), canvas))
-
-    @functools.cached_property
-    def on_device(self) -> Any:
-        """The variables, on all devices of the mesh."""
-        variables = self.variables
-        if "params" not in variables:
-            variables = {"params": variables}
-        return jax.device_put(variables, shardings(self.mesh)[1])
-
     @functools.cached_property
     def _depths(self) -> set[str]:
         """The modalities that are depth images: those of one channel."""
         parts = (part for _, parts in self.inputs.entries for part in parts)
         return {name for name, preprocessing in parts if preprocessing.channels == 1}
 
-    def _pixels(
-        self, arrays: Mapping[str, Any], window: tuple[slice, slice] = np.s_[:, :]
-    ) -> dict[str, np.ndarray]:
-        """A part of an image as uint8 RGB, or uint16 depth."""
-        from fcn_jax.data.images import to_rgb
+    def parts(
+        self, source: Any, arrays: Mapping[str, Any], result: dict[str, Any] | None = None
+    ) -> Iterator[CanvasImage]:
+        """An image, as `opened` gives it, or its tiles: at the network's scale, with a canvas.
 
-        pixels = {}
-        for name, array in arrays.items():
-            part = np.asarray(array[window])
-            if name not in self._depths:
-                part = to_rgb(part)
-            elif part.dtype != np.uint16 or part.ndim != 2:
-                raise ValueError(f"{name} must be uint16 (h, w), got {part.dtype} {array.shape}")
-            pixels[name] = part
-        return pixels
-
-    # ---- computation
-
-    def each_batch(
-        self, images: Iterable[CanvasImage], compute: Callable[[Group, Batch], Any]
-    ) -> Iterator[tuple[Group, Any]]:
-        """Computes images in batches; yields each group with its result on the host.
+        Tiles overlap by the network's receptive field: with VGG16 an FCN-8s keeps 512 of 1024
+        pixels a side, 1536 of 2048. Pixels are read tile by tile.
 
         Args:
-            images: In any order.
-            compute: Starts the computation of a group's batch, which is on the devices; returns
-                a tree of arrays there.
+            source: Where the image came from, for whoever gets its result.
+            arrays: What the network reads, by modality.
+            result: Where the result is to be written, by head; what is not there is made.
+
+        Raises:
+            ValueError: If it is no image, or does not fit the canvas or the tiles.
+        """
+        from fcn_jax.data.images import to_rgb
+        from fcn_jax.data.transforms import resize
+
+        size = size_of(arrays)
+        tiles = [tuple(Span(slice(0, side), slice(0, side)) for side in size)]
+        canvas = self.canvas if takes_canvas(self.model) else exactly
+        is_large = math.prod(canvas_for(size, canvas)) > self.tile**2 and self.scale == 1
+        if is_large and takes_canvas(self.model):
+            tiles, canvas = tiling.tiles(self.model, size, self.tile)
+        image = Pending(source, size, len(tiles), {} if result is None else result)
+        for rows, columns in tiles:
+            pixels = {}
+            for name, array in arrays.items():
+                part = np.asarray(array[rows.seen, columns.seen])
+                if name in self._depths and (part.dtype != np.uint16 or part.ndim != 2):
+                    raise ValueError(
+                        f"{name} must be uint16 (h, w), got {part.dtype} {array.shape}"
+                    )
+                pixels[name] = part if name in self._depths else to_rgb(part)
+            scaled = resize(pixels, self.scale)
+            on = canvas_for(size_of(scaled), canvas)
+            yield CanvasImage((image, (rows, columns)), scaled, size_of(pixels), on)
+
+    def each_batch(
+        self, parts: Iterable[CanvasImage], start: Callable[[Group, Batch], Any]
+    ) -> Iterator[tuple[Group, Any]]:
+        """Computes parts of images in batches; yields each group with its result on the host.
+
+        ``start`` is given the batch on the devices, and returns a tree of arrays there.
         """
         shards, _, split = shardings(self.mesh)
 
         def started() -> Iterator[tuple[Group, Any]]:
-            for group in group_by_canvas(images, self.batch_size, shards, self.tile**2):
-                result = compute(group, jax.device_put(batch_of(group, self.scale), split))
+            for group in group_by_canvas(parts, self.batch_size, shards, self.tile**2):
+                result = start(group, jax.device_put(batch_of(group, self.scale), split))
                 for array in jax.tree.leaves(result):
                     array.copy_to_host_async()
                 yield group, result
@@ -357,137 +386,78 @@ class Predictor:
         for group, result in run_ahead(started()):
             yield group, jax.device_get(result)
 
-    def each_image(
-        self, kind: Result, images: Iterable[CanvasImage]
-    ) -> Iterator[tuple[CanvasImage, dict[str, np.ndarray]]]:
-        """Yields each image with its result by head, in memory of its own."""
-
-        def compute(group: Group, batch: Batch) -> dict[str, Array]:
-            return _compute(
-                self.model,
-                self.on_device,
-                batch,
-                inputs=self.inputs,
-                heads=tuple(self.heads),
-                canvas=original_canvas(group.canvas, self.scale),
-                kind=kind,
-            )
-
-        for group, result in self.each_batch(images, compute):
-            for row, image in enumerate(group.images):
-                part = (row,) if self.classifies else (row, *map(slice, image.original_size))
-                yield image, {head: array[part].copy() for head, array in result.items()}
-
-    def in_tiles(
+    def put_together(
         self,
-        kind: Result,
-        arrays: Mapping[str, Any],
-        out: Mapping[str, Any] | None = None,
+        batches: Iterable[tuple[Group, Mapping[str, np.ndarray]]],
         progress: Progress | None = None,
-    ) -> dict[str, Any]:
-        """The result of one image, by head: that of the whole, computed in tiles.
+    ) -> Iterator[Pending]:
+        """Crops each part from its batch's result by head; yields the images that are complete."""
+        done = Fraction()
+        for group, results in batches:
+            for row, part in enumerate(group.images):
+                image, (rows, columns) = part.source
+                for head, array in results.items():  # into memory of its own: no batch is kept
+                    if self.classifies:
+                        image.result[head] = array[row].copy()
+                        continue
+                    kept = array[row, rows.kept_inside, columns.kept_inside]
+                    if head not in image.result:
+                        image.result[head] = np.empty((*image.size, *kept.shape[2:]), kept.dtype)
+                    image.result[head][rows.kept, columns.kept] = kept
+                image.done += 1
+                if image.done == image.parts:
+                    yield image
+                done += Fraction(1, image.parts)
+                if progress is not None:
+                    progress(float(done))
 
-        Pixels are read, and results written to ``out`` if it is given, tile by tile. Tiles overlap
-        by the network's receptive field (`fcn_jax.inference.tiling`): with VGG16 an FCN-8s keeps
-        512 of 1024 pixels a side, 1536 of 2048.
-        """
-        assert isinstance(self.model, FCN)  # of others the overlap is not known
-        size = _size_of(arrays)
-        tiles, canvas = tiling.tiles(self.model, size, self.tile)
-        out = out or self._out_by_head(kind, size, None)
+    @property
+    def network(self) -> Network:
+        """What its programs are compiled for."""
+        heads = tuple((head, len(self.names(head))) for head in self.heads)
+        return Network(self.model, self.inputs, heads, self.scale)
 
-        def images() -> Iterator[CanvasImage]:
-            for rows, columns in tiles:
-                pixels = self._pixels(arrays, (rows.seen, columns.seen))
-                yield CanvasImage((rows, columns), pixels, _size_of(pixels), canvas)
-
-        for done, (image, result) in enumerate(self.each_image(kind, images()), 1):
-            rows, columns = image.source
-            for head, part in result.items():
-                out[head][rows.kept, columns.kept] = part[rows.kept_inside, columns.kept_inside]
-            if progress is not None:
-                progress(done / len(tiles))
-        return dict(out)
-
-    def _predict(
-        self,
-        kind: Result,
-        images: Any,
-        out: Any,
-        progress: Progress | None,
-        choose: Callable[[dict[str, np.ndarray], Size], dict[str, np.ndarray]] | None = None,
-    ) -> Any:
-        """The results of one image or several; ``choose`` makes them of those by head."""
-        one = _is_one_image(images)
-        if out is not None and not one:
-            raise ValueError("out is for the result of one image")
-        results: dict[int, Any] = {}
-        given: dict[str, Any] = {}  # out by head
-
-        def report(part: float = 0) -> None:
-            if progress is not None:
-                progress(len(results) + part)
-
-        def finish(number: int, size: Size, result: dict[str, Any]) -> None:
-            if choose is not None:
-                result = choose(result, size)
-            results[number] = result if len(result) > 1 else next(iter(result.values()))
-            report()
-
-        def in_one_piece() -> Iterator[CanvasImage]:
-            for number, image in enumerate([images] if one else images):
-                try:
-                    arrays = self.opened(image)
-                    size = _size_of(arrays)
-                    if out is not None:
-                        given.update(self._out_by_head(kind, size, out))
-                    if self.is_tiled(arrays):
-                        finish(number, size, self.in_tiles(kind, arrays, given, report))
-                    else:
-                        yield self.on_canvas(number, arrays)
-                except ValueError as error:
-                    if one:
-                        raise
-                    raise ValueError(f"image {number}: {error}") from error
-
-        for image, result in self.each_image(kind, in_one_piece()):
-            for head, array in given.items():
-                array[...] = result[head]
-            finish(image.source, image.original_size, given or result)
-        return results[0] if one else [results[number] for number in range(len(results))]
+    @functools.cached_property
+    def on_device(self) -> Any:
+        """The variables, on all devices of the mesh."""
+        variables = self.variables if "params" in self.variables else {"params": self.variables}
+        return jax.device_put(variables, shardings(self.mesh)[1])
 
     def _out_by_head(self, kind: Result, size: Size, out: Any) -> dict[str, Any]:
-        """The arrays for an image's results; checked if they were given, else made."""
-        if not isinstance(self.model, FCN) or self.classifies:
+        """The arrays that were given for an image's results, by head."""
+        if not takes_canvas(self.model):
             raise ValueError("out is for an FCN that scores every pixel")
-        heads = dict(self.model.heads)
-        if out is not None and not isinstance(out, Mapping) and len(heads) == 1:
+        heads = {head: len(self.names(head)) for head in self.heads}
+        if not isinstance(out, Mapping) and len(heads) == 1:
             out = dict.fromkeys(heads, out)
-        if out is not None and set(out) != set(heads):
+        if not isinstance(out, Mapping) or set(out) != set(heads):
             raise ValueError(f"out must be a dictionary of arrays for {', '.join(heads)}")
         dtype = np.dtype(np.uint8 if kind == "labels" else np.float32)
-        arrays = {}
-        for head, classes in heads.items():
-            shape = size if kind == "labels" else (*size, classes)
-            arrays[head] = array = np.empty(shape, dtype) if out is None else out[head]
+        for head, array in out.items():
+            shape = size if kind == "labels" else (*size, heads[head])
             if array.shape != shape or array.dtype != dtype:
                 raise ValueError(f"out must be {dtype} {shape}, got {array.dtype} {array.shape}")
-        return arrays
+        return dict(out)
 
 
-def _is_one_image(images: Any) -> bool:
-    """Whether this is an image, and no iterable of them."""
-    if isinstance(images, str | os.PathLike | Mapping):
-        return True
-    return len(getattr(images, "shape", ())) in (2, 3) or hasattr(images, "getbands")  # Pillow's
+@dataclasses.dataclass
+class Pending:
+    """An image whose parts are on their way through the network: itself, or its tiles."""
+
+    source: Any  # where it came from, for whoever gets the result: a number, an example
+    size: Size
+    parts: int  # their number
+    result: dict[str, Any]  # by head, filled part by part
+    done: int = 0  # parts of it
 
 
-def _size_of(arrays: Mapping[str, Any]) -> Size:
+def size_of(arrays: Mapping[str, Any]) -> Size:
+    """Height and width of an image that is given by modality."""
     height, width = next(iter(arrays.values())).shape[:2]
     return height, width
 
 
-def takes_canvas(model: nn.Module) -> bool:
+def takes_canvas(model: nn.Module) -> TypeGuard[FCN]:
     """Whether a network gives an image on a larger canvas what it would get alone."""
     return isinstance(model, FCN) and not model.classifies
 
@@ -498,13 +468,9 @@ def over_image(
     size: Size,
     scale: float = 1.0,
 ) -> Float[np.ndarray, "height width"]:
-    """Spreads a coarse map over the image that it was computed from, bilinearly.
+    """Spreads a value for each cell over the image, bilinearly; beyond the cells they go on.
 
-    Args:
-        values: One for each cell.
-        cells: Where the cells lie (``model.alignment.geometry``).
-        size: Height and width of the image. Beyond the outermost cells their values go on.
-        scale: Factor at which the network saw the image.
+    ``cells`` tells where the cells lie (``model.alignment.geometry``) on the image at this scale.
     """
     from scipy import ndimage
 
@@ -520,69 +486,45 @@ def over_image(
 # ======================================================================== on the device
 
 
-def full_size_logits(
-    model: nn.Module,
-    variables: Any,
-    batch: Batch,
-    *,
-    inputs: Inputs,
-    heads: tuple[str, ...],
-    canvas: Size,
-) -> dict[str, Float[Array, "b _ _ _"]]:
-    """Normalises, runs the network, and interpolates its logits to the images' own sizes; jit-able.
+class Network(NamedTuple):
+    """What a program is compiled for: the predictors of equal networks share their programs."""
 
-    Args:
-        model: The network.
-        variables: Its parameters.
-        batch: Images at the size that the network is to see.
-        inputs: Applied on the device.
-        heads: The heads' names.
-        canvas: Height and width of the result, in which each image has its own size
-            (`fcn_jax.canvas.original_canvas`); a classifier's map stays as it is.
+    model: nn.Module
+    inputs: Inputs
+    heads: tuple[tuple[str, int], ...]  # with their numbers of classes
+    scale: float
+
+
+def compute(network: Network, variables: Any, batch: Batch, kind: Result) -> dict[str, Array]:
+    """Normalises, runs the network, interpolates to the original sizes; jit-able.
 
     Returns:
-        By head float32 (b, height, width, classes), 0 beyond an image.
+        By head (b, height, width) or (b, height, width, classes), on the canvas of the original
+        images; of a classifier its coarse map.
     """
+    model, arrays = network.model, network.inputs.apply(batch.arrays)
     sizes: dict[str, Any] = {"valid_size": batch.valid_size} if takes_canvas(model) else {}
-    logits: Any = model.apply(variables, inputs.apply(batch.arrays), train=False, **sizes)
-    by_head = logits if isinstance(logits, dict) else {next(iter(heads), "label"): logits}
-    if isinstance(model, FCN) and model.classifies:
-        return by_head
+    output: Any = model.apply(variables, arrays, train=False, **sizes)
+    classes = dict(network.heads)
+    by_head = output if isinstance(output, dict) else {next(iter(classes), "label"): output}
+    height, width = next(iter(batch.arrays.values())).shape[1:3]
+    canvas = original_canvas((height, width), network.scale)
+    results = {}
+    for head, logits in by_head.items():
+        number = logits.shape[-1]
+        if number != classes.get(head, number):
+            raise ValueError(f"the network has {number} classes, {head} has {classes[head]}")
+        if not getattr(model, "classifies", False) and logits.shape[1:3] != canvas:
+            logits = ops.resize_bilinear_on_canvas(
+                logits, batch.valid_size, batch.original_size, *canvas
+            )
+        if kind == "labels":
+            logits = jnp.argmax(logits, axis=-1).astype(jnp.uint8 if number <= 256 else jnp.int32)
+        results[head] = jax.nn.softmax(logits, axis=-1) if kind == "probabilities" else logits
+    return results
 
-    def resize(logits: Float[Array, "b h w c"]) -> Float[Array, "b height width c"]:
-        if logits.shape[1:3] == canvas:  # so no image was scaled
-            return logits
-        return ops.resize_bilinear_on_canvas(logits, batch.valid_size, batch.original_size, *canvas)
 
-    return {head: resize(values) for head, values in by_head.items()}
-
-
-def most_likely(logits: Float[Array, "b h w c"]) -> Shaped[Array, "b h w"]:
-    """The class of the largest logit of each pixel: uint8, or int32 of more than 256 classes."""
-    return jnp.argmax(logits, axis=-1).astype(jnp.uint8 if logits.shape[-1] <= 256 else jnp.int32)
-
-
-# Modules and inputs are frozen dataclasses: as static arguments they share one cache of compiled
-# functions between all predictors of the same network.
-@jit_in_least_memory(static_argnames=("model", "inputs", "heads", "canvas", "kind"))
-def _compute(
-    model: nn.Module,
-    variables: Any,
-    batch: Batch,
-    *,
-    inputs: Inputs,
-    heads: tuple[str, ...],
-    canvas: Size,
-    kind: Result,
-) -> dict[str, Array]:
-    """The results of a batch, by head."""
-    logits = full_size_logits(model, variables, batch, inputs=inputs, heads=heads, canvas=canvas)
-    finish: dict[Result, Callable[[Array], Array]] = {
-        "labels": most_likely,
-        "logits": lambda values: values,
-        "probabilities": lambda values: jax.nn.softmax(values, axis=-1),
-    }
-    return {head: finish[kind](values) for head, values in logits.items()}
+compute_batch = jit_in_least_memory(static_argnames=("network", "kind"))(compute)
 
 
 # ======================================================================== from files
@@ -656,12 +598,6 @@ def load(
     model = weights.network_of(loaded, network, padding)
     model = model.clone(precision=precision or model.precision)
     names = read_names(classes) if isinstance(classes, str | Path) else classes
-    numbers = list(dict(model.heads).values())
-    if names is not None and [len(names)] != numbers:
-        raise ValueError(
-            f"{classes if isinstance(classes, str | Path) else 'classes'} names {len(names)} "
-            f"classes, the network has {' and '.join(map(str, numbers))}"
-        )
     heads = {head: classes_of(names or data.usual_names(n)) for head, n in model.heads}
     inputs = weights.usual_inputs(loaded, model, modality)
     params = weights.params_of(loaded, model)

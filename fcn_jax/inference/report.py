@@ -1,17 +1,15 @@
-"""Scores every stage of a run on whole images, and writes what people read of it.
-
-`evaluate_run` does all; `show` prints the metrics, and `write` fills the report's folder.
-"""
+"""Scores every stage of a run on whole images, and writes what people read of it."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import functools
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -93,9 +91,7 @@ def evaluate_run(
     precision: str | None = None,
     console: Console | None = None,
 ) -> list[StageResult]:
-    """Scores stages of a run on a source, prints the metrics and writes the report folder.
-
-    All local devices compute. There is a result for each stage and each of its heads.
+    """Scores stages of a run on all local devices, prints the metrics and writes the report folder.
 
     Args:
         workdir: The ``--workdir`` of train.py.
@@ -107,6 +103,9 @@ def evaluate_run(
         pictures: How many images to draw, spread evenly over those scored.
         precision: In what to compute; None is as in training.
         console: Where to print; None is the terminal.
+
+    Returns:
+        A result for each stage and each of its heads.
 
     Raises:
         FileNotFoundError: If the folder is no run's, or holds no checkpoint yet.
@@ -131,42 +130,37 @@ def evaluate_run(
             run = load_run(workdir, stage, which, precision)
             config: Any = run.config
             check_classes(stage, run.heads, source.label_maps)
-            labels: dict[str, dict[int, np.ndarray]] = {head: {} for head in run.heads}
+            predictor = Predictor(
+                run.model,
+                run.variables,
+                run.inputs,
+                run.heads,
+                scale=config.scale,
+                batch_size=config.eval_batch_size,
+                canvas=rule_for(source.sizes),
+                mesh=local_mesh(),
+            )
+            examples = enumerate(loader.evaluation_examples(source, range(count)))
+            maps: dict[int, dict[str, np.ndarray]] = {}
 
-            def keep(example: Example, predicted: Mapping[str, np.ndarray], labels: Any = labels):
+            def keep(example: Example, labels: dict[str, np.ndarray], maps: Any = maps):
                 if example["index"] in drawn:
-                    for head, values in predicted.items():
-                        labels[head][example["index"]] = values
+                    maps[example["index"]] = labels
 
             counts = evaluate(
-                Predictor(
-                    run.model,
-                    run.variables,
-                    run.inputs,
-                    run.heads,
-                    scale=config.scale,
-                    batch_size=config.eval_batch_size,
-                    canvas=rule_for(source.sizes),
-                    mesh=local_mesh(),
-                ),
-                _numbered(source, count),
+                predictor,
+                ({**example, "index": index} for index, example in examples),
                 progress=lambda done, task=task: bar.update(task, completed=done),
                 visit=keep,
             )
             for head, table in run.heads.items():
-                kept = dict(sorted(labels[head].items()))
-                results.append(StageResult(stage, head, table, run.step, counts[head], kept))
+                labels = {index: maps[index][head] for index in sorted(maps)}
+                results.append(StageResult(stage, head, table, run.step, counts[head], labels))
     folder = Path(workdir) / "report" if output is None else Path(output)
     write(results, source, folder)
     show(results, console)
     console.print(f"report in {folder}", markup=False, highlight=False)
     return results
-
-
-def _numbered(source: Source, count: int) -> Iterator[Example]:
-    """The first examples, read ahead, each with its index; evaluation groups them by size."""
-    for index, example in enumerate(loader.evaluation_examples(source, range(count))):
-        yield {**example, "index": index}
 
 
 def check_classes(
@@ -175,9 +169,8 @@ def check_classes(
     """Raises ValueError if a network was trained on other classes than the data have."""
     for head, classes in heads.items():
         if head not in label_maps:
-            raise ValueError(
-                f"{stage} was trained on the labels {head!r}, the data have {', '.join(label_maps)}"
-            )
+            known = ", ".join(label_maps)
+            raise ValueError(f"{stage} was trained on the labels {head!r}, the data have {known}")
         trained, found = classes.names, label_maps[head].names
         if trained != found:
             raise ValueError(
@@ -188,10 +181,7 @@ def check_classes(
 
 def by_head(results: Sequence[StageResult]) -> dict[str, list[StageResult]]:
     """The results of each head."""
-    heads: dict[str, list[StageResult]] = {}
-    for result in results:
-        heads.setdefault(result.head, []).append(result)
-    return heads
+    return {each.head: [r for r in results if r.head == each.head] for each in results}
 
 
 # ======================================================================== on the terminal
@@ -200,33 +190,25 @@ def by_head(results: Sequence[StageResult]) -> dict[str, list[StageResult]]:
 def show(results: Sequence[StageResult], console: Console) -> None:
     """Prints the four metrics of each stage, and the table of all classes; for each head."""
     for head, of_head in (heads := by_head(results)).items():
-        title = f" of {head}" if len(heads) > 1 else ""
-        metrics = Table(title=f"Metrics{title}", title_justify="left", box=SIMPLE_HEAD)
-        metrics.add_column("stage")
-        for heading in METRICS.values():
-            metrics.add_column(heading, justify="right")
-        for result in of_head:
-            values = [f"{getattr(result.metrics, field):.4f}" for field in METRICS]
-            metrics.add_row(result.stage, *values)
-        console.print(metrics)
+        title, names = f" of {head}" if len(heads) > 1 else "", of_head[0].classes.names
+        rows = [
+            [result.stage, *(f"{getattr(result.metrics, field):.4f}" for field in METRICS)]
+            for result in of_head
+        ]
+        console.print(_table(f"Metrics{title}", ["stage", *METRICS.values()], rows))
 
-        classes = of_head[0].classes
-        table = Table(title=f"Classes{title}", title_justify="left", box=SIMPLE_HEAD)
-        table.add_column("class", no_wrap=True)
-        table.add_column("pixels", justify="right")
-        for result in of_head:
-            table.add_column(f"{result.stage} IU", justify="right")
-            table.add_column("acc.", justify="right")
+        headings = [text for r in of_head for text in (f"{r.stage} IU", "acc.")]
         pixels = of_head[0].counts.sum(axis=1)
-        for label, name in enumerate(classes.names):
-            values = [
-                value
-                for metrics in (result.metrics for result in of_head)
-                for value in (metrics.per_class_iu[label], metrics.per_class_accuracy[label])
-            ]
-            cells = ["-" if math.isnan(value) else f"{value:.4f}" for value in values]
-            table.add_row(escape(name), f"{pixels[label] / pixels.sum():.2%}", *cells)
-        console.print(table)
+        columns = [
+            column
+            for metrics in (result.metrics for result in of_head)
+            for column in (metrics.per_class_iu, metrics.per_class_accuracy)
+        ]
+        rows = [
+            [name, f"{part:.2%}", *("-" if math.isnan(v) else f"{v:.4f}" for v in values)]
+            for name, part, *values in zip(names, pixels / pixels.sum(), *columns, strict=True)
+        ]
+        console.print(_table(f"Classes{title}", ["class", "pixels", *headings], rows))
 
         remarks = {"left out of the means by the data set's rule": of_head[0].metrics.unscored}
         for absent in sorted({result.metrics.absent for result in of_head}):
@@ -235,8 +217,19 @@ def show(results: Sequence[StageResult], console: Console) -> None:
             remarks[f"{stages}: {absence}"] = absent
         for remark, labels in remarks.items():
             if labels:
-                names = ", ".join(classes.names[label] for label in labels)
-                console.print(f"{remark}: {names}", markup=False, highlight=False)
+                listed = ", ".join(names[label] for label in labels)
+                console.print(f"{remark}: {listed}", markup=False, highlight=False)
+
+
+def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table of names in the first column and numbers in the others."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column(headings[0], no_wrap=True)
+    for heading in headings[1:]:
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
 
 
 # ======================================================================== in the folder
@@ -250,6 +243,8 @@ def write(results: Sequence[StageResult], source: Source, folder: str | Path) ->
     * ``confusion_STAGE.csv``, ``.png``: pixel counts, and a plot normalised by row;
     * ``pictures/ID.png``: image, ground truth and each stage's labels, side by side.
 
+    Names have the head's as well where there are several.
+
     Args:
         results: Of the same images.
         source: Where they came from.
@@ -257,47 +252,41 @@ def write(results: Sequence[StageResult], source: Source, folder: str | Path) ->
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_previous(folder)
-    heads = by_head(results)
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+        for name in json.loads((folder / "scores.json").read_text())["files"]:
+            if (folder / name).resolve().is_relative_to(folder.resolve()):
+                (folder / name).unlink(missing_ok=True)
 
-    def named(result: StageResult, between: str = "_") -> str:
-        """The stage's name, with the head's where there are several."""
-        return result.stage if len(heads) == 1 else f"{result.stage}{between}{result.head}"
-
-    stages = {named(result): _as_json(result) for result in results}
-    rows = (
-        [stage, name, row["pixels"], row["iu"], row["accuracy"]]
+    heads, files, stages = by_head(results), ["per_class.csv"], {}
+    for result in results:
+        names = result.classes.names
+        stage = result.stage if len(heads) == 1 else f"{result.stage}_{result.head}"
+        stages[stage] = _as_json(result)
+        rows = [[name, *row] for name, row in zip(names, result.counts.tolist(), strict=True)]
+        file = f"confusion_{stage}"
+        _write_csv(folder / f"{file}.csv", ["ground truth \\ prediction", *names], rows)
+        draw_confusion(folder / f"{file}.png", result.counts, result.classes, title=stage)
+        files += [f"{file}.csv", f"{file}.png"]
+    rows = [
+        [stage, name, *row.values()]
         for stage, content in stages.items()
         for name, row in content["classes"].items()
-    )
+    ]
     _write_csv(folder / "per_class.csv", ["stage", "class", "pixels", "iu", "accuracy"], rows)
-    files = ["per_class.csv"]
-    for result in results:
-        names, name = result.classes.names, f"confusion_{named(result)}"
-        rows = ([name, *row] for name, row in zip(names, result.counts.tolist(), strict=True))
-        _write_csv(folder / f"{name}.csv", ["ground truth \\ prediction", *names], rows)
-        title = named(result, " ")
-        draw_confusion(folder / f"{name}.png", result.counts, result.classes, title=title)
-        files += [f"{name}.csv", f"{name}.png"]
     for head, of_head in heads.items():
-        suffix = f"_{head}" if len(heads) > 1 else ""
-        files += _draw_pictures(folder, of_head, source, suffix, taken=files)
+        for index in of_head[0].labels:
+            example = source[index]
+            panels = {"image": example["image"], "ground truth": example[head]}
+            panels |= {result.stage: result.labels[index] for result in of_head}
+            # Ids may hold slashes and more that no file name can, and need not be unique then.
+            name = "pictures/" + re.sub(r"[^\w.-]+", "_", example["id"])
+            name += f"_{head}" if len(heads) > 1 else ""
+            file = f"{name}.png" if f"{name}.png" not in files else f"{name}_{index}.png"
+            (folder / file).parent.mkdir(exist_ok=True)
+            drawing.side_by_side(panels, of_head[0].classes).save(folder / file)
+            files.append(file)
     content = {"data": repr(source), "stages": stages, "files": files}
     (folder / "scores.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def _remove_previous(folder: Path) -> None:
-    """Removes what an earlier report lists as its files, lest two reports be mixed."""
-    path = folder / "scores.json"
-    if not path.exists():
-        return
-    try:
-        files = json.loads(path.read_text())["files"]
-    except (ValueError, KeyError, TypeError):
-        return
-    for name in files:
-        if (folder / name).resolve().is_relative_to(folder.resolve()):
-            (folder / name).unlink(missing_ok=True)
 
 
 def _as_json(result: StageResult) -> dict[str, Any]:
@@ -348,26 +337,7 @@ def draw_confusion(
     if number <= 40:  # more would not be legible
         for row, column in np.argwhere(parts >= 0.005).tolist():
             part = parts[row, column]
-            color = "white" if part > 0.5 else "black"
-            label = f"{100 * part:.0f}"
-            axes.text(column, row, label, ha="center", va="center", color=color, fontsize=7)
+            style = {"color": "white" if part > 0.5 else "black", "fontsize": 7}
+            axes.text(column, row, f"{100 * part:.0f}", ha="center", va="center", **style)
     figure.colorbar(picture, label="part of the class's pixels", shrink=0.8)
     figure.savefig(path, dpi=150)
-
-
-def _draw_pictures(
-    folder: Path, results: Sequence[StageResult], source: Source, suffix: str, taken: Sequence[str]
-) -> list[str]:
-    """Draws the kept label maps of one head; returns the files, relative to the folder."""
-    files: list[str] = []
-    for index in results[0].labels:
-        example = source[index]
-        panels = {"image": example["image"], "ground truth": example[results[0].head]}
-        panels |= {result.stage: result.labels[index] for result in results}
-        # Ids may hold slashes and more that no file name can, and need not be unique then.
-        name = "pictures/" + re.sub(r"[^\w.-]+", "_", example["id"]) + suffix
-        file = f"{name}.png" if f"{name}.png" not in (*taken, *files) else f"{name}_{index}.png"
-        (folder / file).parent.mkdir(exist_ok=True)
-        drawing.side_by_side(panels, results[0].classes).save(folder / file)
-        files.append(file)
-    return files
