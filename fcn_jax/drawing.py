@@ -42,11 +42,6 @@ def heatmap(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Lays a class's logits over the photograph in grey, from blue (lowest) over green to red.
 
-    Args:
-        image: The photograph.
-        logits: Of each pixel, on any scale; their own range is spread over the colours.
-        alpha: Weight of the colours.
-
     Raises:
         ValueError: If the two differ in size.
     """
@@ -74,7 +69,7 @@ def overlay(
 
     Args:
         image: The photograph.
-        labels: Its label map, of the same height and width.
+        labels: Its label map.
         classes: Gives the colours.
         alpha: Weight of the colours, 0 (photograph only) to 1 (colours only).
         edges: Whether to draw the borders between classes in white.
@@ -108,15 +103,11 @@ def side_by_side(
     panels: Mapping[str, UInt8[np.ndarray, "_ _ 3"] | UInt8[np.ndarray, "_ _"]],
     classes: ClassTable,
 ) -> Image.Image:
-    """Draws titled panels in one row on white: figure 4 of the paper for any data.
+    """Draws RGB images and label maps of any sizes in one row on white, under their titles.
 
-    A legend under them names the classes that occur. Panels smaller than 256 pixels are enlarged
-    by a whole factor (each pixel stays a square), larger ones than 800 reduced, by one factor for
-    all.
-
-    Args:
-        panels: By title, in order: RGB images, or label maps to paint; sizes may differ.
-        classes: Gives colours and names.
+    It is figure 4 of the paper for any data: a legend names the classes that occur. Panels smaller
+    than 256 pixels are enlarged by a whole factor (each pixel stays a square), larger ones than 800
+    reduced, by one factor for all.
 
     Raises:
         ValueError: If there is no panel.

@@ -234,21 +234,21 @@ class Predictor:
         if before is not None and before not in self.heads:
             raise ValueError(f"the network has no head {before!r}; it has {', '.join(self.heads)}")
         heads = list(self.heads) if before is None else [before]
-        texts = {(h, i): text.casefold() for h in heads for i, text in enumerate(self.names(h))}
-        sought = name.casefold()
+        names = {(h, i): text for h in heads for i, text in enumerate(self.names(h))}
+        sought, folded = name.casefold(), {key: text.casefold() for key, text in names.items()}
         exact_first = [
-            [key for key in texts if str(key[1]) == name],
-            [key for key, text in texts.items() if text == sought],
-            [key for key, text in texts.items() if sought in map(str.strip, text.split(","))],
-            [key for key, text in texts.items() if sought in text],
+            [key for key in names if str(key[1]) == name],
+            [key for key, text in folded.items() if text == sought],
+            [key for key, text in folded.items() if sought in map(str.strip, text.split(","))],
+            [key for key, text in folded.items() if sought in text],
         ]
         found = next(filter(None, exact_first), [])
         if len(found) == 1:
             return found[0]
         if found:
-            meant = [f"{h}/" * (len(heads) > 1) + self.names(h)[i] for h, i in found]
+            meant = (f"{h}/{names[h, i]}" if len(heads) > 1 else names[h, i] for h, i in found)
             raise ValueError(f"{wanted!r} may mean {', '.join(meant)}; give one of them")
-        known = ", ".join(self.names(h)[i] for h, i in list(texts)[:20])
+        known = ", ".join(list(names.values())[:20])
         hint = "; a file of class names gives them names" if known.startswith("class 0") else ""
         raise ValueError(f"{wanted!r}: there is no such class; there are {known} …{hint}")
 

@@ -55,23 +55,14 @@ class Source(loader.Source, Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class StageResult:
-    """How one stage did on one kind of labels.
-
-    Attributes:
-        stage: The network.
-        head: Its head, and the label map that it was scored on.
-        classes: The classes of that head.
-        step: The step of its checkpoint.
-        counts: The confusion matrix; rows are the ground truth, columns the prediction.
-        labels: Predicted label maps of the images chosen to be drawn, by index in the source.
-    """
+    """How one head of a stage did on the label maps of its name."""
 
     stage: str
     head: str
     classes: ClassTable
-    step: int
-    counts: Int64[np.ndarray, "c c"]
-    labels: Mapping[int, UInt8[np.ndarray, "_ _"]]
+    step: int  # of the checkpoint
+    counts: Int64[np.ndarray, "c c"]  # rows are the ground truth, columns the prediction
+    labels: Mapping[int, UInt8[np.ndarray, "_ _"]]  # predicted, of the images to be drawn, by index
 
     @functools.cached_property
     def metrics(self) -> Metrics:
@@ -94,7 +85,7 @@ def evaluate_run(
     """Scores stages of a run on all local devices, prints the metrics and writes the report folder.
 
     Args:
-        workdir: The ``--workdir`` of train.py.
+        workdir: The folder of the run.
         source: Images with their ground truth.
         stages: Such as ``["fcn8s"]``; None is all that have a checkpoint.
         which: The checkpoint of the highest mean IU on the validation split, or the last.
@@ -243,12 +234,7 @@ def write(results: Sequence[StageResult], source: Source, folder: str | Path) ->
     * ``confusion_STAGE.csv``, ``.png``: pixel counts, and a plot normalised by row;
     * ``pictures/ID.png``: image, ground truth and each stage's labels, side by side.
 
-    Names have the head's as well where there are several.
-
-    Args:
-        results: Of the same images.
-        source: Where they came from.
-        folder: Made if absent.
+    Where there are several heads, names have the head's as well.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -315,10 +301,7 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
 def draw_confusion(
     path: str | Path, counts: Int64[np.ndarray, "c c"], classes: ClassTable, *, title: str = ""
 ) -> None:
-    """Plots a confusion matrix as parts of each class of the ground truth, in a PNG file.
-
-    Rows of classes that are not in the ground truth stay empty.
-    """
+    """Plots the parts of each class of the ground truth; rows of absent classes stay empty."""
     from matplotlib.figure import Figure  # not pyplot: that would look for a screen
 
     pixels = counts.sum(axis=1, keepdims=True)

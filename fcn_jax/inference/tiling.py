@@ -22,15 +22,10 @@ from fcn_jax.models.fcn import FCN
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """A tile along one axis, in pixels of the image.
+    """A tile along one axis, in pixels of the image."""
 
-    Attributes:
-        seen: What the network sees.
-        kept: Those whose results are kept.
-    """
-
-    seen: slice
-    kept: slice
+    seen: slice  # by the network
+    kept: slice  # of its results
 
     @property
     def kept_inside(self) -> slice:
@@ -66,11 +61,7 @@ def total_stride(model: FCN) -> int:
 def tiles(model: FCN, size: Size, tile: int) -> tuple[list[Tile], Size]:
     """The tiles of an image, row by row, and the canvas on which all of them fit.
 
-    Args:
-        model: The network.
-        size: Height and width of the image in pixels.
-        tile: The largest side of a tile in pixels; where smaller ones cover the image with no
-            more of them, they are smaller.
+    Their sides have at most ``tile`` pixels, and fewer where no more tiles are needed then.
 
     Raises:
         ValueError: If the network is a classifier, or the tiles would be all overlap; the
