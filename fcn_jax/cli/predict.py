@@ -131,7 +131,7 @@ def read_modalities(
         try:
             matrix = nyu_camera(*arrays["depth"].shape) if args.camera is None else args.camera
         except ValueError as error:
-            raise ValueError(f"{file}: {error}; give --camera=fx,fy,cx,cy") from None
+            raise ValueError(f"{error}; give --camera=fx,fy,cx,cy") from None
         arrays["hha"] = hha(arrays["depth"], matrix)
     return arrays
 

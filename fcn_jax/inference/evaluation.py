@@ -1,7 +1,6 @@
 """Confusion matrices of a network over a set of images, each whole and at its original size.
 
-Images are batched as for prediction (`fcn_jax.inference.predictor`): each gets the label map that
-it would get alone, so that the metrics depend neither on the batch size nor on the canvas.
+Batches and programs are those of prediction, so that metrics and pictures never disagree.
 """
 
 from __future__ import annotations
@@ -32,8 +31,7 @@ def evaluate(
 ) -> dict[str, Int64[np.ndarray, "c c"]]:
     """Counts the pixels of each class of the ground truth and predicted class over a set of images.
 
-    `fcn_jax.compute_metrics` makes the four metrics of the counts. Each canvas is compiled once for
-    a network, also over repeated calls.
+    `fcn_jax.compute_metrics` makes the four metrics of the counts.
 
     Args:
         predictor: The network, and how images are batched.
@@ -115,10 +113,9 @@ def _count_batch(
 
 def _kept(part: CanvasImage, head: str) -> UInt8[np.ndarray, "_ _"]:
     """The ground truth of a part of an example; void where a tile's results are not kept."""
-    example, (rows, columns) = part.source[0].source, part.source[1]
+    image, (rows, columns) = part.source
     labels = np.full(part.original_size, VOID, np.uint8)
-    kept = example[head][rows.kept, columns.kept]
-    labels[rows.kept_inside, columns.kept_inside] = kept
+    labels[rows.kept_inside, columns.kept_inside] = image.source[head][rows.kept, columns.kept]
     return labels
 
 

@@ -1,8 +1,8 @@
 """From images of any kind and size to label maps, logits and probabilities of their own size.
 
 `load` reads a trained network from a run's folder or a weight file; the `Predictor` that it returns
-takes images. Scoring (`fcn_jax.inference.evaluation`) uses the same batches and the same programs
-for the logits, so that metrics and pictures never disagree.
+takes images. They are opened, cut into tiles if they are large, laid on canvases, batched,
+computed and cropped: by `Predictor._predict` and the methods that follow it, in this order.
 """
 
 from __future__ import annotations
