@@ -37,7 +37,7 @@ from fcn_jax.data import (
     records,
     voc,
 )
-from fcn_jax.data.files import package_ids
+from fcn_jax.data.files import package_file, read_ids
 
 CASES = [(name, *place) for name, tree in TREES.items() for place in tree.places]
 
@@ -98,7 +98,7 @@ def test_without_files_the_message_says_what_to_put_where(tmp_path, name):
     ],
 )
 def test_lists_are_the_published_ones(shared, name, published, size):
-    ids = package_ids(name)
+    ids = read_ids(package_file(f"{name}.txt"))
     assert ids == (shared / f"data/splits/{published}.txt").read_text().split()
     assert len(set(ids)) == len(ids) == size
     assert not {"highway_bost181", "street_urb506"} & {*ids}
@@ -106,7 +106,7 @@ def test_lists_are_the_published_ones(shared, name, published, size):
 
 def test_lists_of_a_data_set_share_no_id():
     for lists in (("nyudv2_train", "nyudv2_val", "nyudv2_test"), ("sift_flow_trainval",)):
-        ids = [name for part in lists for name in package_ids(part)]
+        ids = [name for part in lists for name in read_ids(package_file(f"{part}.txt"))]
         assert len(set(ids)) == len(ids)
 
 

@@ -63,10 +63,9 @@ def split_lists(
     lists: dict[str, list[str]] = {}
     for split in splits:
         path = folder / f"{split}.txt"
-        if path.exists():
-            lists[split] = _ids(path.read_text(), prefix)
-        else:
-            lists[split] = package_ids(f"{data_set}_{split}") if published else []
+        if published and not path.exists():
+            path = package_file(f"{data_set}_{split}.txt")
+        lists[split] = read_ids(path, prefix) if path.exists() else []
     refuse_shared(data_set, {f"{split}.txt": ids for split, ids in lists.items()})
     return lists
 
@@ -76,13 +75,9 @@ def package_file(name: str) -> Path:
     return Path(__file__).with_name(name)
 
 
-def package_ids(name: str) -> list[str]:
-    """The ids of a list that comes with the package: `fcn_jax/data/NAME.txt`."""
-    return _ids(package_file(f"{name}.txt").read_text())
-
-
-def _ids(text: str, prefix: str = "") -> list[str]:
-    words = (line.split()[0] for line in text.splitlines() if line.strip())
+def read_ids(path: Path, prefix: str = "") -> list[str]:
+    """The first word of every line, each once."""
+    words = (line.split()[0] for line in path.read_text().splitlines() if line.strip())
     return list(dict.fromkeys(word.removeprefix(prefix) for word in words))
 
 
@@ -91,15 +86,12 @@ def by_stem(folder: Path, suffixes: Sequence[str], prefix: str = "") -> dict[str
 
     Suffixes have dots and lower case. Names must begin with `prefix`, which is taken off.
     """
-    if not folder.is_dir():
-        return {}
-    files = [
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in suffixes and path.name.startswith(prefix)
-    ]
-    files.sort(key=lambda path: suffixes.index(path.suffix.lower()), reverse=True)
-    return {path.stem.removeprefix(prefix): path for path in files}
+    return {
+        path.stem.removeprefix(prefix): path
+        for suffix in reversed(suffixes)
+        for path in folder.glob(f"{prefix}*")
+        if path.suffix.lower() == suffix
+    }
 
 
 def complete(

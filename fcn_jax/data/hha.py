@@ -198,8 +198,7 @@ def gravity(
     for floors and ceilings, and those within it of the perpendicular plane for walls, and finds
     the direction most parallel to the former and most perpendicular to the latter: the eigenvector
     to the smallest eigenvalue of the sum of n nᵀ over walls less that over floors. The phases and
-    their thresholds are `GRAVITY_PHASES`. Source: Gupta et al., CVPR 2013; rcnn-depth's
-    getYDir.
+    their thresholds are `GRAVITY_PHASES`. Source: Gupta et al., CVPR 2013; rcnn-depth's getYDir.
 
     Normals with NaN are left out. `start` is a first guess: down in the picture unless given.
 

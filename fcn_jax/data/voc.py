@@ -40,8 +40,8 @@ from fcn_jax.data.files import (
     find_folder,
     fingerprint,
     package_file,
-    package_ids,
     plan_files,
+    read_ids,
     refuse_shared,
     split_lists,
 )
@@ -103,7 +103,7 @@ def _plan_extracted(
 ) -> Plan:
     """What the folder VOC2012 makes, and that of SBD if there is one."""
     lists = split_lists("voc2012", devkit / "ImageSets/Segmentation", ("train", "val"))
-    held_out = package_ids("seg11valid")
+    held_out = read_ids(package_file("seg11valid.txt"))
     files = {
         "image": by_stem(devkit / "JPEGImages", PHOTOGRAPHS),
         "label": by_stem(devkit / "SegmentationClass", (".png",)),
