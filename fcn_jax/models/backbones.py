@@ -1,9 +1,7 @@
 """Classification backbones as tables of layers.
 
-A `Backbone` is a list of layers in the order they run, and the names of the maps that finer score
-layers read. The table alone decides the forward pass (`fcn_jax.models.fcn`), the geometry
-(`fcn_jax.geometry`) and the parameter names, which are those of the Caffe models. No arrays live
-here.
+The table alone decides the forward pass (`fcn_jax.models.fcn`), the geometry
+(`fcn_jax.geometry`) and the parameter names, which are those of the Caffe models.
 
 A backbone of your own is a function of ``(padding, width, fc_width)`` that returns a `Backbone`:
 
@@ -142,7 +140,7 @@ def scaled(channels: int, width: float, multiple: int = 1) -> int:
     return multiple * max(1, round(channels * width / multiple))
 
 
-# ======================================================================== VGG
+# ======================================================================== the networks
 
 
 def vgg(
@@ -166,62 +164,36 @@ def vgg(
     return Backbone(tuple(layers), skips=("pool4", "pool3"))
 
 
-# ======================================================================== AlexNet
+def alexnet(padding: Padding, width: float, fc_width: int, *, caffe: bool = True) -> Backbone:
+    """AlexNet as the published FCN uses it (CaffeNet: pooling before normalisation, two groups).
 
-
-def alexnet(padding: Padding, width: float, fc_width: int) -> Backbone:
-    """AlexNet as the published FCN uses it (CaffeNet: pooling before normalisation, two groups)."""
-    conv = functools.partial(scaled, width=width)
-    border, fc6_pad, pool = _alexnet_padding(padding, native=0)
-    layers = (
-        Conv("conv1", conv(96, multiple=2), Window(11, stride=4, pad=border)),
-        Pool("pool1", pool),
-        Norm("norm1"),
-        Conv("conv2", conv(256, multiple=2), Window(5, pad=2), groups=2),
-        Pool("pool2", pool),
-        Norm("norm2"),
-        Conv("conv3", conv(384, multiple=2), Window(3, pad=1)),
-        Conv("conv4", conv(384, multiple=2), Window(3, pad=1), groups=2),
-        Conv("conv5", conv(256, multiple=2), Window(3, pad=1), groups=2),
-        Pool("pool5", pool),
-        Conv("fc6", fc_width, Window(6, pad=fc6_pad), dropout=True),
-        Conv("fc7", fc_width, Window(1), dropout=True),
-    )
-    return Backbone(layers, skips=("pool2", "pool1"))
-
-
-def alexnet_torchvision(padding: Padding, width: float, fc_width: int) -> Backbone:
-    """AlexNet as torchvision has it (Krizhevsky 2014: narrower, no groups, no normalisation)."""
-    conv = functools.partial(scaled, width=width)
-    border, fc6_pad, pool = _alexnet_padding(padding, native=2)
-    if padding == "native":
-        pool = dataclasses.replace(pool, ceil=False)
-    layers = (
-        Conv("conv1", conv(64), Window(11, stride=4, pad=border)),
-        Pool("pool1", pool),
-        Conv("conv2", conv(192), Window(5, pad=2)),
-        Pool("pool2", pool),
-        Conv("conv3", conv(384), Window(3, pad=1)),
-        Conv("conv4", conv(256), Window(3, pad=1)),
-        Conv("conv5", conv(256), Window(3, pad=1)),
-        Pool("pool5", pool),
-        Conv("fc6", fc_width, Window(6, pad=fc6_pad), dropout=True),
-        Conv("fc7", fc_width, Window(1), dropout=True),
-    )
-    return Backbone(layers, skips=("pool2", "pool1"))
-
-
-def _alexnet_padding(padding: Padding, native: int) -> tuple[int, int, Window]:
-    """Border of conv1, padding of fc6, and the pooling window.
-
-    ``same`` centres every window with a stride on a cell, also the first: without it the cells
-    begin up to 28 pixels inside the image, and an image of a few pixels leaves none.
+    Without ``caffe`` as torchvision has it (Krizhevsky 2014: narrower, no groups, no
+    normalisation). ``same`` centres every window with a stride on a cell, also the first: without
+    it the cells begin up to 28 pixels inside the image, and an image of a few pixels leaves none.
     """
+    channels = (96, 256, 384, 384, 256) if caffe else (64, 192, 384, 256, 256)
+    groups = 2 if caffe else 1
+    one, two, three, four, five = (scaled(number, width, multiple=groups) for number in channels)
+    native = 0 if caffe else 2
     border, fc6_pad = {"reference": (100, 0), "same": (5, 3), "native": (native, 0)}[padding]
-    return border, fc6_pad, Window(3, stride=2, pad=int(padding == "same"), ceil=True)
+    ceil = caffe or padding != "native"
+    pool = Window(3, stride=2, pad=int(padding == "same"), ceil=ceil)
+    layers = (
+        Conv("conv1", one, Window(11, stride=4, pad=border)),
+        Pool("pool1", pool),
+        *([Norm("norm1")] if caffe else []),
+        Conv("conv2", two, Window(5, pad=2), groups),
+        Pool("pool2", pool),
+        *([Norm("norm2")] if caffe else []),
+        Conv("conv3", three, Window(3, pad=1)),
+        Conv("conv4", four, Window(3, pad=1), groups),
+        Conv("conv5", five, Window(3, pad=1), groups),
+        Pool("pool5", pool),
+        Conv("fc6", fc_width, Window(6, pad=fc6_pad), dropout=True),
+        Conv("fc7", fc_width, Window(1), dropout=True),
+    )
+    return Backbone(layers, skips=("pool2", "pool1"))
 
-
-# ======================================================================== GoogLeNet
 
 # Channels of each module: 1x1; 3x3_reduce, 3x3; 5x5_reduce, 5x5; pool_proj (Szegedy et al. 2015,
 # table 1).
@@ -238,54 +210,52 @@ _INCEPTIONS = {
 }
 
 
-def googlenet(
-    padding: Padding,
-    width: float,
-    fc_width: int,
-    *,
-    norm: bool = True,
-    large_kernel: int = 5,
-    pool4_kernel: int = 3,
-) -> Backbone:
+def googlenet(padding: Padding, width: float, fc_width: int, *, caffe: bool = True) -> Backbone:
     """GoogLeNet (Inception v1) up to its last inception module, without the auxiliary heads.
 
     The final average pooling belongs to the classifier: the paper drops it, and reads the scores
     from the last module. The reference promised this network and did not publish it; the skips
-    from the pools are our own.
+    from the pools are our own. ``fc_width`` is not used: there is no fc6.
 
-    Args:
-        padding: See `Padding`; ``reference`` is as for the published networks.
-        width: Multiplier of all channels.
-        fc_width: Not used: there is no fc6.
-        norm: Whether the two local response normalisations are there (BVLC's model).
-        large_kernel: Kernel of the layers called 5x5. torchvision's have 3, and no ``norm``; its
-            batch normalisation is folded into the convolutions when its weights are read.
-        pool4_kernel: Kernel of the last pooling; torchvision's has 2, whatever its name.
+    Without ``caffe`` as torchvision has it: no local response normalisation (its batch
+    normalisation is folded into the convolutions when its weights are read), kernels of 3 in the
+    layers called 5x5, and of 2 in the last pooling.
     """
     del fc_width
     border = {"reference": 100, "same": 3, "native": 3}[padding]
     # As for AlexNet: centred on the first cell.
     pool = Window(3, stride=2, pad=int(padding == "same"), ceil=True)
+    pool4 = pool if caffe else Window(2, stride=2, ceil=True)
+    large = Window(5, pad=2) if caffe else Window(3, pad=1)
     conv = functools.partial(scaled, width=width)
 
     layers: list[Layer] = [
         Conv("conv1/7x7_s2", conv(64), Window(7, stride=2, pad=border)),
         Pool("pool1/3x3_s2", pool),
-        *([Norm("pool1/norm1")] if norm else []),
+        *([Norm("pool1/norm1")] if caffe else []),
         Conv("conv2/3x3_reduce", conv(64), Window(1)),
         Conv("conv2/3x3", conv(192), Window(3, pad=1)),
-        *([Norm("conv2/norm2")] if norm else []),
+        *([Norm("conv2/norm2")] if caffe else []),
         Pool("pool2/3x3_s2", pool),
     ]
-    for name, channels in _INCEPTIONS.items():
-        source = layers[-1].name
-        layers += _inception(f"inception_{name}", source, tuple(map(conv, channels)), large_kernel)
-        if name == "3b":
+    for number, channels in _INCEPTIONS.items():
+        one, three_reduce, three, five_reduce, five, projection = map(conv, channels)
+        source, module = layers[-1].name, f"inception_{number}"
+        branches = tuple(f"{module}/{branch}" for branch in ("1x1", "3x3", "5x5", "pool_proj"))
+        layers += [
+            Conv(f"{module}/1x1", one, Window(1), source=source),
+            Conv(f"{module}/3x3_reduce", three_reduce, Window(1), source=source),
+            Conv(f"{module}/3x3", three, Window(3, pad=1)),
+            Conv(f"{module}/5x5_reduce", five_reduce, Window(1), source=source),
+            Conv(f"{module}/5x5", five, large),
+            Pool(f"{module}/pool", Window(3, pad=1, ceil=True), source=source),
+            Conv(f"{module}/pool_proj", projection, Window(1)),
+            Concat(f"{module}/output", branches, dropout=number == "5b"),
+        ]
+        if number == "3b":
             layers.append(Pool("pool3/3x3_s2", pool))
-        if name == "4e":
-            even = Window(2, stride=2, ceil=True)
-            layers.append(Pool("pool4/3x3_s2", pool if pool4_kernel == 3 else even))
-    layers[-1] = dataclasses.replace(layers[-1], dropout=True)
+        if number == "4e":
+            layers.append(Pool("pool4/3x3_s2", pool4))
     return Backbone(
         tuple(layers),
         skips=("pool3/3x3_s2", "pool2/3x3_s2"),
@@ -294,27 +264,7 @@ def googlenet(
     )
 
 
-def _inception(
-    module: str, source: str, channels: tuple[int, ...], large_kernel: int
-) -> list[Layer]:
-    """Four branches from one map, and their concatenation."""
-    one, three_reduce, three, five_reduce, five, projection = channels
-    return [
-        Conv(f"{module}/1x1", one, Window(1), source=source),
-        Conv(f"{module}/3x3_reduce", three_reduce, Window(1), source=source),
-        Conv(f"{module}/3x3", three, Window(3, pad=1)),
-        Conv(f"{module}/5x5_reduce", five_reduce, Window(1), source=source),
-        Conv(f"{module}/5x5", five, Window(large_kernel, pad=large_kernel // 2)),
-        Pool(f"{module}/pool", Window(3, pad=1, ceil=True), source=source),
-        Conv(f"{module}/pool_proj", projection, Window(1)),
-        Concat(
-            f"{module}/output",
-            tuple(f"{module}/{branch}" for branch in ("1x1", "3x3", "5x5", "pool_proj")),
-        ),
-    ]
-
-
-# ======================================================================== the table
+# ======================================================================== by name
 
 BACKBONES: dict[str, BackboneBuilder] = {
     "vgg11": functools.partial(vgg, convs_per_stage=(1, 1, 2, 2, 2)),
@@ -322,24 +272,15 @@ BACKBONES: dict[str, BackboneBuilder] = {
     "vgg16": functools.partial(vgg, convs_per_stage=(2, 2, 3, 3, 3)),
     "vgg19": functools.partial(vgg, convs_per_stage=(2, 2, 4, 4, 4)),
     "alexnet": alexnet,
-    "alexnet_torchvision": alexnet_torchvision,
+    "alexnet_torchvision": functools.partial(alexnet, caffe=False),
     "googlenet": googlenet,
-    "googlenet_torchvision": functools.partial(
-        googlenet, norm=False, large_kernel=3, pool4_kernel=2
-    ),
+    "googlenet_torchvision": functools.partial(googlenet, caffe=False),
 }
 
 
+@functools.cache
 def find_backbone(name: str) -> BackboneBuilder:
-    """The builder of a backbone by name.
-
-    Args:
-        name: A name in `BACKBONES`; or a function of your own, ``FILE.py:FUNCTION`` or
-            ``MODULE:FUNCTION``.
-
-    Raises:
-        ValueError: If there is no such backbone; the message lists those there are.
-    """
+    """The builder of a name in `BACKBONES`, or of ``FILE.py:FUNCTION`` or ``MODULE:FUNCTION``."""
     if name in BACKBONES:
         return BACKBONES[name]
     path, _, function = name.rpartition(":")
@@ -349,17 +290,13 @@ def find_backbone(name: str) -> BackboneBuilder:
             f"unknown backbone {name!r}; choose one of {known}, or FILE.py:FUNCTION of your own"
         )
     try:
-        module = _load_file(Path(path)) if path.endswith(".py") else importlib.import_module(path)
+        if not path.endswith(".py"):
+            return getattr(importlib.import_module(path), function)
+        spec = importlib.util.spec_from_file_location(f"backbones_{Path(path).stem}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
         return getattr(module, function)
     except (ImportError, OSError, AttributeError, SyntaxError) as error:
         raise ValueError(f"backbone {name!r} cannot be loaded: {error}") from error
-
-
-@functools.cache
-def _load_file(path: Path) -> object:
-    spec = importlib.util.spec_from_file_location(f"backbones_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
