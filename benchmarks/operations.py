@@ -185,9 +185,7 @@ def report(name: str, layer: Layer) -> None:
     arrays = random_arrays(layer)
     shape = jax.eval_shape(operation(layer), *arrays).shape
     if layer.factor:
-        sizes = [
-            TransposedWindow(layer.kernel, layer.factor).output_size(s) for s in layer.shape[1:3]
-        ]
+        sizes = [TransposedWindow(layer.kernel, layer.factor).cells(s) for s in layer.shape[1:3]]
         assert list(shape[1:3]) == sizes
     cotangent = np.random.default_rng(1).standard_normal(shape, np.float32)
     peers = torch_passes(layer, arrays, cotangent)

@@ -1,7 +1,7 @@
 """Batches of images of different sizes: grouped by canvas, stacked, a few of them in flight.
 
 A canvas is the height and width of a batch; each image lies in its top left corner, and its valid
-size is its height and width there. Training, prediction and evaluation share what is here.
+size is its height and width there.
 """
 
 from __future__ import annotations
@@ -60,19 +60,13 @@ class CanvasImage:
         source: Where it came from, for whoever gets the result: a number, an example.
         arrays: What the network reads by modality, at the network's scale.
         original_size: Height and width before scaling, at which results are wanted.
-        canvas: Height and width of the batch that it is to be in.
+        canvas: Of the batch that it is to be in.
     """
 
     source: Any
     arrays: Mapping[str, np.ndarray]
     original_size: Size
     canvas: Size
-
-    @property
-    def valid_size(self) -> Size:
-        """Height and width at the network's scale."""
-        height, width = next(iter(self.arrays.values())).shape[:2]
-        return height, width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +78,7 @@ class Group:
 
     @property
     def canvas(self) -> Size:
-        """Height and width of the batch."""
+        """That of the batch."""
         return self.images[0].canvas
 
 
@@ -116,11 +110,7 @@ def rule_for(sizes: Iterable[Size]) -> Canvas:
 
 
 def canvas_for(size: Size, canvas: Canvas) -> Size:
-    """The canvas of an image.
-
-    Raises:
-        ValueError: If the image does not fit.
-    """
+    """The canvas of an image, which must fit."""
     height, width = (canvas(size[0]), canvas(size[1])) if callable(canvas) else canvas
     if size[0] > height or size[1] > width:
         raise ValueError(
@@ -153,7 +143,7 @@ def group_by_canvas(
     rare to fill one batch it is its number of images, rounded up to a power of two.
 
     Args:
-        images: In any order. As many wait as canvases have unfilled batches.
+        images: In any order.
         batch_size: Images at a time, over all devices; rounded up to a multiple of them.
         shards: Parts that a batch is split into, one for each device.
         most_pixels: Of all the canvases that a device gets at a time, but for a single one.
@@ -195,21 +185,17 @@ def stack(
 
 
 def batch_of(group: Group, scale: float) -> Batch:
-    """Stacks a group on its canvas, on the host.
-
-    Args:
-        group: Images at the network's scale.
-        scale: The factor that brought them to it.
-    """
-    images = group.images
+    """Stacks images that were scaled for the network on their canvas, on the host."""
+    images, rows = group.images, group.rows
     arrays = {
-        name: stack([image.arrays[name] for image in images], group.canvas, group.rows)
+        name: stack([image.arrays[name] for image in images], group.canvas, rows)
         for name in images[0].arrays
     }
-    valid_size = np.full((group.rows, 2), group.canvas, np.int32)
-    original_size = np.full((group.rows, 2), original_canvas(group.canvas, scale), np.int32)
-    valid_size[: len(images)] = [image.valid_size for image in images]
-    original_size[: len(images)] = [image.original_size for image in images]
+    valid_size = np.full((rows, 2), group.canvas, np.int32)
+    original_size = np.full((rows, 2), original_canvas(group.canvas, scale), np.int32)
+    for row, image in enumerate(images):
+        valid_size[row] = next(iter(image.arrays.values())).shape[:2]
+        original_size[row] = image.original_size
     return Batch(arrays, valid_size, original_size)
 
 
@@ -219,9 +205,9 @@ def batch_of(group: Group, scale: float) -> Batch:
 def run_ahead(results: Iterable[T], ahead: int = 2) -> Iterator[T]:
     """Yields what an iterator gives, but ``ahead`` items later.
 
-    JAX computes asynchronously. An iterator that starts a computation for each item is then always
-    a few computations ahead of the one whose result is waited for: two keep the device busy while
-    the host prepares the next batch and fetches the last, and take little memory.
+    JAX computes asynchronously: an iterator that starts a computation for each item is then two
+    ahead of the one whose result is waited for. These keep the device busy while the host prepares
+    the next batch and fetches the last, and take little memory.
     """
     waiting: collections.deque[T] = collections.deque()
     for result in results:
@@ -235,16 +221,15 @@ def run_ahead(results: Iterable[T], ahead: int = 2) -> Iterator[T]:
 
 
 def fill_beyond(
-    x: Float[Array | np.ndarray, "b h w c"], valid_size: ValidSize, fill: float = 0.0
+    x: Float[Array | np.ndarray, "b h w c"], valid_size: ValidSize
 ) -> Float[Array, "b h w c"]:
-    """Overwrites the cells beyond each image's valid size."""
-    x = jnp.asarray(x)
+    """Overwrites the cells beyond each image's valid size with zeros."""
     if valid_size is None:
-        return x
-    rows = jnp.arange(x.shape[1])[None, :] < valid_size[:, 0, None]
-    columns = jnp.arange(x.shape[2])[None, :] < valid_size[:, 1, None]
+        return jnp.asarray(x)
+    rows = jnp.arange(x.shape[1])[None] < valid_size[:, 0, None]
+    columns = jnp.arange(x.shape[2])[None] < valid_size[:, 1, None]
     inside = (rows[:, :, None] & columns[:, None, :])[..., None]
-    return jnp.where(inside, x, jnp.array(fill, x.dtype))
+    return jnp.where(inside, x, jnp.zeros((), x.dtype))
 
 
 class Map(NamedTuple):

@@ -98,10 +98,6 @@ class TransposedWindow:
         """Cells of the output for an input of ``size`` cells, a number or an array of them."""
         return (size - 1) * self.factor + self.kernel
 
-    def output_size(self, size: int) -> int:
-        """`cells` of a number."""
-        return self.cells(size)
-
     @classmethod
     def bilinear(cls, factor: int) -> TransposedWindow:
         """The smallest window that interpolates bilinearly: kernel ``2 factor - factor % 2``."""
@@ -188,19 +184,7 @@ def crop_offset(cropped: Geometry, reference: Geometry) -> int:
 
 
 def overlap(offset: int, cropped_size: int, reference_size: int) -> tuple[slice, slice]:
-    """The slices of two aligned maps that lie over each other.
-
-    Args:
-        offset: ``crop_offset(cropped, reference)``.
-        cropped_size: Cells of the first map.
-        reference_size: Cells of the second.
-
-    Returns:
-        The slice of the first map and the slice of the second, of equal length.
-
-    Raises:
-        ValueError: If the maps have no cell in common.
-    """
+    """The slices of two maps that lie over each other; ``offset`` is their `crop_offset`."""
     start = max(0, -offset)
     stop = min(reference_size, cropped_size - offset)
     if stop <= start:

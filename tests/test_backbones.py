@@ -110,11 +110,11 @@ def test_the_last_map_covers_every_size(backbone, net, padding):
             cells[layer.name] = window.output_size(before.pop()) if window else before.pop()
         last = list(cells.values())[-1]
         for skip in alignment.skips:
-            up = alignment.transposed_windows[skip.upsample].output_size(last)
+            up = alignment.transposed_windows[skip.upsample].cells(last)
             offset = alignment.crops[f"score_{skip.source}"]
             first = max(0, -offset)
             last = min(up, cells[skip.source] - offset) - first
-        up = alignment.transposed_windows[alignment.final].output_size(last)
+        up = alignment.transposed_windows[alignment.final].cells(last)
         assert 0 <= alignment.crops[alignment.final] <= up - size, size
 
 
@@ -148,7 +148,7 @@ def test_parameters_are_named_by_the_table(backbone, net):
     skips = model.backbone.skips[: len(DECODERS[net].skips)]
     if net == "classifier":
         assert model.score_layers == (model.backbone.classifier,)
-        assert model.upsampling_layers == ()
+        assert not model.upsampling_layers
     else:
         assert set(model.score_layers) - set(model.upsampling_layers) == {
             "score_fr",

@@ -127,7 +127,7 @@ def dependencies(windows, size: int) -> np.ndarray:
     reach = np.eye(size, dtype=bool)
     for window in windows:
         if isinstance(window, TransposedWindow):
-            cells = np.zeros((window.output_size(len(reach)), size), bool)
+            cells = np.zeros((window.cells(len(reach)), size), bool)
             for i, row in enumerate(reach):
                 cells[window.factor * i : window.factor * i + window.kernel] |= row
         else:
@@ -204,9 +204,7 @@ def test_output_size_by_sliding(window, ceil):
 
 @pytest.mark.parametrize("size", [1, 2, 7])
 def test_up_window_size(size):
-    assert TransposedWindow(5, 3).output_size(size) == len(
-        dependencies([TransposedWindow(5, 3)], size)
-    )
+    assert TransposedWindow(5, 3).cells(size) == len(dependencies([TransposedWindow(5, 3)], size))
 
 
 # ======================================================================== crops

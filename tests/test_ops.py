@@ -412,7 +412,7 @@ def test_conv_transpose_is_pytorchs(window):
         lambda torch, x, k: torch.nn.functional.conv_transpose2d(x, k, stride=factor),
         *([x, kernel], cotangent, [NCHW, IOHW], [NHWC, NHWC, HWIO_OF_TRANSPOSED]),
     )
-    assert truth[0].shape[1] == TransposedWindow(size, factor).output_size(3)
+    assert truth[0].shape[1] == TransposedWindow(size, factor).cells(3)
     assert_close(value_and_gradients(run, x, kernel, cotangent=cotangent), truth, 1e-5)
     assert "stablehlo.convolution" not in program(run, x, kernel)
     with ops.plain_forms():

@@ -8,8 +8,7 @@ the whole map is put together where it is needed. It is the same function, with 
 multiply-adds for 500x375 pixels and 0.40 for 128x128.
 
 `share_border` makes a `SharedMap` of an image, which `fcn_jax.models.fcn` uses as it uses a
-`fcn_jax.canvas.Map`. No layers and no parameters here; along an axis everything follows from the
-layers' windows.
+`fcn_jax.canvas.Map`. Everything here follows from the layers' windows.
 """
 
 from __future__ import annotations
@@ -23,53 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from fcn_jax.canvas import Map, ValidSize, fill_beyond
 from fcn_jax.geometry import Window
-from fcn_jax.models.backbones import Concat, Conv, Layer
-from fcn_jax.models.decoders import CELL, window_of
+from fcn_jax.models.backbones import Conv, Layer
+from fcn_jax.models.decoders import CELL, maps_read, window_of
 
 Sizes: TypeAlias = Int[np.ndarray, "_ 2"] | Int[Array, "b 2"]
 """Cells along both axes: numbers known when the program is traced, or an array of each image's."""
-
-# ======================================================================== how far it goes
-
-
-def shared_layers(layers: Sequence[Layer]) -> int:
-    """How many of the first layers can share the border: while image and edge do not meet.
-
-    They must be a chain, each read by the next one only, without dropout.
-    """
-    branching = {
-        name
-        for layer in layers
-        for name in (layer.sources if isinstance(layer, Concat) else (layer.source,))
-    }
-    chain: list[Window] = []
-    for layer in layers:
-        joins = isinstance(layer, Concat) or layer.source is not None
-        if joins or getattr(layer, "dropout", False):
-            break
-        chain.append(window_of(layer))
-        if layer.name in branching:
-            break
-    if not isinstance(layers[0], Conv) or not chain:
-        return 0
-    return _layers_apart(tuple(chain))
-
-
-@functools.cache
-def _layers_apart(windows: tuple[Window, ...]) -> int:
-    """How many of the layers run before image and edge meet, for an image of any size."""
-    # Where the last windows end depends on the image's size, with the period of the total stride.
-    axis = _Axis.of_image(np.arange(1, 65)[:, None].repeat(2, axis=1), windows[0].pad)
-    for number, window in enumerate(windows):
-        axis = axis.through(dataclasses.replace(window, pad=0) if number == 0 else window)
-        if axis.start < axis.low or np.any(axis.stop > axis.size - axis.high):
-            return number
-    return len(windows)
-
 
 # ======================================================================== where the parts lie
 
@@ -108,6 +69,28 @@ class _Axis:
             low=-(-(self.low + pad) // stride),
             high=size - 1 - (self.size - self.high + pad - kernel) // stride,
         )
+
+
+@functools.cache
+def shared_layers(layers: tuple[Layer, ...]) -> int:
+    """How many of the first layers can share the border: while image and edge do not meet.
+
+    They must be a chain, each read by the next one only, without dropout.
+    """
+    if not isinstance(layers[0], Conv):
+        return 0
+    # Where the last windows end depends on the image's size, with the period of the total stride.
+    axis = _Axis.of_image(np.arange(1, 65)[:, None].repeat(2, axis=1), layers[0].window.pad)
+    reads = maps_read(layers)
+    for number, layer in enumerate(layers):
+        before = layers[number - 1].name if number else ""
+        chained = reads[number] == (before,) and sum(reads, ()).count(before) == 1
+        window = window_of(layer)
+        axis = axis.through(dataclasses.replace(window, pad=0) if number == 0 else window)
+        meet = axis.start < axis.low or np.any(axis.stop > axis.size - axis.high)
+        if meet or not chained or getattr(layer, "dropout", False):
+            return number
+    return len(layers)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -175,22 +158,14 @@ class Border:
     ) -> Float[Array, "#b n2 m2 c"]:
         """A blank map with more cells in the middle, or fewer."""
         # Products with zeros and a one are exact, and so are their gradients.
-        rows, columns = (
-            self._copies(axis, blank.shape[1 + axis], sizes[:, axis], canvas[axis])
-            for axis in (0, 1)
-        )
-        pick = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
-        blank = pick("bRr,brcx->bRcx", rows.astype(blank.dtype), blank)
-        return pick("bCc,bRcx->bRCx", columns.astype(blank.dtype), blank)
-
-    def _copies(
-        self, axis: int, given: int, sizes: Int[Array | np.ndarray, " #b"], cells: int
-    ) -> Bool[Array, "#b {cells} {given}"]:
-        """Which cell of the blank map, one-hot, each cell of a map of other sizes is."""
-        index = np.arange(cells)[None]
-        low, more = self.axis.low, (sizes - self.blank_size[:, axis])[:, None]
-        source = jnp.where(index < low, index, jnp.maximum(low, index - more))
-        return source[..., None] == np.arange(given)[None, None]
+        for axis, product in enumerate(("bRr,brcx->bRcx", "bCc,bRcx->bRCx")):
+            index = np.arange(canvas[axis])[None]
+            low, more = self.axis.low, (sizes - self.blank_size)[:, axis, None]
+            source = jnp.where(index < low, index, jnp.maximum(low, index - more))
+            copies = source[..., None] == np.arange(blank.shape[1 + axis])[None, None]
+            copies = copies.astype(blank.dtype)
+            blank = jnp.einsum(product, copies, blank, precision=lax.Precision.HIGHEST)
+        return blank
 
 
 # ======================================================================== maps
@@ -252,7 +227,7 @@ class SharedMap:
         return _laid_over(between, self.seen, pads)
 
 
-def share_border(image: Map, layers: Sequence[Layer]) -> Map | SharedMap:
+def share_border(image: Map, layers: tuple[Layer, ...]) -> Map | SharedMap:
     """An image whose first layers share its border; as it is if they have none to share."""
     number = shared_layers(layers)
     if not number:

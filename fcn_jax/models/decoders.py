@@ -1,7 +1,6 @@
 """What follows a backbone: the tables of the decoders, and how a decoder lies over a backbone.
 
-The published crops, kernels and names of the transposed convolutions follow from `align`. No arrays
-here, and no layers: `fcn_jax.models.fcn` runs what these tables say.
+The published crops, kernels and names of the transposed convolutions follow from `align`.
 """
 
 from __future__ import annotations
@@ -81,20 +80,21 @@ def smallest_input(layers: tuple[Layer, ...]) -> int:
 
 
 @functools.cache
+def maps_read(layers: tuple[Layer, ...]) -> list[tuple[str, ...]]:
+    """The maps that each layer reads."""
+    names = ["", *(layer.name for layer in layers)]
+    return [sources_of(layer, names[: n + 1]) for n, layer in enumerate(layers)]
+
+
+@functools.cache
 def segments(
     layers: tuple[Layer, ...], scored: tuple[str, ...]
 ) -> list[tuple[tuple[Layer, ...], frozenset[str]]]:
-    """The layers up to each pooling, and which maps are read after them.
-
-    Args:
-        layers: Those of a backbone.
-        scored: Names of the maps that scores are read from.
-    """
-    names = ["", *(layer.name for layer in layers)]
+    """The layers up to each pooling, and which maps layers or scores read after them."""
+    reads = maps_read(layers)
     ends = [n for n, layer in enumerate(layers, 1) if isinstance(layer, Pool) or n == len(layers)]
-    reads = [sources_of(layer, names[: n + 1]) for n, layer in enumerate(layers)]
     return [
-        (layers[start:end], frozenset([names[end], *scored, *sum(reads[end:], ())]))
+        (layers[start:end], frozenset([layers[end - 1].name, *scored, *sum(reads[end:], ())]))
         for start, end in zip([0, *ends], ends, strict=False)
     ]
 
@@ -104,11 +104,11 @@ def segments(
 
 @dataclasses.dataclass(frozen=True)
 class Skip:
-    """One skip of a network.
+    """One skip of a network; its score layer is ``score_<source>``.
 
     Attributes:
         upsample: Name of the transposed convolution of the scores so far.
-        source: Name of the backbone's map; its score layer is ``score_<source>``.
+        source: Name of the backbone's map.
         scale: Fixed factor on the map before its score layer.
     """
 
@@ -126,10 +126,9 @@ class Alignment:
         skips: The skips, from coarse to fine.
         final: Name of the last transposed convolution; None for a classifier.
         transposed_windows: Kernel and factor of every transposed convolution by name.
-        crops: The offset of every crop under the name of the layer that is cropped in the
-            published networks: the skip's score layer, and the last transposed convolution. A
-            negative offset of a skip means that the upsampled scores are cropped instead, by as
-            much.
+        crops: The offset of every crop by the layer that is cropped in the published networks: the
+            skip's score layer, and the last transposed convolution. A negative offset of a skip
+            means that the upsampled scores are cropped instead, by as much.
     """
 
     geometry: Mapping[str, Geometry]
@@ -142,9 +141,6 @@ class Alignment:
 @functools.cache
 def align(backbone: Backbone, decoder: Decoder) -> Alignment:
     """Aligns a decoder with a backbone.
-
-    Transposed convolutions are bilinear: of kernel ``2 factor`` as a rule, and of ``2 factor - 1``
-    where only so the cells coincide (63 instead of 64 for FCN-AlexNet).
 
     Raises:
         ValueError: If a layer reads a map that is not there, or maps that do not lie over each
@@ -180,12 +176,7 @@ def align(backbone: Backbone, decoder: Decoder) -> Alignment:
 
 
 def backbone_geometry(layers: Sequence[Layer]) -> dict[str, Geometry]:
-    """Stride, offset and receptive field of every map of a backbone, by name.
-
-    Raises:
-        ValueError: If a layer reads a map that is not there, two have one name, or the maps that
-            a layer concatenates do not lie over each other.
-    """
+    """Stride, offset and receptive field of every map of a backbone, by name."""
     geometry: dict[str, Geometry] = {}
     for layer in layers:
         sources = [geometry[name] if name else PIXELS for name in sources_of(layer, geometry)]
@@ -216,7 +207,11 @@ def _skips(backbone: Backbone, decoder: Decoder) -> tuple[Skip, ...]:
 
 
 def _bilinear_window(name: str, source: Geometry, target: Geometry) -> TransposedWindow:
-    """The bilinear transposed convolution from one map to another's stride."""
+    """The bilinear transposed convolution from one map to another's stride.
+
+    Its kernel is ``2 factor`` as a rule, and ``2 factor - 1`` where only so the cells coincide (63
+    instead of 64 for FCN-AlexNet).
+    """
     factor = source.stride / target.stride
     if factor.denominator != 1 or factor < 2:
         raise ValueError(
@@ -225,8 +220,5 @@ def _bilinear_window(name: str, source: Geometry, target: Geometry) -> Transpose
         )
     even = TransposedWindow.bilinear(int(factor))
     odd = TransposedWindow(2 * even.factor - 1, even.factor)
-    for window in (even, odd):
-        distance = (source.then(window).offset - target.offset) / target.stride
-        if distance.denominator == 1:
-            return window
-    return even  # crop_offset tells what is wrong
+    distance = (source.then(odd).offset - target.offset) / target.stride
+    return odd if distance.denominator == 1 else even

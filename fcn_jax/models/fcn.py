@@ -2,9 +2,7 @@
 
 One module runs every variant. What differs between FCN-32s, 16s, 8s and 8s at-once is a row of
 `fcn_jax.models.decoders.DECODERS`; what differs between backbones is a table in
-`fcn_jax.models.backbones`; crops and the sizes of maps follow from `fcn_jax.geometry`. A network
-may have several inputs, each with a backbone of its own, and several heads, which share the
-backbones.
+`fcn_jax.models.backbones`; crops and the sizes of maps follow from `fcn_jax.geometry`.
 """
 
 from __future__ import annotations
@@ -289,18 +287,32 @@ class FCN(nn.Module):
 
     def _by_input(self, images: Images) -> dict[str, Array]:
         """The images by input, checked; a classifier fills up those that are too small."""
-        if not isinstance(images, Mapping) and len(self.inputs) == 1:
-            images = {self.inputs[0][0]: images}
-        names = [name for name, _ in self.inputs]
-        given = set(images) if isinstance(images, Mapping) else {"one array"}
-        if not isinstance(images, Mapping) or given != set(names):
+        channels = dict(self.inputs)
+        if not isinstance(images, Mapping):
+            images = {next(iter(channels)) if len(channels) == 1 else "one array": images}
+        if set(images) != set(channels):
             raise ValueError(
-                f"the network reads {', '.join(names)}, it was given {', '.join(sorted(given))}; "
-                "pass a dictionary with an array for each"
+                f"the network reads {', '.join(channels)}, it was given "
+                f"{', '.join(sorted(images))}; pass a dictionary with an array for each"
             )
-        for name, channels in self.inputs:
-            _check_images(images[name], channels)
-        sizes = {images[name].shape[:3] for name in names}
+        for name, array in images.items():
+            if getattr(array, "ndim", None) != 4:
+                raise ValueError(
+                    "images must be an array of the axes (batch, height, width, channels), got "
+                    f"{getattr(array, 'shape', type(array).__name__)}; add a batch axis to a "
+                    "single image with images[None]"
+                )
+            if not jnp.issubdtype(array.dtype, jnp.floating):
+                raise ValueError(
+                    f"images must be floating point and normalised, got {array.dtype}; "
+                    "pass them through fcn_jax.Preprocessing().apply first"
+                )
+            if array.shape[-1] != channels[name]:
+                raise ValueError(
+                    f"the network reads {channels[name]} channels, the images have "
+                    f"{array.shape[-1]}; build it with create_model(inputs=…) for them"
+                )
+        sizes = {array.shape[:3] for array in images.values()}
         if len(sizes) > 1:
             raise ValueError(
                 f"the inputs must have one batch, height and width, got {sorted(sizes)}"
@@ -313,7 +325,7 @@ class FCN(nn.Module):
                 f"at least {least} pixels a side"
             )
         lacking = ((0, 0), (0, max(0, least - height)), (0, max(0, least - width)), (0, 0))
-        return {name: jnp.pad(images[name], lacking) for name in names}
+        return {name: jnp.pad(images[name], lacking) for name in channels}
 
     # ---- properties
 
@@ -370,7 +382,7 @@ class FCN(nn.Module):
         return (*scores, *self.upsampling_layers)
 
     @property
-    def upsampling_windows(self) -> dict[str, TransposedWindow]:
+    def upsampling_layers(self) -> dict[str, TransposedWindow]:
         """Kernel and factor of every transposed convolution, from coarse to fine."""
         return {
             f"{layer}{self._head_suffix(head)}": window
@@ -379,13 +391,8 @@ class FCN(nn.Module):
         }
 
     @property
-    def upsampling_layers(self) -> tuple[str, ...]:
-        """The transposed convolutions, from coarse to fine."""
-        return tuple(self.upsampling_windows)
-
-    @property
     def frozen_layers(self) -> tuple[str, ...]:
-        """The layers that stay as they are: they receive no gradient.
+        """The layers that receive no gradient.
 
         Those that match ``freeze``, and the transposed convolutions that are not learned.
         """
@@ -394,12 +401,10 @@ class FCN(nn.Module):
             for layer in self.learned_upsampling
             for head, _ in self.heads
         }
-        fixed = set(self.upsampling_layers) - learned
-        return tuple(
-            name
-            for name in self.parameter_layers
-            if name in fixed or any(fnmatch.fnmatchcase(name, pattern) for pattern in self.freeze)
-        )
+        frozen = set(self.upsampling_layers) - learned
+        for pattern in self.freeze:
+            frozen |= set(fnmatch.filter(self.parameter_layers, pattern))
+        return tuple(name for name in self.parameter_layers if name in frozen)
 
 
 def _fuse(fine: Map, up: Map, offset: int) -> Map:
@@ -413,26 +418,6 @@ def _fuse(fine: Map, up: Map, offset: int) -> Map:
         return Map(total)
     valid_size = jnp.minimum(up.valid_size, fine.valid_size - offset) - max(0, -offset)
     return Map.masked(total, valid_size)
-
-
-def _check_images(images: Any, channels: int) -> None:
-    if not hasattr(images, "ndim"):
-        raise ValueError(f"images must be an array, got {type(images).__name__}")
-    if images.ndim != 4:
-        raise ValueError(
-            f"images must have the axes (batch, height, width, channels), got the shape "
-            f"{images.shape}; add a batch axis to a single image with images[None]"
-        )
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(
-            f"images must be floating point and normalised, got {images.dtype}; "
-            "pass them through fcn_jax.Preprocessing().apply first"
-        )
-    if images.shape[-1] != channels:
-        raise ValueError(
-            f"the network reads {channels} channels, the images have {images.shape[-1]}; build it "
-            "with create_model(inputs=…) for them"
-        )
 
 
 # ======================================================================== construction
@@ -527,6 +512,12 @@ def create_model(
     return model
 
 
+def _choose(what: str, name: str, choices: Mapping[str, Any]) -> Any:
+    if name not in choices:
+        raise ValueError(f"unknown {what} {name!r}; choose one of {', '.join(choices)}")
+    return choices[name]
+
+
 def _named_counts(
     what: str, value: int | Mapping[str, int], name: str, most: int
 ) -> tuple[tuple[str, int], ...]:
@@ -541,14 +532,11 @@ def _named_counts(
     return tuple(counts.items())
 
 
-def example_images(model: FCN, height: int = 0, width: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and types of a network's inputs, one image that it can take, for tracing.
+# ======================================================================== shapes and parameters
 
-    Args:
-        model: The network.
-        height: Of the image; 0 is as few pixels as the network takes, or 32.
-        width: See ``height``.
-    """
+
+def example_images(model: FCN, height: int = 0, width: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of one image for tracing; 0 is as few pixels as the network takes, or 32."""
     least = max(32, model.smallest_image)
     return {
         name: jax.ShapeDtypeStruct((1, height or least, width or least, channels), jnp.float32)
@@ -561,54 +549,30 @@ def abstract_params(model: FCN) -> dict[str, Any]:
     return jax.eval_shape(model.init, jax.random.key(0), example_images(model))["params"]
 
 
+def initial_params(model: FCN, key: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """Initial parameters, compiled as one program; with ``names`` a flat dictionary of those."""
+
+    def compute(key: Array) -> Any:
+        params = model.lazy_init(key, example_images(model))["params"]
+        flat = traverse_util.flatten_dict(params, sep="/")
+        return params if names is None else {name: flat[name] for name in names}
+
+    return jax.jit(compute)(key)
+
+
 def multiply_adds(model: FCN, height: int, width: int) -> int:
     """Multiply-adds of one forward pass on an image, of convolutions and transposed convolutions.
 
     Products with the padding count, as they are computed; pooling, normalisation and biases do
     not. A transposed convolution has a kernel between all pairs of classes.
-
-    Raises:
-        ValueError: If the network cannot take an image of this size.
     """
-    images = example_images(model, height, width)
     run = functools.partial(model.init_with_output, return_maps=True)
+    images = example_images(model, height, width)
     (_, maps), variables = jax.eval_shape(run, jax.random.key(0), images)
     total = 0
     for layer, arrays in variables["params"].items():
-        rows, columns = maps[layer].shape[1:3]
-        if layer in model.upsampling_windows:  # each cell of its input writes one kernel
-            window = model.upsampling_windows[layer]
-            rows, columns = (
-                (cells - window.kernel) // window.factor + 1 for cells in (rows, columns)
-            )
-        total += rows * columns * math.prod(arrays["kernel"].shape)
+        sides = maps[layer].shape[1:3]
+        if window := model.upsampling_layers.get(layer):  # each cell read writes one kernel
+            sides = ((cells - window.kernel) // window.factor + 1 for cells in sides)
+        total += math.prod(sides) * math.prod(arrays["kernel"].shape)
     return total
-
-
-def initial_params(model: FCN, key: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """Initial parameters of a network, compiled as one program.
-
-    Args:
-        model: The network.
-        key: Random key.
-        names: Compute only these arrays, ``layer/kernel`` or ``layer/bias``; None is all.
-
-    Returns:
-        The parameter tree; with ``names`` a flat dictionary of them.
-    """
-    images = example_images(model)
-
-    def compute(key: Array) -> Any:
-        params: Any = model.lazy_init(key, images)["params"]
-        if names is None:
-            return params
-        flat = traverse_util.flatten_dict(params, sep="/")
-        return {name: flat[name] for name in names}
-
-    return jax.jit(compute)(key)
-
-
-def _choose(what: str, name: str, choices: Mapping[str, Any]) -> Any:
-    if name not in choices:
-        raise ValueError(f"unknown {what} {name!r}; choose one of {', '.join(choices)}")
-    return choices[name]

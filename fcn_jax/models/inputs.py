@@ -100,10 +100,7 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Preprocessing:
         """The inverse of `to_dict`; lists become tuples."""
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in fields.items()
-        }
+        values: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         return cls(**values)
 
 
@@ -175,9 +172,7 @@ class Inputs:
                 f"the network reads {', '.join(self.modalities)}; {', '.join(missing)} is missing"
             )
         inputs = {
-            name: jnp.concatenate(
-                [part.apply(arrays[modality]) for modality, part in parts], axis=-1
-            )
+            name: jnp.concatenate([part.apply(arrays[read]) for read, part in parts], axis=-1)
             for name, parts in self.entries
         }
         return inputs if len(inputs) > 1 else next(iter(inputs.values()))
@@ -192,9 +187,8 @@ class Inputs:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Inputs:
         """The inverse of `to_dict`."""
-        return cls.of(
-            {
-                name: {modality: Preprocessing.from_dict(part) for modality, part in parts.items()}
-                for name, parts in fields.items()
-            }
-        )
+        entries = {
+            name: {modality: Preprocessing.from_dict(part) for modality, part in parts.items()}
+            for name, parts in fields.items()
+        }
+        return cls.of(entries)

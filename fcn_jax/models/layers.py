@@ -131,7 +131,7 @@ class ConvTranspose(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], window: TransposedWindow
     ) -> Float[Array, "b h2 w2 c"]:
-        """Uncropped: `TransposedWindow.output_size` cells a side."""
+        """Uncropped: `TransposedWindow.cells` a side."""
         bilinear = ops.bilinear_kernel(window.kernel, x.shape[-1])
         kernel = self.param("kernel", lambda _: jnp.asarray(bilinear))
         if self.frozen:

@@ -9,14 +9,14 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
 from fcn_jax.ops import winograd
 from fcn_jax.ops.dispatch import fast_on_cpu, in_float32, plain_chosen
+from fcn_jax.ops.winograd import Padding
 
-Padding: TypeAlias = Sequence[tuple[int, int]]
-"""Zeros before and after the maps along both axes; negative numbers crop."""
 Convolve: TypeAlias = Callable[[Array, Array], Array]
 """From input and kernel."""
 
@@ -38,9 +38,8 @@ def convolution(
     - few groups: a convolution for each, `convolution_by_groups`.
 
     They compute in float32; bfloat16 and float16 are rounded once, at the end. In float64 the form
-    is plain. `jit`, `vmap`, `jax.checkpoint` and sharded arrays are fine. Forward-mode
-    differentiation (`jax.jvp`) of a kernel larger than 1x1 raises JAX's TypeError on custom_vjp, on
-    all backends; it works inside `fcn_jax.ops.plain_forms`.
+    is plain. Forward-mode differentiation (`jax.jvp`) of a kernel larger than 1x1 raises JAX's
+    TypeError on custom_vjp, on all backends; it works inside `fcn_jax.ops.plain_forms`.
     """
     plain = functools.partial(
         lax.conv_general_dilated, window_strides=strides, padding=padding, **options
@@ -125,16 +124,12 @@ def _product(rows: Float[Array, "*n i"], matrix: Float[Array, "i o"]) -> Float[A
     return rows @ matrix
 
 
-def _product_forward(rows: Array, matrix: Array) -> tuple[Array, tuple[Array, Array]]:
-    return rows @ matrix, (rows, matrix)
-
-
 def _product_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     rows, matrix = saved
     return gradient @ matrix.T, _matrix_gradient(rows, gradient)
 
 
-_product.defvjp(_product_forward, _product_backward)
+_product.defvjp(lambda rows, matrix: (rows @ matrix, (rows, matrix)), _product_backward)
 
 
 def _matrix_gradient(
@@ -174,18 +169,38 @@ def _with_fast_gradients(plain: Convolve, padding: Padding) -> Convolve:
         fast = functools.partial(winograd.convolve, padding=padding)
         return fast_on_cpu(in_float32(fast), plain)(x, kernel)
 
-    def forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-        return compute(x, kernel), (x, kernel)
+    def input_gradient(gradient: Array, x: Array, kernel: Array) -> Array:
+        def by_lax(gradient: Array, kernel: Array) -> Array:
+            return jax.linear_transpose(lambda x: plain(x, kernel), x)(gradient)[0]
+
+        if not _winograd_gains(x, kernel, padding):
+            return by_lax(gradient, kernel)
+        fast = functools.partial(winograd.input_gradient, padding=padding)
+        return fast_on_cpu(in_float32(fast), by_lax)(gradient, kernel)
+
+    def kernel_gradient(gradient: Array, x: Array, kernel: Array) -> Array:
+        def by_lax(x: Array, gradient: Array) -> Array:
+            return jax.linear_transpose(lambda kernel: plain(x, kernel), kernel)(gradient)[0]
+
+        def fast(x: Array, gradient: Array) -> Array:
+            # Windows that lie wholly in the border, whose inputs are zeros, are left out.
+            size, _, inputs, outputs = kernel.shape
+            inner = [(min(low, size - 1), min(high, size - 1)) for low, high in padding]
+            crops = np.subtract(inner, padding).tolist()
+            gradient = _pad(gradient, crops)
+            if _winograd_gains(x, kernel, padding):
+                return winograd.kernel_gradient(x, gradient, inner)
+            if size**2 * inputs <= outputs:
+                return kernel_gradient_by_patches(size, inner, x, gradient)
+            return kernel_gradient_by_taps(size, inner, x, gradient)
+
+        return fast_on_cpu(in_float32(fast), by_lax)(x, gradient)
 
     def backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-        x, kernel = saved
-        return (
-            _input_gradient(plain, padding, x, kernel, gradient),
-            _kernel_gradient(plain, padding, x, kernel, gradient),
-        )
+        return input_gradient(gradient, *saved), kernel_gradient(gradient, *saved)
 
     convolve = jax.custom_vjp(compute)
-    convolve.defvjp(forward, backward)
+    convolve.defvjp(lambda x, kernel: (compute(x, kernel), (x, kernel)), backward)
     return convolve
 
 
@@ -200,46 +215,6 @@ def _winograd_gains(x: Array, kernel: Array, padding: Padding) -> bool:
         return False
     rows, columns = _output_size(x, size, padding)
     return x.shape[0] * -(-rows // winograd.TILE) * -(-columns // winograd.TILE) >= 64
-
-
-def _input_gradient(
-    plain: Convolve, padding: Padding, x: Array, kernel: Array, gradient: Array
-) -> Array:
-    """The convolution of the gradient with the kernel rotated by 180 degrees."""
-
-    def by_lax(gradient: Array, kernel: Array) -> Array:
-        (transposed,) = jax.linear_transpose(lambda x: plain(x, kernel), x)(gradient)
-        return transposed
-
-    if not _winograd_gains(x, kernel, padding):
-        return by_lax(gradient, kernel)
-    fast = functools.partial(winograd.input_gradient, padding=padding)
-    return fast_on_cpu(in_float32(fast), by_lax)(gradient, kernel)
-
-
-def _kernel_gradient(
-    plain: Convolve, padding: Padding, x: Array, kernel: Array, gradient: Array
-) -> Array:
-    size, _, inputs, outputs = kernel.shape
-
-    def by_lax(x: Array, gradient: Array) -> Array:
-        (transposed,) = jax.linear_transpose(lambda kernel: plain(x, kernel), kernel)(gradient)
-        return transposed
-
-    def fast(x: Array, gradient: Array) -> Array:
-        # Windows that lie wholly in the border, whose inputs are zeros, are left out.
-        inner = [(min(low, size - 1), min(high, size - 1)) for low, high in padding]
-        crops = [
-            (new - old, end - last) for (new, end), (old, last) in zip(inner, padding, strict=True)
-        ]
-        gradient = _pad(gradient, crops)
-        if _winograd_gains(x, kernel, padding):
-            return winograd.kernel_gradient(x, gradient, inner)
-        if size**2 * inputs <= outputs:
-            return kernel_gradient_by_patches(size, inner, x, gradient)
-        return kernel_gradient_by_taps(size, inner, x, gradient)
-
-    return fast_on_cpu(in_float32(fast), by_lax)(x, gradient)
 
 
 def kernel_gradient_by_patches(

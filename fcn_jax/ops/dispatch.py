@@ -15,11 +15,7 @@ VARIABLE = "FCN_JAX_PLAIN_OPS"
 
 
 def plain_by_environment() -> bool:
-    """Whether the environment variable ``FCN_JAX_PLAIN_OPS`` asks for plain forms.
-
-    Raises:
-        ValueError: If its value is neither 0 nor 1.
-    """
+    """Whether the environment variable ``FCN_JAX_PLAIN_OPS`` asks for plain forms."""
     value = os.environ.get(VARIABLE, "0")
     if value not in ("", "0", "1"):
         raise ValueError(

@@ -25,8 +25,7 @@ def max_pool(x: Float[Array, "b h w c"], window: Window) -> Float[Array, "b h2 w
     0.4 for pool1 (2x2), 0.10 for pool3; 0.14 for AlexNet's pool1 (3x3, stride 2), 0.30 for
     GoogLeNet's inception_3a/pool (3x3, stride 1), 4 images each.
 
-    Forward-mode differentiation (`jax.jvp`) raises JAX's TypeError on custom_vjp, on all backends;
-    it works inside `fcn_jax.ops.plain_forms`.
+    Forward-mode differentiation (`jax.jvp`) is as for `fcn_jax.ops.convolution`.
     """
     plain = functools.partial(_max_pool, window)
     if plain_chosen() or window.kernel**2 > 127 or min(x.shape) == 0:

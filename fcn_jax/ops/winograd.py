@@ -10,8 +10,7 @@ Everything is exact but for rounding: in float32 2e-6 to 5e-6 of the largest out
 direct sum's error.
 
 The tiles are worked through in strips of rows, which stay in the cache. Whole maps at the points
-would take 2.25 times the memory of the map, and be slower: much time would go to new pages of
-memory.
+would take 2.25 times the memory of the map, and be slower.
 """
 
 from __future__ import annotations
@@ -19,11 +18,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
+
+Padding: TypeAlias = Sequence[tuple[int, int]]
+"""Zeros before and after the maps along both axes; negative numbers crop."""
 
 TILE = 4
 _POINTS = 6
@@ -32,12 +35,8 @@ _POINTS = 6
 def _matrices(points: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The transforms to the points and back along one axis, by Toom and Cook (Lavin and Gray, 4.2).
 
-    Args:
-        points: All points but infinity, which comes last.
-
-    Returns:
-        The matrices from 6 inputs to the values at the points, from 3 taps of a kernel to their
-        values, and from the products of both to 4 outputs.
+    From 6 inputs to the values at the points and infinity, from 3 taps of a kernel to their values,
+    and from the products of both to 4 outputs.
     """
     polynomial = np.polynomial.polynomial
     inputs = np.zeros((_POINTS, _POINTS))
@@ -95,29 +94,22 @@ class Strips:
 
 
 def convolve(
-    x: Float[Array, "b h w i"],
-    kernel: Float[Array, "k k i o"],
-    padding: Sequence[tuple[int, int]],
+    x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"], padding: Padding
 ) -> Float[Array, "b h2 w2 o"]:
-    """Convolution of stride 1 with zeros around the input; negative padding crops. float32."""
+    """Convolution of stride 1, in float32."""
     return _convolve(x, _transform(_KERNEL, kernel), "pqbyxi,pqio->pqbyxo", padding)
 
 
 def input_gradient(
-    gradient: Float[Array, "b h2 w2 o"],
-    kernel: Float[Array, "k k i o"],
-    padding: Sequence[tuple[int, int]],
+    gradient: Float[Array, "b h2 w2 o"], kernel: Float[Array, "k k i o"], padding: Padding
 ) -> Float[Array, "b h w i"]:
-    """The gradient of `convolve` to its input, from that to its output. float32.
-
-    It is the convolution with the kernel rotated by 180 degrees.
-    """
+    """The gradient of `convolve` to its input: the convolution with the kernel rotated by 180°."""
     rotated = _transform(_KERNEL, jnp.flip(kernel, (0, 1)))
     border = [(2 - low, 2 - high) for low, high in padding]
     return _convolve(gradient, rotated, "pqbyxo,pqio->pqbyxi", border)
 
 
-def _convolve(x: Array, kernel: Array, products: str, padding: Sequence[tuple[int, int]]) -> Array:
+def _convolve(x: Array, kernel: Array, products: str, padding: Padding) -> Array:
     """Convolution with a kernel given at the points, by an einsum of the values there."""
     batch = x.shape[0]
     height, width = (size + sum(pads) - 2 for size, pads in zip(x.shape[1:3], padding, strict=True))
@@ -144,11 +136,9 @@ def _convolve(x: Array, kernel: Array, products: str, padding: Sequence[tuple[in
 
 
 def kernel_gradient(
-    x: Float[Array, "b h w i"],
-    gradient: Float[Array, "b h2 w2 o"],
-    padding: Sequence[tuple[int, int]],
+    x: Float[Array, "b h w i"], gradient: Float[Array, "b h2 w2 o"], padding: Padding
 ) -> Float[Array, "k k i o"]:
-    """The gradient of `convolve` to its kernel, from that to its output. float32."""
+    """The gradient of `convolve` to its kernel."""
     batch, height, width, outputs = gradient.shape
     strips = Strips.divide(batch, height, width, max(x.shape[-1], outputs))
     x = _pad_to_tiles(x, padding, height, width, strips)
@@ -177,15 +167,13 @@ def kernel_gradient(
     return _transform(_KERNEL.T, lax.fori_loop(0, strips.count, add_strip, zeros))
 
 
-def _pad_to_tiles(
-    x: Array, padding: Sequence[tuple[int, int]], height: int, width: int, strips: Strips
-) -> Array:
+def _pad_to_tiles(x: Array, padding: Padding, height: int, width: int, strips: Strips) -> Array:
     """The input with its border, and zeros below and right of it up to whole tiles."""
     (top, bottom), (left, right) = padding
     below = max(0, strips.rows - height)
     beside = TILE * strips.tile_columns - width
-    pads = ((0, 0), (top, bottom + below), (left, right + beside), (0, 0))
-    return lax.pad(x, jnp.zeros((), x.dtype), [(*pad, 0) for pad in pads])
+    pads = ((0, 0, 0), (top, bottom + below, 0), (left, right + beside, 0), (0, 0, 0))
+    return lax.pad(x, jnp.zeros((), x.dtype), pads)
 
 
 # ======================================================================== to the points and back
@@ -196,16 +184,15 @@ def _combine(matrix: np.ndarray, arrays: Sequence[Array]) -> Array:
 
     Zeros and ones of the matrix cost nothing.
     """
-    return jnp.stack([_weighted_sum(row, arrays) for row in matrix])
-
-
-def _weighted_sum(weights: np.ndarray, arrays: Sequence[Array]) -> Array:
-    terms = [
-        array if weight == 1 else np.float32(weight) * array
-        for weight, array in zip(weights, arrays, strict=True)
-        if weight
-    ]
-    return sum(terms[1:], start=terms[0])
+    combinations = []
+    for weights in matrix:
+        first, *others = (
+            array if weight == 1 else np.float32(weight) * array
+            for weight, array in zip(weights, arrays, strict=True)
+            if weight
+        )
+        combinations.append(sum(others, start=first))
+    return jnp.stack(combinations)
 
 
 # The barriers keep XLA from computing the rows again for each column.
