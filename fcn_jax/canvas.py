@@ -54,13 +54,11 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class CanvasImage:
-    """An image that has been given a canvas.
+    """An image, as ``arrays`` by modality at the network's scale, that has been given a canvas.
 
     Attributes:
         source: Where it came from, for whoever gets the result: a number, an example.
-        arrays: What the network reads by modality, at the network's scale.
         original_size: Height and width before scaling, at which results are wanted.
-        canvas: Of the batch that it is to be in.
     """
 
     source: Any
@@ -74,12 +72,8 @@ class Group:
     """Images of one canvas, and the number of rows of their batch."""
 
     images: list[CanvasImage]
+    canvas: Size
     rows: int
-
-    @property
-    def canvas(self) -> Size:
-        """That of the batch."""
-        return self.images[0].canvas
 
 
 # ======================================================================== canvases
@@ -102,11 +96,8 @@ def exactly(side: int) -> int:
 
 
 def rule_for(sizes: Iterable[Size]) -> Canvas:
-    """The rule for a set of images: their own sizes if they have one or two, else `canvas_side`.
-
-    Two are those of a camera that was held upright and across.
-    """
-    return exactly if len(set(sizes)) <= 2 else canvas_side
+    """The rule for a set of images: their own sizes if they have one or two, else `canvas_side`."""
+    return exactly if len(set(sizes)) <= 2 else canvas_side  # a camera, upright and across
 
 
 def canvas_for(size: Size, canvas: Canvas) -> Size:
@@ -123,8 +114,7 @@ def canvas_for(size: Size, canvas: Canvas) -> Size:
 def original_canvas(canvas: Size, scale: float) -> Size:
     """The smallest canvas for all images that fit ``canvas`` once they are scaled."""
     # The sides that round(side * scale) brings to the canvas, and no more.
-    height, width = (math.floor((side + 0.5) / scale) for side in canvas)
-    return height, width
+    return math.floor((canvas[0] + 0.5) / scale), math.floor((canvas[1] + 0.5) / scale)
 
 
 # ======================================================================== batches
@@ -139,14 +129,9 @@ def group_by_canvas(
     """Collects images of one canvas; yields those that fill a batch, and the others at the end.
 
     All batches of a canvas have the same number of rows, so that it is compiled once: the batch
-    size, or fewer if so many would have more than ``most_pixels`` for a device. For a canvas too
-    rare to fill one batch it is its number of images, rounded up to a power of two.
-
-    Args:
-        images: In any order.
-        batch_size: Images at a time, over all devices; rounded up to a multiple of them.
-        shards: Parts that a batch is split into, one for each device.
-        most_pixels: Of all the canvases that a device gets at a time, but for a single one.
+    size rounded up to a multiple of ``shards``, one for each device, or fewer if so many would have
+    more than ``most_pixels`` for a device. For a canvas too rare to fill one batch it is its number
+    of images, rounded up to a power of two.
     """
     pending: dict[Size, list[CanvasImage]] = {}
     filled = set()
@@ -159,13 +144,13 @@ def group_by_canvas(
         group = pending.setdefault(image.canvas, [])
         group.append(image)
         if len(group) == full_rows(image.canvas):
-            yield Group(pending.pop(image.canvas), len(group))
+            yield Group(pending.pop(image.canvas), image.canvas, len(group))
             filled.add(image.canvas)
     for canvas, group in pending.items():
         rows = full_rows(canvas)
         if canvas not in filled:
             rows = min(rows, round_up(1 << (len(group) - 1).bit_length(), shards))
-        yield Group(group, rows)
+        yield Group(group, canvas, rows)
 
 
 def round_up(number: int, multiple: int) -> int:

@@ -1,7 +1,4 @@
-"""The layers that have parameters: convolution and transposed convolution.
-
-Which of them a network has, and how they are joined, is decided in `fcn_jax.models.fcn`.
-"""
+"""The layers that have parameters: convolution and transposed convolution."""
 
 from __future__ import annotations
 
@@ -79,9 +76,8 @@ class Convolution(nn.Module):
         channels: Channels out.
         groups: Parts that the channels are split into, each convolved on its own.
         relu: Whether ReLU follows.
-        kernel_init: Initial kernel (size, size, channels in of a group, channels out).
-        dtype: Of the products and the result; None is that of the input or of the parameters,
-            whichever is wider.
+        kernel_init: Initial kernel.
+        dtype: Of the products and the result; None is the wider of input and parameters.
         precision: What the factors may be rounded to.
         frozen: Whether kernel and bias receive no gradient.
     """
@@ -106,8 +102,8 @@ class Convolution(nn.Module):
         out = ops.convolution(
             x.astype(dtype),
             jnp.asarray(kernel, dtype),
-            (window.stride, window.stride),
-            ((window.pad, window.pad), (window.pad, window.pad)),
+            (window.stride,) * 2,
+            ((window.pad, window.pad),) * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=self.groups,
             precision=self.precision,
@@ -117,12 +113,7 @@ class Convolution(nn.Module):
 
 
 class ConvTranspose(nn.Module):
-    """Transposed convolution without bias, started as bilinear interpolation.
-
-    Attributes:
-        precision: What the factors may be rounded to.
-        frozen: Whether the kernel receives no gradient.
-    """
+    """Transposed convolution without bias or crop, started as bilinear interpolation."""
 
     precision: lax.Precision = lax.Precision.HIGHEST
     frozen: bool = False
@@ -131,7 +122,6 @@ class ConvTranspose(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], window: TransposedWindow
     ) -> Float[Array, "b h2 w2 c"]:
-        """Uncropped: `TransposedWindow.cells` a side."""
         bilinear = ops.bilinear_kernel(window.kernel, x.shape[-1])
         kernel = self.param("kernel", lambda _: jnp.asarray(bilinear))
         if self.frozen:

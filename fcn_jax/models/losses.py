@@ -96,15 +96,9 @@ def sample_cells(
 ) -> Integer[Array, "b h w"]:
     """Patch sampling: keeps the labels of a random part of the final-layer cells.
 
-    Every cell of the coarsest score map is kept with probability ``fraction``, independently;
-    the pixels nearest to the other cells become void (paper, section 3.4 and figure 5, which
-    enlarges the minibatch by 1 / fraction to keep the number of cells).
-
-    Args:
-        key: Random key.
-        labels: Label maps with void 255.
-        fraction: In (0, 1]; 1 keeps all.
-        cells: Geometry of the coarsest score map, ``model.alignment.geometry["score_fr"]``.
+    Every cell of the coarsest score map, whose geometry is ``cells``, is kept with probability
+    ``fraction``, independently; the pixels nearest to the other cells become void (paper, section
+    3.4 and figure 5, which enlarges the minibatch by 1 / fraction to keep the number of cells).
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"the fraction of cells must be in (0, 1], got {fraction}")

@@ -60,13 +60,9 @@ _INPUT, _KERNEL, _OUTPUT = _matrices((0.0, _NEAR, -_NEAR, _FAR, -_FAR))
 
 @dataclasses.dataclass(frozen=True)
 class Strips:
-    """How the rows of a map of outputs are divided.
+    """How the rows of a map of outputs are divided: ``tile_rows`` rows of tiles in each strip.
 
-    Attributes:
-        count: Number of strips.
-        tile_rows: Rows of tiles in each.
-        tile_columns: Tiles in a row.
-        height: Rows of the map; the last strip begins early enough to end there.
+    The last strip begins early enough to end with the map, at ``height``.
     """
 
     count: int
@@ -89,7 +85,7 @@ class Strips:
         return cls(-(-rows // tile_rows), tile_rows, columns, height)
 
     def start(self, strip: Array) -> Array:
-        """The first row of a strip; the last overlaps the one before."""
+        """The first row of a strip."""
         return jnp.minimum(strip * self.rows, self.height - self.rows)
 
 
