@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from interleaved import take_turns
-from jax import lax
 
 from fcn_jax import ops
 from fcn_jax.geometry import TransposedWindow, Window
@@ -87,10 +86,9 @@ def operation(layer: Layer) -> Callable[..., jax.Array]:
         return functools.partial(ops.max_pool, window=window)
     return functools.partial(
         ops.convolution,
-        strides=(layer.stride, layer.stride),
+        stride=layer.stride,
         padding=[(layer.pad, layer.pad)] * 2,
-        feature_group_count=layer.groups,
-        dimension_numbers=lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2)),
+        groups=layer.groups,
     )
 
 

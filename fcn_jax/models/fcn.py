@@ -139,8 +139,8 @@ class FCN(nn.Module):
         for name, image in images.items():
             maps |= self._run_backbone(Map.masked(image, valid_size), name, train, return_maps)
         logits = {}
-        for head, classes in self.heads:
-            decoded = self._decode(maps, head, classes)
+        for head, _ in self.heads:
+            decoded = self._decode(maps, head)
             *_, scores = decoded.values()
             logits[head] = scores.array
             if not self.classifies:
@@ -218,16 +218,16 @@ class FCN(nn.Module):
 
     # ---- the decoder
 
-    def _decode(self, maps: Mapping[str, Map], head: str, classes: int) -> dict[str, Map]:
+    def _decode(self, maps: Mapping[str, Map], head: str) -> dict[str, Map]:
         """The maps of one head; the last one has its scores, not yet cropped to the image."""
         alignment, suffix = self.alignment, self._head_suffix(head)
         first = "score_fr" if alignment.final else self.backbone.classifier
-        decoded = self._score(maps, first, self._layers[-1].name, suffix, classes)
+        decoded = self._score(maps, first, self._layers[-1].name, head)
         *_, scores = decoded.values()
         for skip in alignment.skips:
             up = self._upsample(scores, skip.upsample, head)
             layer = f"score_{skip.source}"
-            fine = self._score(maps, layer, skip.source, suffix, classes, skip.scale)
+            fine = self._score(maps, layer, skip.source, head, skip.scale)
             *_, finer = fine.values()
             scores = _fuse(finer, up, alignment.crops[layer])
             fuse = f"fuse_{skip.source}{suffix}"
@@ -238,21 +238,15 @@ class FCN(nn.Module):
         return decoded
 
     def _score(
-        self,
-        maps: Mapping[str, Map],
-        layer: str,
-        source: str,
-        head_suffix: str,
-        classes: int,
-        scale: float = 1.0,
+        self, maps: Mapping[str, Map], layer: str, source: str, head: str, scale: float = 1.0
     ) -> dict[str, Map]:
         """The scores of a map of every backbone; of several also their mean, at the end."""
-        scores = {}
+        head_suffix, scores = self._head_suffix(head), {}
         for input_name, _ in self.inputs:
             suffix = self._input_suffix(input_name)
             name = f"{layer}{head_suffix}{suffix}"
             convolution = Convolution(
-                classes,
+                dict(self.heads)[head],
                 precision=PRECISIONS[self.precision].products,
                 frozen=name in self.frozen_layers,
                 name=name,
@@ -261,8 +255,9 @@ class FCN(nn.Module):
             scores[name] = Map(array * scale, valid_size).apply(convolution, CELL)
         if len(scores) > 1:  # late fusion
             mean = functools.reduce(operator.add, (score.array for score in scores.values()))
-            mean_name = f"{layer.replace('score_fr', 'score')}{head_suffix}_fused"
-            scores[mean_name] = Map(mean / len(scores), next(iter(scores.values())).valid_size)
+            valid_size = next(iter(scores.values())).valid_size
+            fused = f"{layer.replace('score_fr', 'score')}{head_suffix}_fused"
+            scores[fused] = Map(mean / len(scores), valid_size)
         return scores
 
     def _upsample(self, scores: Map, layer: str, head: str) -> Map:

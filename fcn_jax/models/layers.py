@@ -102,11 +102,10 @@ class Convolution(nn.Module):
         out = ops.convolution(
             x.astype(dtype),
             jnp.asarray(kernel, dtype),
-            (window.stride,) * 2,
+            window.stride,
             ((window.pad, window.pad),) * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.groups,
-            precision=self.precision,
+            self.groups,
+            self.precision,
         )
         out = out + jnp.asarray(bias, dtype)[None, None, None]
         return nn.relu(out) if self.relu else out

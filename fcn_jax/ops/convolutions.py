@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +24,14 @@ Convolve: TypeAlias = Callable[[Array, Array], Array]
 def convolution(
     x: Float[Array, "b h w c"],
     kernel: Float[Array, "k l i o"],
-    strides: Sequence[int],
-    padding: Padding | str,
-    **options: Any,
+    stride: int,
+    padding: Padding,
+    groups: int = 1,
+    precision: lax.Precision | None = None,
 ) -> Float[Array, "b h2 w2 o"]:
     """`jax.lax.conv_general_dilated`, computed another way on the CPU where that is faster.
 
-    For `flax.linen.Conv(conv_general_dilated=…)`. Square kernels of stride 1 have fast forms:
+    Square kernels of stride 1 have fast forms:
 
     - 3x3 from and to 32 channels or more, with its two gradients: `fcn_jax.ops.winograd`;
     - other kernel gradients: `kernel_gradient_by_taps` and `kernel_gradient_by_patches`;
@@ -42,48 +43,35 @@ def convolution(
     TypeError on custom_vjp, on all backends; it works inside `fcn_jax.ops.plain_forms`.
     """
     plain = functools.partial(
-        lax.conv_general_dilated, window_strides=strides, padding=padding, **options
+        lax.conv_general_dilated,
+        window_strides=(stride, stride),
+        padding=padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+        precision=precision,
     )
-    if plain_chosen() or not _has_fast_form(x, kernel, strides, padding, options):
+    size, columns, inputs, outputs = kernel.shape
+    has_fast_form = (
+        size == columns
+        and stride == 1
+        # A group of few channels is no faster by itself, and many groups are many operations.
+        and (groups == 1 or inputs >= 16)
+        and x.dtype == kernel.dtype
+        and x.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
+        and min(x.shape) > 0
+    )
+    if plain_chosen() or not has_fast_form:
         return plain(x, kernel)
-    assert not isinstance(padding, str)
-    groups = options.get("feature_group_count", 1)
     if groups > 1:
-        of_a_group = {**options, "feature_group_count": 1}
-        one = functools.partial(convolution, strides=strides, padding=padding, **of_a_group)
+        one = functools.partial(convolution, stride=1, padding=padding, precision=precision)
         fast = functools.partial(convolution_by_groups, one, groups)
         return fast_on_cpu(fast, plain)(x, kernel)
-    size, _, _, outputs = kernel.shape
     cells = x.shape[0] * math.prod(_output_size(x, size, padding))
     patches_are_small = 0 < cells <= outputs  # they take no more memory than the kernel
     if size == 1 or patches_are_small:
         fast = functools.partial(convolution_by_patches, padding)
         return fast_on_cpu(in_float32(fast), plain)(x, kernel)
     return _with_fast_gradients(plain, padding)(x, kernel)
-
-
-def _has_fast_form(
-    x: Array, kernel: Array, strides: Sequence[int], padding: Padding | str, options: dict[str, Any]
-) -> bool:
-    """Whether this is a convolution of stride 1, square and not dilated, in float32 or less."""
-    ordinary = {
-        "lhs_dilation": (None, (1, 1)),
-        "rhs_dilation": (None, (1, 1)),
-        "batch_group_count": (1,),
-        "preferred_element_type": (None, x.dtype),
-    }
-    # A group of few channels is no faster by itself, and many groups are many operations.
-    wide_groups = options.get("feature_group_count", 1) == 1 or kernel.shape[2] >= 16
-    return (
-        kernel.shape[0] == kernel.shape[1]
-        and tuple(strides) == (1, 1)
-        and not isinstance(padding, str)
-        and all(options.get(name, values[0]) in values for name, values in ordinary.items())
-        and wide_groups
-        and x.dtype == kernel.dtype
-        and x.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
-        and min(x.shape) > 0
-    )
 
 
 def _output_size(x: Array, size: int, padding: Padding) -> tuple[int, ...]:
@@ -186,8 +174,8 @@ def _with_fast_gradients(plain: Convolve, padding: Padding) -> Convolve:
             # Windows that lie wholly in the border, whose inputs are zeros, are left out.
             size, _, inputs, outputs = kernel.shape
             inner = [(min(low, size - 1), min(high, size - 1)) for low, high in padding]
-            crops = np.subtract(inner, padding).tolist()
-            gradient = _pad(gradient, crops)
+            crops = np.subtract(inner, padding)
+            gradient = _pad(gradient, [(int(low), int(high)) for low, high in crops])
             if _winograd_gains(x, kernel, padding):
                 return winograd.kernel_gradient(x, gradient, inner)
             if size**2 * inputs <= outputs:
