@@ -140,13 +140,7 @@ class Alignment:
 
 @functools.cache
 def align(backbone: Backbone, decoder: Decoder) -> Alignment:
-    """Aligns a decoder with a backbone.
-
-    Raises:
-        ValueError: If a layer reads a map that is not there, or maps that do not lie over each
-            other; if the decoder needs more skips than the backbone names, the strides of the skips
-            do not divide each other, or the cells cannot be made to coincide.
-    """
+    """Aligns a decoder with a backbone; raises ValueError if they do not fit together."""
     if not decoder.upsample:
         layers = (*backbone.layers, *backbone.classifier_pool)
         geometry = backbone_geometry(layers)

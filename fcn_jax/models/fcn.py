@@ -387,16 +387,12 @@ class FCN(nn.Module):
 
     @property
     def frozen_layers(self) -> tuple[str, ...]:
-        """The layers that receive no gradient.
-
-        Those that match ``freeze``, and the transposed convolutions that are not learned.
-        """
-        learned = {
+        """The layers without a gradient: those of ``freeze``, and unlearned upsampling."""
+        frozen = {
             f"{layer}{self._head_suffix(head)}"
-            for layer in self.learned_upsampling
+            for layer in set(self.alignment.transposed_windows) - set(self.learned_upsampling)
             for head, _ in self.heads
         }
-        frozen = set(self.upsampling_layers) - learned
         for pattern in self.freeze:
             frozen |= set(fnmatch.filter(self.parameter_layers, pattern))
         return tuple(name for name in self.parameter_layers if name in frozen)

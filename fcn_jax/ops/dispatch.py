@@ -53,11 +53,7 @@ def plain_chosen() -> bool:
 
 def fast_on_cpu(fast: Callable[..., Array], plain: Callable[..., Array]) -> Callable[..., Array]:
     """A function of arrays that is ``fast`` in programs for the CPU and ``plain`` in others."""
-
-    def choose(*arrays: Array) -> Array:
-        return lax.platform_dependent(*arrays, cpu=fast, default=plain)
-
-    return choose
+    return lambda *arrays: lax.platform_dependent(*arrays, cpu=fast, default=plain)
 
 
 def in_float32(function: Callable[..., Array]) -> Callable[..., Array]:

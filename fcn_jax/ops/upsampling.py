@@ -79,9 +79,6 @@ def bilinear_kernel(size: int, channels: int) -> Float[np.ndarray, "k k c c"]:
 
     With f = (size + 1) // 2 the weights along an axis are 1 - abs(i - centre) / f, where the
     centre is f - 1 for odd sizes and f - 0.5 for even ones (the reference's ``upsample_filt``).
-
-    Returns:
-        float32, zero off the channel diagonal.
     """
     factor = (size + 1) // 2
     centre = factor - 1 if size % 2 else factor - 0.5
@@ -102,15 +99,9 @@ def resize_bilinear_on_canvas(
     """`jax.image.resize` by ``bilinear`` for images of different sizes, each as if it were alone.
 
     Pixel centres are aligned (the half-pixel rule); where an image shrinks, the pixels that fall
-    together are averaged (antialiasing). The images lie in the top left corners; the values beyond
-    them must be finite, and become 0.
-
-    Args:
-        x: The images.
-        valid_size: Height and width of each image's part of ``x``.
-        target_size: Height and width that each image is brought to, at most 32767.
-        height: Of the resulting canvas.
-        width: See ``height``.
+    together are averaged (antialiasing). The images lie in the top left corners of canvases, of
+    ``height`` and ``width`` in the end; the values beyond ``valid_size`` must be finite, and those
+    beyond ``target_size`` (at most 32767) become 0.
     """
     rows = _bilinear_weights(valid_size[:, 0], target_size[:, 0], x.shape[1], height)
     columns = _bilinear_weights(valid_size[:, 1], target_size[:, 1], x.shape[2], width)
