@@ -6,7 +6,6 @@ A config file holds ``get_config()``, which starts from `default_config` and set
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import importlib.util
 import json
@@ -14,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -37,14 +36,8 @@ else:
 # ======================================================================== what a value may be
 
 
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """What the values of a field are.
-
-    Attributes:
-        words: What to give, as a sentence without its end.
-        fits: Whether a value is of this kind.
-    """
+class Kind(NamedTuple):
+    """What the values of a field are: in words, as a request, and as a check."""
 
     words: str
     fits: Callable[[Any], bool]
@@ -58,20 +51,17 @@ def whole(least: int, most: int = 2**31 - 1) -> Kind:
     )
 
 
-def number(
-    at_least: float = -3e38, above: float = -3e38, below: float = 3e38, at_most: float = 3e38
-) -> Kind:
-    """Numbers within limits, by default those of float32; NaN is none."""
-    limits = {"at least": at_least, "above": above, "below": below, "at most": at_most}
+def number(limits: str, within: Callable[[float], bool]) -> Kind:
+    """Numbers of float32 within limits; NaN is none."""
     return Kind(
-        "give a number "
-        + " and ".join(f"{name} {limit}" for name, limit in limits.items() if abs(limit) < 3e38),
-        lambda value: (
-            type(value) in (int, float)
-            and max(at_least, above) <= value <= min(below, at_most)
-            and value not in (above, below)
-        ),
+        f"give a number {limits}",
+        lambda value: type(value) in (int, float) and abs(value) < 3e38 and within(value),
     )
+
+
+def up_to(most: float) -> Kind:
+    """Positive numbers up to one."""
+    return number(f"above 0 and at most {most}", lambda value: 0 < value <= most)
 
 
 def choice(*names: str) -> Kind:
@@ -101,9 +91,10 @@ def by_name(kind: Kind) -> Kind:
 FLAG = Kind("give True or False", lambda value: isinstance(value, bool))
 TEXT = Kind("give text", lambda value: isinstance(value, str))
 NAME = Kind("give a name", lambda value: isinstance(value, str) and value.strip() != "")
-POSITIVE, NOT_NEGATIVE = number(above=0), number(at_least=0)
-BELOW_ONE = number(at_least=0, below=1)
 OPTIONS = Kind("give a dictionary", lambda value: isinstance(value, ConfigDict))
+POSITIVE = number("above 0", lambda value: value > 0)
+NOT_NEGATIVE = number("at least 0", lambda value: value >= 0)
+BELOW_ONE = number("at least 0 and below 1", lambda value: 0 <= value < 1)
 SIZE = Kind(
     "give (height, width) in pixels, or () for none",
     lambda value: several(whole(1)).fits(value) and len(value) in (0, 2),
@@ -118,8 +109,8 @@ MODALITIES = Kind(
         isinstance(value, str) and all(parts := value.split("+")) and len(set(parts)) == len(parts)
     ),
 )
-INPUTS = Kind(
-    by_name(MODALITIES).words, lambda value: by_name(MODALITIES).fits(value) and len(value) > 0
+INPUTS = by_name(MODALITIES)._replace(
+    fits=lambda value: by_name(MODALITIES).fits(value) and len(value) > 0
 )
 STAGES = Kind(
     f"give one or more of {', '.join(SEGMENTERS)}, none twice",
@@ -129,15 +120,10 @@ STAGES = Kind(
 # ======================================================================== the fields
 
 
-@dataclasses.dataclass(frozen=True)
-class Field:
-    """A field of a config.
+class Field(NamedTuple):
+    """A field of a config: its default, what it may be, what it does.
 
-    Attributes:
-        default: Its value where a config file sets none.
-        kind: What values it may have.
-        meaning: What it does.
-        free: Whether it may change when a run goes on: where files lie, how often it looks up.
+    It is ``free`` if it may change when a run goes on: where files lie, how often it looks up.
     """
 
     default: Any
@@ -152,14 +138,12 @@ SCHEDULES = ("constant", "step", "poly", "cosine")
 FIELDS: dict[str, dict[str, Field]] = {
     "Data": {
         "dataset": Field("shapes", NAME, "A data set of docs/data.md."),
-        "data_dir": Field(
-            "data", NAME, "Where data sets are prepared, and found again.", free=True
-        ),
+        "data_dir": Field("data", NAME, "Where data sets are prepared and found.", free=True),
         "manual_dir": Field("", TEXT, "The files of the data set, as published.", free=True),
         "dataset_options": Field({}, OPTIONS, "Further options of the data set."),
         "train_split": Field("train", NAME, "The images to train on."),
         "eval_split": Field("val", NAME, "The images to score on."),
-        "scale": Field(1.0, number(above=0, at_most=16), "Factor on sizes before the network."),
+        "scale": Field(1.0, up_to(16), "Factor on sizes before the network."),
         "num_workers": Field(0, whole(0, 1024), "Processes that load; 0: threads.", free=True),
     },
     "Augmentation, of training images only": {
@@ -171,9 +155,7 @@ FIELDS: dict[str, dict[str, Field]] = {
     },
     # "image+depth" joins channels (early fusion); two inputs have a backbone each (late fusion).
     "Inputs and heads": {
-        "inputs": Field(
-            {"image": "image"}, INPUTS, "The inputs, and what each reads, joined by +."
-        ),
+        "inputs": Field({"image": "image"}, INPUTS, "The inputs: what each reads, joined by +."),
         "heads": Field((), several(NAME), "Label maps that are learned; empty: all."),
         "loss_weights": Field({}, by_name(POSITIVE), "Factor on a head's loss, where not 1."),
     },
@@ -183,9 +165,9 @@ FIELDS: dict[str, dict[str, Field]] = {
         ),
         "backbone": Field("vgg16", NAME, "A backbone, or one of your own as FILE.py:FUNCTION."),
         "padding": Field(
-            "same", choice("same", "reference"), "reference: 100 pixels, as published."
+            "same", choice("same", "reference"), "reference: 100 pixels, as in Caffe."
         ),
-        "width": Field(1.0, number(above=0, at_most=64), "Multiplier of the backbone's channels."),
+        "width": Field(1.0, up_to(64), "Multiplier of the backbone's channels."),
         "fc_width": Field(4096, whole(1, 2**16), "Channels of fc6 and fc7."),
         "dropout": Field(0.5, BELOW_ONE, "Rate of dropout after fc6 and fc7."),
         "learned_upsampling": Field(
@@ -217,9 +199,7 @@ FIELDS: dict[str, dict[str, Field]] = {
         "bias_rate": Field(2.0, NOT_NEGATIVE, "Biases learn at this multiple of the rate."),
         "clip_norm": Field(0.0, NOT_NEGATIVE, "Largest norm of the gradient; 0: off."),
         "normalize_loss": Field(False, FLAG, "Divide the loss by its pixels; the paper sums."),
-        "cell_fraction": Field(
-            1.0, number(above=0, at_most=1), "Part of the cells trained on (CVPR 2015, figure 5)."
-        ),
+        "cell_fraction": Field(1.0, up_to(1), "Part of the cells trained on (CVPR 2015, fig. 5)."),
         # A stage's data are shuffled by seed * 4 + stage, in 32 bits.
         "seed": Field(0, whole(0, 2**30 - 1), "Of all that is random."),
     },
@@ -233,9 +213,7 @@ FIELDS: dict[str, dict[str, Field]] = {
 }
 """Every field, in sections. "Per stage": a tuple of one value, or of one for each stage."""
 
-_ALL: dict[str, Field] = {
-    name: field for section in FIELDS.values() for name, field in section.items()
-}
+_ALL = {name: field for section in FIELDS.values() for name, field in section.items()}
 
 
 def default_config() -> Config:
@@ -254,20 +232,13 @@ def config_files() -> dict[str, Path]:
 
 
 def find_config(name: str) -> str:
-    """The file of a config.
+    """The file of a config; arguments stay: ``.../configs/fcn8s.py:32s`` for ``fcn8s:32s``.
 
     Args:
-        name: A file, or the name of a config of this package; perhaps ``:`` and arguments after.
-
-    Returns:
-        Its path, and the arguments as they were given.
+        name: A file, or the name of a config of this package.
 
     Raises:
         ValueError: If there is no such config; the message lists those that there are.
-
-    Example:
-        >>> find_config("fcn8s:32s")
-        '…/configs/fcn8s.py:32s'
     """
     file, colon, arguments = name.partition(":")
     known = config_files()
@@ -301,11 +272,7 @@ def load_config(name: str) -> Config:
 
 
 def choose(arguments: str, *groups: tuple[str, ...]) -> tuple[str, ...]:
-    """What a config file's arguments choose: one name of each group, by default its first.
-
-    Args:
-        arguments: What follows ``:`` after the config, separated by commas.
-        *groups: The names that there are.
+    """One name of each group: what a config file's arguments choose, or the group's first.
 
     Raises:
         ValueError: If an argument is in no group, or two are of one group.
@@ -342,29 +309,18 @@ def voc_config() -> Config:
 def reference_solver(config: Config, rates: tuple[float, ...], steps: int) -> None:
     """Sets the published VGG networks and their solvers (PAMI 2016): one whole image a step.
 
-    100 pixels of border, transposed convolutions fixed; SGD of momentum 0.99, a constant rate,
-    weight decay 0.0005, the loss summed over pixels, biases at twice the rate and not decayed.
+    100 pixels of border, transposed convolutions fixed. The defaults are the rest: SGD of momentum
+    0.99, a constant rate, weight decay 0.0005, the loss summed over pixels, biases at twice the
+    rate and not decayed.
 
     Args:
         config: Changed in place.
         rates: The learning rate of each stage, and perhaps of further ones.
         steps: Of each stage; scored and saved every 4000, as in the reference.
     """
-    config.update(
-        padding="reference",
-        learned_upsampling="none",
-        batch_size=1,
-        steps=(steps,),
-        optimizer="sgd",
-        learning_rate=rates[: len(config.stages)],
-        schedule="constant",
-        momentum=0.99,
-        weight_decay=5e-4,
-        bias_rate=2.0,
-        normalize_loss=False,
-        eval_every=4000,
-        checkpoint_every=4000,
-    )
+    config.update(padding="reference", learned_upsampling="none")
+    config.update(steps=(steps,), learning_rate=rates[: len(config.stages)])
+    config.update(eval_every=4000, checkpoint_every=4000)
 
 
 def cvpr_recipe(config: Config, rate: float) -> None:
@@ -377,21 +333,10 @@ def cvpr_recipe(config: Config, rate: float) -> None:
         config: Changed in place.
         rate: 1e-3 for AlexNet, 1e-4 for VGG16, 5e-5 for GoogLeNet.
     """
-    config.update(
-        batch_size=20,
-        accumulate=1,
-        steps=(),
-        epochs=(175.0,),
-        learning_rate=(rate, *[rate / 100] * (len(config.stages) - 1)),
-        optimizer="sgd",
-        momentum=0.9,
-        weight_decay=5e-4,
-        bias_rate=2.0,
-        normalize_loss=True,
-        learned_upsampling="intermediate",
-        eval_every=4000,
-        checkpoint_every=1000,
-    )
+    rates = (rate, *[rate / 100] * (len(config.stages) - 1))
+    config.update(batch_size=20, accumulate=1, steps=(), epochs=(175.0,), learning_rate=rates)
+    config.update(momentum=0.9, bias_rate=2.0, normalize_loss=True)
+    config.update(learned_upsampling="intermediate", eval_every=4000, checkpoint_every=1000)
 
 
 # ======================================================================== checks
@@ -408,9 +353,34 @@ def validate(config: Config) -> None:
     }
     for name in set(config) - set(_ALL):
         problems[name] = f"there is no such field{near_field(name)}"
+
+    # ---- Values that are right alone, together
     if not problems.keys() & {"stages", "steps", "epochs", "learning_rate", "inputs", "init"}:
-        problems |= _wrong_together(config)
-    problems = problems or _wrong_networks(config)
+        for name in ("learning_rate", "steps" if config.steps else "epochs"):
+            if len(config[name]) not in (1, len(config.stages)):
+                problems[name] = (
+                    f"give one value, or one for each of the {len(config.stages)} stages"
+                )
+        if config.schedule == "step" and config.schedule_step == 0:
+            problems["schedule_step"] = "the schedule 'step' needs the updates between drops"
+        for name, read in (("init", start_files), ("dataset", lambda c: data.row_of(c.dataset))):
+            try:
+                read(config)
+            except ValueError as error:
+                problems[name] = str(error)
+
+    # ---- The networks
+    if not problems:
+        field = "backbone"
+        try:
+            find_backbone(os.path.expanduser(config.backbone))
+            for stage in config.stages:
+                field = "stages"
+                stage_model(config, stage, freeze=())
+                field = "freeze"
+                stage_model(config, stage)
+        except (ValueError, TypeError) as error:
+            problems[field] = str(error)
     if problems:
         plain = config.to_dict()
         raise ValueError(
@@ -424,37 +394,6 @@ def near_field(name: str) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _wrong_together(config: Config) -> dict[str, str]:
-    """Fields that are right alone and do not fit each other or the data sets, with remedies."""
-    problems, stages = {}, len(config.stages)
-    for name in ("learning_rate", "steps" if config.steps else "epochs"):
-        if len(config[name]) not in (1, stages):
-            problems[name] = f"give one value, or one for each of the {stages} stages"
-    if config.schedule == "step" and config.schedule_step == 0:
-        problems["schedule_step"] = "the schedule 'step' needs the number of updates between drops"
-    for name, read in {"init": start_files, "dataset": lambda c: data.row_of(c.dataset)}.items():
-        try:
-            read(config)
-        except ValueError as error:
-            problems[name] = str(error)
-    return problems
-
-
-def _wrong_networks(config: Config) -> dict[str, str]:
-    """The first field by which no network can be built, and why."""
-    field = "backbone"
-    try:
-        find_backbone(os.path.expanduser(config.backbone))
-        for stage in config.stages:
-            field = "stages"
-            stage_model(config, stage, freeze=())
-            field = "freeze"
-            stage_model(config, stage)
-    except (ValueError, TypeError) as error:
-        return {field: str(error)}
-    return {}
-
-
 # ======================================================================== what a config says
 
 
@@ -462,22 +401,16 @@ def stage_model(config: Config, stage: str, **options: Any) -> FCN:
     """The network of a stage of a config.
 
     Args:
-        config: A config.
-        stage: A network of `fcn_jax.models.decoders.SEGMENTERS`.
-        **options: Of `create_model`, in place of the config's. Unless the data have been looked
-            at, ``num_classes`` and the channels of ``inputs`` are assumed.
+        **options: Of `create_model`, in place of the config's. Without ``num_classes`` and
+            ``inputs``, which the data tell, some are assumed.
     """
     channels = {
         name: sum(1 if modality == "depth" else 3 for modality in read.split("+"))
         for name, read in config.inputs.items()
     }
     fields = ("padding", "width", "fc_width", "dropout", "learned_upsampling", "precision", "remat")
-    given = {
-        "backbone": os.path.expanduser(config.backbone),
-        "inputs": channels,
-        "freeze": config.freeze,
-        **{field: config[field] for field in fields},
-    }
+    given = {field: config[field] for field in (*fields, "freeze")}
+    given |= {"backbone": os.path.expanduser(config.backbone), "inputs": channels}
     return create_model(stage, **{**given, **options})
 
 
@@ -508,11 +441,8 @@ def start_files(config: Config) -> dict[str, str]:
 
 def data_options(config: Config) -> dict[str, Any]:
     """The arguments of `fcn_jax.data.open_source` besides name and split; empty ones left out."""
-    options = {
-        "data_dir": config.data_dir,
-        "manual_dir": config.manual_dir,
-        **config.dataset_options.to_dict(),
-    }
+    options = {field: config[field] for field in ("data_dir", "manual_dir")}
+    options |= config.dataset_options.to_dict()
     return {
         name: os.path.expanduser(value) if isinstance(value, str) else value
         for name, value in options.items()
@@ -542,16 +472,11 @@ def from_plain(fields: Mapping[str, Any]) -> Config:
     return config
 
 
-def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lines ``field: old -> new`` for the fields that must not change when a run goes on.
-
-    A field that one of them lacks has its default.
-    """
-    defaults = to_plain(default_config())
-    old, new = {**defaults, **old}, {**defaults, **new}
-    free = {name for name, field in _ALL.items() if field.free}
+def changed_fields(old: Config, new: Config) -> list[str]:
+    """Lines ``field: old -> new`` for the fields that must not change when a run goes on."""
+    before, after = to_plain(old), to_plain(new)
     return [
-        f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
-        for name in sorted(set(old | new) - free)
-        if old.get(name) != new.get(name)
+        f"{name}: {before[name]!r} -> {after[name]!r}"
+        for name in sorted(_ALL)
+        if before[name] != after[name] and not _ALL[name].free
     ]

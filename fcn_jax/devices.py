@@ -21,18 +21,6 @@ from jaxtyping import Array
 # ======================================================================== where arrays lie
 
 
-def check_platform() -> None:
-    """Raises ValueError if the platform that JAX_PLATFORMS asks for has no device here."""
-    try:
-        jax.devices()
-    except (RuntimeError, AssertionError) as error:
-        asked, reason = os.environ.get("JAX_PLATFORMS", ""), str(error).partition(".")[0]
-        raise ValueError(
-            f"JAX_PLATFORMS={asked}: there is no such device{reason and f' ({reason})'}; unset it, "
-            "or install jax for that device"
-        ) from None
-
-
 def data_mesh(spatial_shards: int = 1) -> Mesh:
     """All devices of all processes, along the axes ``data`` and ``height``.
 
@@ -40,10 +28,16 @@ def data_mesh(spatial_shards: int = 1) -> Mesh:
         spatial_shards: Devices that share each image, a part of its rows each.
 
     Raises:
-        ValueError: If the devices cannot be divided so, or there are none (`check_platform`).
+        ValueError: If the devices cannot be divided so, or JAX_PLATFORMS asks for others.
     """
-    check_platform()
-    devices, own = jax.device_count(), jax.local_device_count()
+    try:
+        devices, own = len(jax.devices()), jax.local_device_count()
+    except (RuntimeError, AssertionError) as error:
+        asked, reason = os.environ.get("JAX_PLATFORMS", ""), str(error).partition(".")[0]
+        raise ValueError(
+            f"JAX_PLATFORMS={asked}: there is no such device{reason and f' ({reason})'}; unset it, "
+            "or install jax for that device"
+        ) from None
     if devices % spatial_shards:
         raise ValueError(
             f"config.spatial_shards = {spatial_shards} does not divide the {devices} device(s); "
@@ -72,10 +66,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh, rank: int = 4) -> NamedSharding:
     """The sharding of an array of a batch: the examples over ``data``, rows over ``height``.
 
-    Args:
-        mesh: Has the axis ``data``, and perhaps ``height`` (`data_mesh`).
-        rank: Axes of the array. Images and label maps have three or more, (b, h, …); the sizes
-            of images have no rows.
+    Arrays of a rank of three or more, (b, h, …), have rows; the sizes of images do not.
     """
     axes = ("data", "height") if rank >= 3 and "height" in mesh.shape else ("data",)
     return NamedSharding(mesh, PartitionSpec(*axes))
@@ -112,7 +103,6 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
     Args:
         batch: The arrays of this process's part (`batch_part`), with all rows of each image. The
             height must be a multiple of the mesh's axis ``height``.
-        mesh: From `data_mesh`.
     """
     shardings = {name: batch_sharding(mesh, value.ndim) for name, value in batch.items()}
     if jax.process_count() == 1:
@@ -128,13 +118,6 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
 
 # ======================================================================== processes
 
-_LAUNCHERS = (
-    ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),  # set by hand
-    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # srun
-    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),  # mpirun of Open MPI
-)
-"""How launchers tell a program the number of processes that they started, and which it is."""
-
 
 def join_processes(
     coordinator: str | None = None,
@@ -149,25 +132,27 @@ def join_processes(
     Args:
         coordinator: ``HOST:PORT`` of process 0, ``auto`` to let jax ask the cluster, or ``none``
             to stay alone; by default the environment variable JAX_COORDINATOR_ADDRESS.
-        num_processes: By default JAX_NUM_PROCESSES, or what the launcher says.
-        process_id: From 0; by default JAX_PROCESS_ID, or what the launcher says.
+        num_processes, process_id: By default what the launcher says.
 
     Raises:
         ValueError: If it is not said who the others are, or they cannot be reached.
     """
-    told_number, told_id = next(
-        (
-            (int(os.environ[number]), int(os.environ[own]))
-            for number, own in _LAUNCHERS
-            if all(os.environ.get(name, "").isdecimal() for name in (number, own))
-        ),
-        (None, None),
-    )
+    # How many processes were started together, and which this is. jax itself would take the tasks
+    # of a whole SLURM job for those of a program, and does not know that one was started alone.
+    told: list[int | None] = [None, None]
+    for names in (
+        ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),  # set by hand
+        ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # srun
+        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),  # mpirun of Open MPI
+    ):
+        if all(os.environ.get(name, "").isdecimal() for name in names):
+            told = [int(os.environ[name]) for name in names]
+            break
     on_pod = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")  # one of several machines
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     if coordinator is None and (num_processes is not None or process_id is not None):
         raise ValueError("--num_processes and --process_id need --coordinator=HOST:PORT")
-    if coordinator == "none" or (coordinator is None and told_number in (None, 1) and not on_pod):
+    if coordinator == "none" or (coordinator is None and told[0] in (None, 1) and not on_pod):
         return
     address = None if coordinator == "auto" else coordinator
     if address is not None and not address.rpartition(":")[2].isdecimal():
@@ -175,8 +160,8 @@ def join_processes(
     try:
         jax.distributed.initialize(
             address,
-            told_number if num_processes is None else num_processes,
-            told_id if process_id is None else process_id,
+            told[0] if num_processes is None else num_processes,
+            told[1] if process_id is None else process_id,
         )
     except (ValueError, RuntimeError) as error:
         raise ValueError(
@@ -229,22 +214,15 @@ def least_memory(platform: str) -> dict[str, str]:
     prefers one that leaves most of them independent. FCN-8s with VGG16 takes a third of the memory
     for an image of 1024x1024 pixels in no more time; a training step two thirds, and 0.93 of the
     time on 2 cores, as the system hands out memory page by page at each step.
-
-    Args:
-        platform: Of the devices, such as ``cpu``.
     """
-    if platform != "cpu":
-        return {}
-    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+    options = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+    return options if platform == "cpu" else {}
 
 
 def jit_in_least_memory(**options: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """A decorator: `jax.jit` with `least_memory` for the default devices.
+    """A decorator: `jax.jit` with ``options`` and `least_memory` for the default devices.
 
     These are looked for at the first call: a function is defined before a program chooses them.
-
-    Args:
-        **options: Of `jax.jit`.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
@@ -263,12 +241,9 @@ def jit_in_least_memory(**options: Any) -> Callable[[Callable[P, T]], Callable[P
 
 
 def keep_compiled_programs() -> Path | None:
-    """Turns jax's persistent compilation cache on, in the user's cache directory, for a script.
+    """Keeps compiled programs in the user's cache directory; None where that cannot be written.
 
     ``JAX_COMPILATION_CACHE_DIR`` chooses another directory, and empty none at all.
-
-    Returns:
-        The directory, or None where the cache stays off (also if it cannot be written).
     """
     import platformdirs
 

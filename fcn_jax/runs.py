@@ -10,13 +10,11 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jaxtyping import Array
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from fcn_jax.classes import ClassTable
@@ -28,17 +26,7 @@ from fcn_jax.models.inputs import Inputs
 Which = Literal["best", "last"]
 
 
-@runtime_checkable
-class TrainState(Protocol):
-    """What a checkpoint needs of a train state, which is a tree of arrays."""
-
-    @property
-    def step(self) -> Array | np.ndarray: ...
-    @property
-    def params(self) -> Any: ...
-
-
-State = TypeVar("State", bound=TrainState)
+State = TypeVar("State")  # a tree of arrays, of which one branch is ``params``
 
 
 class StageCheckpoints:
@@ -48,12 +36,14 @@ class StageCheckpoints:
     at any moment leaves the previous one in place.
     """
 
-    def __init__(self, workdir: Path, stage: str, *, read_only: bool = False) -> None:
-        policies = preservation_policy
+    def __init__(self, workdir: str | Path, stage: str, *, read_only: bool = False) -> None:
+        best = preservation_policy.BestN(
+            get_metric_fn=_mean_iu, n=1, keep_checkpoints_without_metrics=False
+        )
         self._manager = ocp.CheckpointManager(
             # orbax takes absolute paths only, and says so in a background thread where nobody
             # hears it.
-            workdir.absolute() / "checkpoints" / stage,
+            Path(workdir).expanduser().absolute() / "checkpoints" / stage,
             item_handlers={
                 "state": ocp.PyTreeCheckpointHandler(),
                 "data": ocp.JsonCheckpointHandler(),
@@ -62,13 +52,8 @@ class StageCheckpoints:
             options=ocp.CheckpointManagerOptions(
                 read_only=read_only,
                 best_fn=_mean_iu,
-                preservation_policy=policies.AnyPreservationPolicy(
-                    [
-                        policies.LatestN(1),
-                        policies.BestN(
-                            get_metric_fn=_mean_iu, n=1, keep_checkpoints_without_metrics=False
-                        ),
-                    ]
+                preservation_policy=preservation_policy.AnyPreservationPolicy(
+                    [preservation_policy.LatestN(1), best]
                 ),
                 cleanup_tmp_directories=not read_only,
             ),
@@ -77,12 +62,7 @@ class StageCheckpoints:
     def __enter__(self) -> StageCheckpoints:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._manager.wait_until_finished()
         self._manager.close()
 
@@ -99,7 +79,8 @@ class StageCheckpoints:
 
     def save(
         self,
-        state: TrainState,
+        step: int,
+        state: Any,
         data: dict[str, Any],
         run: dict[str, Any],
         metrics: dict[str, float] | None,
@@ -107,58 +88,43 @@ class StageCheckpoints:
         """Saves in the background; the state may be donated as soon as this returns.
 
         Args:
-            state: Its step is the number of the checkpoint.
+            step: Number of the checkpoint.
+            state: A tree of arrays, of which one branch is ``params``.
             data: The data iterator's position.
             run: Config, classes and inputs, plain values (`describe_run`).
             metrics: ``{"mean_iu": …}`` and others where the state was scored.
         """
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(state),
-                data=ocp.args.JsonSave(data),
-                run=ocp.args.JsonSave(run),
-            ),
-            metrics=metrics,
+        items = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(state),
+            data=ocp.args.JsonSave(data),
+            run=ocp.args.JsonSave(run),
         )
+        self._manager.save(step, args=items, metrics=metrics)
 
     def restore(self, like: State, sharding: jax.sharding.Sharding) -> tuple[State, dict[str, Any]]:
         """The last checkpoint's state, of the shapes in ``like``, and its position in the data."""
-        step = self._require("last")
-        abstract = jax.tree.map(
+        like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
         )
-        restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeRestore(abstract, restore_args=restore_args),
-                data=ocp.args.JsonRestore(),
-            ),
-        )
+        restore_args = ocp.checkpoint_utils.construct_restore_args(like)
+        state = ocp.args.PyTreeRestore(like, restore_args=restore_args)
+        restored = self._read("last", state=state, data=ocp.args.JsonRestore())
         return restored["state"], restored["data"]
 
     def restore_params(self, which: Which) -> dict[str, Any]:
         """The parameters alone, as numpy arrays, without the optimiser's state."""
-        step = self._require(which)
-        tree = self._manager.item_metadata(step)["state"].tree["params"]
-        item = {
-            "params": jax.tree.map(lambda meta: jax.ShapeDtypeStruct(meta.shape, meta.dtype), tree)
-        }
+        tree = self._manager.item_metadata(self._require(which))["state"].tree
+        item = {"params": tree["params"]}
         restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
-            ),
-        )
-        return restored["state"]["params"]
+        state = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
+        return self._read(which, state=state)["state"]["params"]
 
     def run(self, which: Which) -> dict[str, Any]:
         """What `save` was given as ``run``."""
-        step = self._require(which)
-        args = ocp.args.Composite(run=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=args)["run"]
+        return self._read(which, run=ocp.args.JsonRestore())["run"]
+
+    def _read(self, which: Which, **items: Any) -> Any:
+        return self._manager.restore(self._require(which), args=ocp.args.Composite(**items))
 
     def _require(self, which: Which) -> int:
         step = self.step(which)
@@ -195,11 +161,6 @@ class Run:
     config: Config
     stage: str
     step: int
-
-    @property
-    def classes(self) -> ClassTable:
-        """The classes of the first head."""
-        return next(iter(self.heads.values()))
 
 
 def build_model(config: Config, stage: str, heads: Mapping[str, ClassTable], inputs: Inputs) -> FCN:
@@ -242,10 +203,10 @@ def available_stages(workdir: str | Path) -> list[str]:
     Raises:
         FileNotFoundError, ValueError: As `read_config`.
     """
-    stages = read_config(workdir).stages
-    workdir, found = Path(workdir).expanduser(), []
-    for stage in stages:
-        if (workdir / "checkpoints" / stage).is_dir():
+    found = []
+    for stage in read_config(workdir).stages:
+        # Opening the folder of a stage that has not begun would make it.
+        if (Path(workdir).expanduser() / "checkpoints" / stage).is_dir():
             with StageCheckpoints(workdir, stage, read_only=True) as checkpoints:
                 if checkpoints.step() is not None:
                     found.append(stage)
@@ -279,7 +240,7 @@ def load_run(
     if stage not in stages:
         known = "" if stage in SEGMENTERS else f"; networks are {', '.join(SEGMENTERS)}"
         raise ValueError(f"{workdir} has no checkpoint of {stage!r}, only {stages}{known}")
-    with StageCheckpoints(Path(workdir).expanduser(), stage, read_only=True) as checkpoints:
+    with StageCheckpoints(workdir, stage, read_only=True) as checkpoints:
         fields = checkpoints.run(which)
         params = checkpoints.restore_params(which)
         step = checkpoints.step(which)
@@ -289,12 +250,5 @@ def load_run(
         config.precision = precision
     heads = {head: ClassTable.from_dict(table) for head, table in fields["heads"].items()}
     inputs = Inputs.from_dict(fields["inputs"])
-    return Run(
-        model=build_model(config, stage, heads, inputs),
-        variables={"params": params},
-        inputs=inputs,
-        heads=heads,
-        config=config,
-        stage=stage,
-        step=step,
-    )
+    model = build_model(config, stage, heads, inputs)
+    return Run(model, {"params": params}, inputs, heads, config, stage, step)

@@ -225,8 +225,8 @@ def test_lengths_are_given_as_steps_or_as_epochs():
 
 
 def test_only_harmless_fields_may_change_when_a_run_goes_on():
-    old = configs.to_plain(configs.default_config())
-    new = {**old, "log_every": 7, "data_dir": "elsewhere", "seed": 5}
+    old, new = configs.default_config(), configs.default_config()
+    new.update(log_every=7, data_dir="elsewhere", seed=5)
     assert configs.changed_fields(old, new) == ["seed: 0 -> 5"]
 
 

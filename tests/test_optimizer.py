@@ -203,7 +203,7 @@ def test_clipping_by_the_norm_of_what_is_trained(clip_norm):
     [
         ("constant", {}, lambda t: 0.2),
         ("step", {"step_size": 7, "gamma": 0.5}, lambda t: 0.2 * 0.5 ** (t // 7)),
-        ("poly", {"power": 0.9}, lambda t: 0.2 * (1 - t / 30) ** 0.9),
+        ("poly", {}, lambda t: 0.2 * (1 - t / 30) ** 0.9),
         ("cosine", {}, lambda t: 0.1 * (1 + math.cos(math.pi * t / 30))),
     ],
 )

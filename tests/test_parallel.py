@@ -224,7 +224,7 @@ def test_what_a_launcher_says_is_believed(monkeypatch):
 # ======================================================================== waiting for the devices
 
 
-def test_only_logging_waits_for_the_devices(monkeypatch):
+def test_only_logging_waits_for_the_devices():
     """What a step reports is looked at when it is logged, and not before."""
     looked: list[int] = []
     taken = 0
@@ -259,13 +259,20 @@ def test_only_logging_waits_for_the_devices(monkeypatch):
             return {}
 
     journal = SimpleNamespace(record=lambda *_: None, advance=lambda *_: None)
-    often = {"log_every": 4, "save_every": 1000, "score_every": 0}
-    task: Any = SimpleNamespace(**often, journal=journal, description={})
     stage: Any = SimpleNamespace(name="fcn32s", steps=10, batch_size=1, batches=Batches())
     state: Any = SimpleNamespace(step=np.zeros((), np.int32), params=np.zeros(1))
-    saves: Any = SimpleNamespace(save=lambda *_: None)
-    monkeypatch.setattr(training, "_score", lambda *_: None)
     # Stand-ins are not of the types that the annotations name, which the tests check.
-    inspect.unwrap(training._loop)(task, stage, train_step, state, saves, [])
+    inspect.unwrap(training._loop)(
+        stage,
+        train_step,
+        state,
+        log_every=4,
+        save_every=1000,
+        score_every=0,
+        score=lambda *_: None,
+        save=lambda *_, **__: None,
+        journal=journal,
+        stop=[],
+    )
     assert taken == 10
     assert set(looked) == {4, 8, 10}

@@ -65,7 +65,7 @@ def make_run(folder: Path, heads: dict[str, ClassTable], inputs: Inputs) -> Path
     params = random_parameters(build_model(config, "fcn32s", heads, inputs), seed=1)
     with StageCheckpoints(folder, "fcn32s") as checkpoints:
         state = init_state(params, optax.sgd(0.1))
-        checkpoints.save(state, {}, describe_run(config, heads, inputs), None)
+        checkpoints.save(0, state, {}, describe_run(config, heads, inputs), None)
     return folder
 
 

@@ -82,7 +82,7 @@ def make_workdir(folder: Path, stages: tuple[str, ...]) -> Path:
         params["score_fr"]["bias"][2] = -1e6
         state = create_state(params, optax.sgd(0.1), data_mesh())
         with StageCheckpoints(folder, stage) as checkpoints:
-            checkpoints.save(state, {}, fields, {"mean_iu": 0.5})
+            checkpoints.save(0, state, {}, fields, {"mean_iu": 0.5})
     return folder
 
 

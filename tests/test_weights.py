@@ -339,7 +339,7 @@ def run_folder(tmp_path):
         params[stage] = random_parameters(model, seed)
         with runs.StageCheckpoints(tmp_path / "run", stage) as saver:
             described = runs.describe_run(config, heads, inputs)
-            saver.save(init_state(params[stage], optax.sgd(0.1)), {}, described, None)
+            saver.save(0, init_state(params[stage], optax.sgd(0.1)), {}, described, None)
     return tmp_path / "run", params
 
 

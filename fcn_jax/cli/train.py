@@ -123,20 +123,16 @@ def set_fields(config: configs.Config, given: Sequence[str]) -> None:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         rest = values(argv)[1:]
     except AttributeError as error:
-        raise ValueError(unknown_field(str(error), given)) from None
+        name = (re.findall(r"\w+", str(error)) or [""])[0]
+        for field in ("inputs", "loss_weights"):
+            if any(f"config.{field}.{name}" in text for text in given):
+                whole = f"--config.{field}=\"{{'{name}': …}}\""
+                raise ValueError(
+                    f"config.{field} has no {name!r} here; give the whole, such as {whole}"
+                ) from None
+        hint = configs.near_field(name) or "; --help lists all"
+        raise ValueError(f"the config has no field {name!r}{hint}") from None
     except (flags.Error, TypeError, SyntaxError) as error:
         raise ValueError(" ".join(str(error).split())) from None
     if rest:
         raise ValueError(f"unexpected argument {rest[0]!r}; fields are --config.FIELD=VALUE")
-
-
-def unknown_field(message: str, given: Sequence[str]) -> str:
-    """ml_collections' error for a field that does not exist, as one sentence."""
-    name = (re.findall(r"\w+", message) or [""])[0]
-    for section in ("inputs", "loss_weights"):
-        if any(f"config.{section}.{name}" in text for text in given):
-            return (
-                f"config.{section} has no {name!r} here; give the whole, such as "
-                f"--config.{section}=\"{{'{name}': …}}\""
-            )
-    return f"the config has no field {name!r}{configs.near_field(name) or '; --help lists all'}"

@@ -21,19 +21,10 @@ StartWeights = Mapping[str, weights.Weights]
 
 
 def check_weights(model: FCN, backbone: str, start: StartWeights, origin: str) -> None:
-    """Refuses weights of another network, before anything is spent or written.
+    """Raises ValueError with all that does not fit, if the weights are of another backbone.
 
     What may be missing is fc6, fc7 and the scores (files without a top), not a convolution of the
-    backbone.
-
-    Args:
-        model: The network, of as many classes as you like.
-        backbone: Its name; one of the user's own is not checked.
-        start: The start weights.
-        origin: Where they come from, as the user said.
-
-    Raises:
-        ValueError: With all that does not fit.
+    backbone. Backbones of the user's own are not checked.
     """
     if not start or backbone not in BACKBONES:
         return
@@ -107,9 +98,7 @@ def choose_inputs(
 
     Args:
         chosen: The modalities of each input, joined by ``+``.
-        source: What has them.
         usual: How the published networks normalise each; Caffe's way where it is not listed.
-        start: The start weights.
 
     Raises:
         ValueError: If the data do not have a modality.
@@ -122,21 +111,11 @@ def choose_inputs(
                 f"config.inputs.{name} reads {', '.join(unknown)}; {source.name} has "
                 f"{', '.join(source.modalities)}"
             )
-        given = start.get(name, start.get(""))
-        inputs[name] = {
-            modality: _normalisation(modality, usual.get(modality, CAFFE), given)
-            for modality in modalities
-        }
+        inputs[name] = {modality: usual.get(modality, CAFFE) for modality in modalities}
+        given = start.get(name, start.get("", weights.Weights())).inputs
+        if given is not None and given != Inputs.of(CAFFE):
+            known = {modality: part for _, parts in given.entries for modality, part in parts}
+            for modality, way in inputs[name].items():
+                scaled = way.on_scale_of(known["image"]) if "image" in known else way
+                inputs[name][modality] = known.get(modality, scaled)
     return Inputs.of(inputs)
-
-
-def _normalisation(
-    modality: str, usual: Preprocessing, start: weights.Weights | None
-) -> Preprocessing:
-    """How a modality is normalised, given the data set's way and the start weights."""
-    if start is None or start.inputs is None or start.inputs == Inputs.of(CAFFE):
-        return usual
-    known = {name: part for _, parts in start.inputs.entries for name, part in parts}
-    if modality in known:
-        return known[modality]
-    return usual.on_scale_of(known["image"]) if "image" in known else usual

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,13 +30,7 @@ if TYPE_CHECKING:
 
 
 class Journal:
-    """The records of a run in its workdir; a context manager.
-
-    Args:
-        workdir: Existing folder.
-        stages: The stages in order, for `rewind`.
-        silent: Write and print nothing (all processes but the first).
-    """
+    """The records of a run in its workdir; a context manager. A silent one records nothing."""
 
     def __init__(self, workdir: Path, stages: tuple[str, ...], *, silent: bool = False) -> None:
         self._workdir = workdir
@@ -51,12 +44,7 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for writer in self._writers.values():
             writer.close()
 

@@ -19,19 +19,13 @@ def make_schedule(
     warmup: int = 0,
     step_size: int = 0,
     gamma: float = 0.1,
-    power: float = 0.9,
 ) -> optax.Schedule:
-    """The learning rate at each update.
+    """The learning rate at each of so many updates, the warm-up included.
 
     Args:
         name: ``constant``; ``step``: times ``gamma`` every ``step_size`` updates; ``poly``:
-            (1 - t / steps) ** power; ``cosine``: half a cosine down to 0.
-        peak: The rate at the start (after the warm-up).
-        steps: Updates in all, the warm-up included.
-        warmup: Updates over which the rate grows linearly to ``peak``, from peak / (warmup + 1).
-        step_size: See ``step``.
-        gamma: See ``step``.
-        power: See ``poly``.
+            (1 - t / steps) ** 0.9; ``cosine``: half a cosine down to 0.
+        peak: The rate after the warm-up, which begins with peak / (warmup + 1).
 
     Raises:
         ValueError: If the name is unknown, or ``step`` has no ``step_size``.
@@ -44,7 +38,7 @@ def make_schedule(
             raise ValueError("the schedule 'step' needs schedule_step, the updates between drops")
         schedule = optax.exponential_decay(peak, step_size, gamma, staircase=True)
     elif name == "poly":
-        schedule = optax.polynomial_schedule(peak, 0.0, power, rest)
+        schedule = optax.polynomial_schedule(peak, 0.0, 0.9, rest)
     elif name == "cosine":
         schedule = optax.cosine_decay_schedule(peak, rest)
     else:
@@ -76,12 +70,8 @@ def make_optimizer(
     Args:
         name: ``sgd``, ``adam`` and ``rmsprop`` (decay added to the gradient), or ``adamw`` (decay
             apart from it).
-        schedule: Rate at each update.
-        momentum: Of ``sgd`` and ``rmsprop``.
-        weight_decay: On kernels.
-        bias_rate: Factor on the rate of biases.
-        frozen: Layers that stay as they are, `fcn_jax.models.fcn.FCN.frozen_layers`.
-        clip_norm: Largest global gradient norm; 0 is off.
+        frozen: Names of layers (`fcn_jax.models.fcn.FCN.frozen_layers`).
+        clip_norm: Largest norm of the whole gradient; 0 is off.
         accumulate: Minibatches whose mean gradient makes one update (Caffe's iter_size).
 
     Raises:
@@ -125,5 +115,5 @@ def make_optimizer(
         parts = [still, optax.clip_by_global_norm(clip_norm), *parts]
     optimizer = optax.chain(*parts)
     if accumulate > 1:
-        optimizer = optax.MultiSteps(optimizer, accumulate).gradient_transformation()
+        return optax.MultiSteps(optimizer, accumulate).gradient_transformation()
     return optimizer

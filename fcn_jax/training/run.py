@@ -1,18 +1,17 @@
 """A whole run: every stage of a config in turn, safe against a crash at any moment.
 
-`train` takes the config apart, finds all mistakes before it writes anything, and trains a stage
-after the other. All processes of a run that has several do the same; the first alone writes, but
-for the checkpoints.
+All processes of a run that has several do the same; the first alone writes, but for checkpoints.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -34,13 +33,7 @@ from fcn_jax.inference.predictor import Predictor
 from fcn_jax.models.decoders import SEGMENTERS
 from fcn_jax.models.fcn import FCN, abstract_params, initial_params
 from fcn_jax.models.inputs import Inputs
-from fcn_jax.runs import (
-    StageCheckpoints,
-    available_stages,
-    build_model,
-    describe_run,
-    read_config,
-)
+from fcn_jax.runs import StageCheckpoints, available_stages, build_model, describe_run, read_config
 from fcn_jax.training import init
 from fcn_jax.training.journal import Journal
 from fcn_jax.training.optimizer import make_optimizer, make_schedule
@@ -54,67 +47,18 @@ from fcn_jax.training.step import (
     make_train_step,
 )
 
-# ======================================================================== what is handed on
-
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage of a run, and all that is its own.
-
-    Attributes:
-        name: The network.
-        steps: Minibatches.
-        batch_size: Images in each.
-        model: The network.
-        optimizer: With its learning rate and length.
-        loss: Options of `fcn_jax.training.step.make_objective`.
-        batches: Endless; read from the position where the stage goes on.
-        key: Random key.
-    """
+    """A stage of a run: so many ``steps`` of a network, each on a batch of the endless ones."""
 
     name: str
     steps: int
     batch_size: int
     model: FCN
     optimizer: optax.GradientTransformation
-    loss: Mapping[str, Any]
     batches: loader.TrainingBatches
     key: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """What all stages of a run share.
-
-    Attributes:
-        workdir: The run's folder.
-        mesh: Devices.
-        inputs: What the networks read.
-        heads: The label maps that are learned, with their classes.
-        images: To score on.
-        scale: Factor on the size of images before the network.
-        eval_batch_size: Images at a time when scoring.
-        samples: How many predictions are drawn.
-        log_every: In steps; so are the next two.
-        save_every: Checkpoints.
-        score_every: 0 is at the end of each stage only.
-        description: What each checkpoint says of the run (`fcn_jax.runs.describe_run`).
-        journal: Where to tell and record.
-    """
-
-    workdir: Path
-    mesh: Mesh
-    inputs: Inputs
-    heads: Mapping[str, ClassTable]
-    images: data.Source
-    scale: float
-    eval_batch_size: int
-    samples: int
-    log_every: int
-    save_every: int
-    score_every: int
-    description: dict[str, Any]
-    journal: Journal
 
 
 # ======================================================================== the run
@@ -148,7 +92,6 @@ def train(config: configs.Config, workdir: str | Path) -> data.Source:
 
     # ---- Mistakes that show without the data: in the config, the folder, the start weights
     configs.validate(config)
-    usual = data.row_of(config.dataset).preprocessing
     mesh = devices.data_mesh(config.spatial_shards)
     parts = mesh.shape["data"]
     if config.batch_size % parts:
@@ -157,9 +100,17 @@ def train(config: configs.Config, workdir: str | Path) -> data.Source:
             f"config.batch_size = {config.batch_size} cannot be split over {mesh.size} devices"
             f"{shared}; use a multiple of {parts}"
         )
-    inputs = _inputs_of_former_run(config, workdir)
+    inputs: Inputs | None = None
     start: dict[str, weights.Weights] = {}
-    if inputs is None:
+    if begun := available_stages(workdir) if (workdir / "config.json").exists() else []:
+        if changed := configs.changed_fields(read_config(workdir), config):
+            raise ValueError(
+                f"{workdir} holds a run of another config; use another --workdir, or set back:\n  "
+                + "\n  ".join(changed)
+            )
+        with StageCheckpoints(workdir, begun[-1], read_only=True) as checkpoints:
+            inputs = Inputs.from_dict(checkpoints.run("last")["inputs"])
+    else:
         start = {name: weights.load(path) for name, path in configs.start_files(config).items()}
         first = configs.stage_model(config, config.stages[0])
         init.check_weights(first, config.backbone, start, config.init)
@@ -175,7 +126,9 @@ def train(config: configs.Config, workdir: str | Path) -> data.Source:
             "training images"
         )
     heads = init.choose_heads(config.heads, config.loss_weights, train_source)
-    inputs = inputs or init.choose_inputs(config.inputs.to_dict(), train_source, usual, start)
+    if inputs is None:
+        usual = data.row_of(config.dataset).preprocessing
+        inputs = init.choose_inputs(config.inputs.to_dict(), train_source, usual, start)
     stages = make_stages(config, train_source, heads, inputs, mesh)
 
     # ---- From here on the folder is this run's
@@ -187,21 +140,6 @@ def train(config: configs.Config, workdir: str | Path) -> data.Source:
         temporary.replace(workdir / "config.json")
     silent = not devices.is_first_process()
     with Journal(workdir, tuple(config.stages), silent=silent) as journal, noted_signals() as stop:
-        task = Task(
-            workdir=workdir,
-            mesh=mesh,
-            inputs=inputs,
-            heads=heads,
-            images=eval_source,
-            scale=config.scale,
-            eval_batch_size=config.eval_batch_size,
-            samples=config.samples,
-            log_every=config.log_every,
-            save_every=config.checkpoint_every,
-            score_every=config.eval_every,
-            description=describe_run(config, heads, inputs),
-            journal=journal,
-        )
         classes = " and ".join(str(table.num_classes) for table in heads.values())
         several = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
         journal.say(
@@ -211,30 +149,77 @@ def train(config: configs.Config, workdir: str | Path) -> data.Source:
         )
         for note in dict.fromkeys((*train_source.notes, *eval_source.notes)):
             journal.say(f"note: {note}")
-        before = None
-        for stage in stages:
-            _train_stage(task, stage, before, start, stop)
-            before = stage.name
-    return eval_source
 
-
-def _inputs_of_former_run(config: configs.Config, workdir: Path) -> Inputs | None:
-    """What the networks read of the run that a folder holds; None where none has begun.
-
-    Raises:
-        ValueError: If it is a run of another config.
-    """
-    stages = available_stages(workdir) if (workdir / "config.json").exists() else []
-    if not stages:
-        return None
-    former = configs.to_plain(read_config(workdir))
-    if changed := configs.changed_fields(former, configs.to_plain(config)):
-        raise ValueError(
-            f"{workdir} holds a run of another config; use another --workdir, or set back:\n  "
-            + "\n  ".join(changed)
+        predictor_of = functools.partial(
+            Predictor,
+            inputs=inputs,
+            heads=heads,
+            scale=config.scale,
+            batch_size=config.eval_batch_size,
+            canvas=rule_for(eval_source.sizes),
+            mesh=devices.local_mesh(),  # each process scores alone: sizes of images may differ
         )
-    with StageCheckpoints(workdir, stages[-1], read_only=True) as checkpoints:
-        return Inputs.from_dict(checkpoints.run("last")["inputs"])
+        description = describe_run(config, heads, inputs)
+        for before, stage in zip((None, *stages), stages, strict=False):
+            with StageCheckpoints(workdir, stage.name) as checkpoints:
+                done = checkpoints.step()
+                if done == stage.steps:
+                    journal.say(f"{stage.name}: finished before, {done} steps")
+                    continue
+
+                # ---- Its last state, or its first: from the stage before or the start weights
+                if done is not None:
+                    like = jax.eval_shape(
+                        functools.partial(init_state, optimizer=stage.optimizer),
+                        abstract_params(stage.model),
+                    )
+                    state, position = checkpoints.restore(like, devices.replicated(mesh))
+                    stage.batches.set_state(position)
+                    journal.say(f"{stage.name}: going on from step {done}")
+                else:
+                    key = jax.random.fold_in(stage.key, 1)
+                    if before is not None:
+                        with StageCheckpoints(workdir, before.name, read_only=True) as finished:
+                            params = finished.restore_params("last")
+                        start = {"": weights.Weights(weights.flatten(params))}
+                    if start:
+                        params, report = init.params_from(stage.model, start, key)
+                        origin = f"{before.name}, its last step" if before else "the start weights"
+                        journal.say(f"{stage.name}: starts from {origin}\n{report}")
+                    else:
+                        params = initial_params(stage.model, key)
+                        journal.say(f"{stage.name}: starts from random weights")
+                    state = create_state(params, stage.optimizer, mesh)
+                    params, start = {}, {}  # a step need not keep them in memory
+                journal.rewind(stage.name, done or 0)
+
+                # ---- Its steps
+                train_step = make_train_step(
+                    stage.model,
+                    stage.optimizer,
+                    inputs,
+                    mesh,
+                    key=jax.random.fold_in(stage.key, 2),
+                    normalize_loss=config.normalize_loss,
+                    cell_fraction=config.cell_fraction,
+                    loss_weights=config.loss_weights.to_dict(),
+                )
+                with stage.batches, journal.progress(stage.name, done or 0, stage.steps):
+                    _loop(
+                        stage,
+                        train_step,
+                        state,
+                        log_every=config.log_every,
+                        save_every=config.checkpoint_every,
+                        score_every=config.eval_every,
+                        score=functools.partial(
+                            _score, predictor_of, eval_source, heads, config.samples, journal, stage
+                        ),
+                        save=functools.partial(checkpoints.save, run=description),
+                        journal=journal,
+                        stop=stop,
+                    )
+    return eval_source
 
 
 def make_stages(
@@ -251,13 +236,6 @@ def make_stages(
     else:
         epochs = configs.per_stage(config, "epochs")
         steps = tuple(max(1, round(e * len(source) / config.batch_size)) for e in epochs)
-    augmentation = Augmentation(
-        scale=config.scale,
-        scale_range=config.scale_range,
-        crop=config.crop or None,
-        flip=config.flip,
-        jitter=config.jitter,
-    )
     part, parts = devices.batch_part(mesh)
     stages = []
     for index, name in enumerate(config.stages):
@@ -284,93 +262,47 @@ def make_stages(
             source,
             batch_size=config.batch_size,
             seed=config.seed * len(SEGMENTERS) + index,  # each stage has another order
-            augmentation=augmentation,
+            augmentation=Augmentation(
+                scale=config.scale,
+                scale_range=config.scale_range,
+                crop=config.crop or None,
+                flip=config.flip,
+                jitter=config.jitter,
+            ),
             mesh=mesh,
             canvas=config.canvas or None,
             num_workers=config.num_workers,
             process_index=part,
             process_count=parts,
         )
-        loss = {
-            "normalize_loss": config.normalize_loss,
-            "cell_fraction": config.cell_fraction,
-            "loss_weights": config.loss_weights.to_dict(),
-        }
         key = jax.random.fold_in(jax.random.key(config.seed), index)
-        stages.append(
-            Stage(name, steps[index], config.batch_size, model, optimizer, loss, batches, key)
-        )
+        stages.append(Stage(name, steps[index], config.batch_size, model, optimizer, batches, key))
     return stages
 
 
 # ======================================================================== one stage
 
 
-def _train_stage(
-    task: Task,
-    stage: Stage,
-    before: str | None,
-    start: dict[str, weights.Weights],
-    stop: Sequence[int],
-) -> None:
-    """Trains a stage to its end, from its last checkpoint or from what it starts with.
-
-    Args:
-        task: What the stages share.
-        stage: This stage.
-        before: The stage that it starts from; None is the start weights.
-        start: The start weights; emptied when they have been used.
-        stop: Signals that came, from `noted_signals`.
-    """
-    journal = task.journal
-    with StageCheckpoints(task.workdir, stage.name) as checkpoints:
-        done = checkpoints.step()
-        if done == stage.steps:
-            journal.say(f"{stage.name}: finished before, {done} steps")
-            return
-        if done is None:
-            key = jax.random.fold_in(stage.key, 1)
-            if before is not None:
-                with StageCheckpoints(task.workdir, before, read_only=True) as finished:
-                    arrays = weights.flatten(finished.restore_params("last"))
-                start = {"": weights.Weights(arrays)}
-            if start:
-                params, report = init.params_from(stage.model, start, key)
-                origin = "the start weights" if before is None else f"{before}, its last step"
-                journal.say(f"{stage.name}: starts from {origin}\n{report}")
-                start.clear()
-            else:
-                params = initial_params(stage.model, key)
-                journal.say(f"{stage.name}: starts from random weights")
-            state = create_state(params, stage.optimizer, task.mesh)
-            del params
-        else:
-            like = jax.eval_shape(
-                lambda params: init_state(params, stage.optimizer), abstract_params(stage.model)
-            )
-            state, position = checkpoints.restore(like, devices.replicated(task.mesh))
-            stage.batches.set_state(position)
-            journal.say(f"{stage.name}: going on from step {done}")
-        journal.rewind(stage.name, done or 0)
-
-        key = jax.random.fold_in(stage.key, 2)
-        train_step = make_train_step(
-            stage.model, stage.optimizer, task.inputs, task.mesh, key=key, **stage.loss
-        )
-        with stage.batches, journal.progress(stage.name, done or 0, stage.steps):
-            _loop(task, stage, train_step, state, checkpoints, stop)
-
-
 def _loop(
-    task: Task,
     stage: Stage,
     train_step: TrainStep,
     state: TrainState,
-    checkpoints: StageCheckpoints,
+    *,
+    log_every: int,
+    save_every: int,
+    score_every: int,
+    score: Callable[[int, Any], dict[str, float]],
+    save: Callable[..., None],
+    journal: Journal,
     stop: Sequence[int],
 ) -> None:
-    """The training loop: step, log, score, save; waits for the devices only to log."""
-    journal = task.journal
+    """The training loop: step, log, score, save; waits for the devices only to log.
+
+    Args:
+        score: Gives the metrics of a step's number and parameters.
+        save: Is given a step's number, state, position in the data, and metrics or None.
+        stop: Signals that came, from `noted_signals`.
+    """
     step = int(state.step)
     reports: list[tuple[int, list[str], StepReport]] = []
     clock = time.perf_counter()
@@ -380,9 +312,9 @@ def _loop(
         step += 1
         reports.append((step, ids, report))
 
-        scoring = step == stage.steps or (task.score_every > 0 and step % task.score_every == 0)
-        saving = scoring or step % task.save_every == 0
-        logging = saving or step % task.log_every == 0
+        scoring = step == stage.steps or (score_every > 0 and step % score_every == 0)
+        saving = scoring or step % save_every == 0
+        logging = saving or step % log_every == 0
         signum = stop[0] if stop else 0
         if jax.process_count() > 1:
             # All must stop at one step. They agree on it where they wait for the devices anyway.
@@ -405,8 +337,8 @@ def _loop(
                     f"{stage.name} step {step}: parameters are NaN or Inf after the update on the "
                     f"images {', '.join(ids)}; {REMEDY}"
                 )
-            metrics = _score(task, stage, state, step) if scoring else None
-            checkpoints.save(state, stage.batches.get_state(), task.description, metrics)
+            metrics = score(step, state.params) if scoring else None
+            save(step, state, data=stage.batches.get_state(), metrics=metrics)
         if signum and step < stage.steps:
             raise Stopped(
                 f"stopped at {stage.name} step {step} of {stage.steps}, all saved; "
@@ -419,16 +351,12 @@ def _loop(
 def mean_losses(
     stage: str, reports: Sequence[tuple[int, Sequence[str], StepReport]]
 ) -> dict[str, float]:
-    """Looks at what several steps reported, for which it waits for the devices.
+    """The means of what steps reported: loss (with several heads also of each), gradient norm.
 
-    A step does not wait to be looked at, and still none goes unseen.
+    Waits for the devices, where the reports still are.
 
     Args:
-        stage: For messages.
-        reports: Of each step its number, its images, and its report, still on the device.
-
-    Returns:
-        Loss per valid pixel (with several heads also of each) and gradient norm, their means.
+        reports: The number, the images and the report of each step.
 
     Raises:
         Diverged: If a loss was not finite, or a label invalid; names the step and images.
@@ -446,74 +374,62 @@ def mean_losses(
                 f"{stage} step {step}: the loss is {report.loss} and the gradient norm "
                 f"{report.gradient_norm} on the images {images}; {REMEDY}"
             )
-    means = {
-        "loss": float(np.mean([report.loss for report in host])),
-        "gradient_norm": float(np.mean([report.gradient_norm for report in host])),
-    }
-    heads = host[0].head_losses
-    if len(heads) > 1:
-        for head in heads:
-            means[f"loss_{head}"] = float(np.mean([r.head_losses[head] for r in host]))
-    return means
+    mean = jax.tree.map(lambda *values: float(np.mean(values)), *host)
+    heads = mean.head_losses if len(mean.head_losses) > 1 else {}
+    losses = {"loss": mean.loss, **{f"loss_{head}": loss for head, loss in heads.items()}}
+    return {**losses, "gradient_norm": mean.gradient_norm}
 
 
-# ======================================================================== scores
+def _score(
+    predictor_of: Callable[..., Predictor],
+    images: data.Source,
+    heads: Mapping[str, ClassTable],
+    samples: int,
+    journal: Journal,
+    stage: Stage,
+    step: int,
+    params: Any,
+) -> dict[str, float]:
+    """Scores images, records the metrics, and draws the first ``samples`` predictions.
 
-
-def _score(task: Task, stage: Stage, state: TrainState, step: int) -> dict[str, float]:
-    """Scores the evaluation split, records the metrics, and draws a few predictions.
-
-    All processes get the same metrics.
+    Each process scores its part of them; all get the same metrics.
     """
-    samples: list[tuple[Any, dict[str, np.ndarray]]] = []
+    local_params = jax.tree.map(lambda x: x.addressable_data(0), params)
+    predictor = predictor_of(stage.model, local_params)
+    drawn: list[tuple[Any, dict[str, np.ndarray]]] = []
 
     def keep(example: Any, labels: dict[str, np.ndarray]) -> None:
-        if len(samples) < task.samples:
-            samples.append((example, labels))
+        if len(drawn) < samples:
+            drawn.append((example, labels))
 
-    # Each process scores its part of the images on its own devices: their sizes may differ.
-    part = range(jax.process_index(), len(task.images), jax.process_count())
+    part = range(jax.process_index(), len(images), jax.process_count())
     if part:
-        predictor = Predictor(
-            stage.model,
-            jax.tree.map(lambda x: x.addressable_data(0), state.params),
-            task.inputs,
-            task.heads,
-            scale=task.scale,
-            batch_size=task.eval_batch_size,
-            canvas=rule_for(task.images.sizes),
-            mesh=devices.local_mesh(),
-        )
-        counts = evaluate(predictor, loader.evaluation_examples(task.images, part), visit=keep)
+        counts = evaluate(predictor, loader.evaluation_examples(images, part), visit=keep)
     else:
-        sizes = {head: classes.num_classes for head, classes in task.heads.items()}
-        counts = {head: np.zeros((size, size), np.int64) for head, size in sizes.items()}
+        counts = {
+            head: np.zeros((table.num_classes,) * 2, np.int64) for head, table in heads.items()
+        }
     counts = devices.sum_over_processes(counts)
 
     metrics: dict[str, float] = {}
-    for head, classes in task.heads.items():
+    for head, classes in heads.items():
         of_head = compute_metrics(counts[head], classes.scored)
         names = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
         values = {name: float(getattr(of_head, name)) for name in names}
-        prefix = f"{head}/" if len(task.heads) > 1 else ""
+        prefix = f"{head}/" if len(heads) > 1 else ""
         metrics |= {f"{prefix}{name}": value for name, value in values.items()}
-        task.journal.say(
+        journal.say(
             f"{stage.name} step {step}: {prefix.replace('/', '  ')}"
             + "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items())
         )
-        for number, (example, labels) in enumerate(samples):
-            panels = {
-                "image": example["image"],
-                "ground truth": example[head],
-                stage.name: labels[head],
-            }
+        for number, (example, labels) in enumerate(drawn):
+            panels = {"image": example["image"], "ground truth": example[head]}
+            picture = drawing.side_by_side({**panels, stage.name: labels[head]}, classes)
             name = f"sample{number}{'_' + head if prefix else ''}"
-            task.journal.picture(stage.name, step, name, drawing.side_by_side(panels, classes))
+            journal.picture(stage.name, step, name, picture)
     # By this the best checkpoint is chosen.
     metrics["mean_iu"] = float(np.mean([v for k, v in metrics.items() if k.endswith("mean_iu")]))
-    task.journal.record(
-        stage.name, step, {f"eval/{name}": value for name, value in metrics.items()}
-    )
+    journal.record(stage.name, step, {f"eval/{name}": value for name, value in metrics.items()})
     return metrics
 
 
@@ -527,11 +443,7 @@ class Diverged(RuntimeError):
 
 
 class Stopped(Exception):
-    """A signal asked the run to stop; all is saved.
-
-    Attributes:
-        signum: The signal's number.
-    """
+    """A signal asked the run to stop; all is saved."""
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)

@@ -28,13 +28,7 @@ uint8 (b, h, w) with void 255 by the name of each head (``label`` where there is
 
 @struct.dataclass
 class TrainState:
-    """All that changes from step to step.
-
-    Attributes:
-        step: Minibatches seen in this stage.
-        params: The network's parameters.
-        opt_state: The optimiser's state.
-    """
+    """All that changes from step to step; ``step`` counts the minibatches of this stage."""
 
     step: Integer[Array, ""]
     params: Params
@@ -61,12 +55,7 @@ class StepReport:
     gradient_norm: Float[Array, ""]
 
 
-Losses: TypeAlias = dict[str, PixelLoss]
-"""The loss of each head."""
-
-LossesOf: TypeAlias = Callable[[Params, Batch, Array], Losses]
-"""From parameters, a batch and a random key."""
-
+Losses: TypeAlias = dict[str, PixelLoss]  # of each head
 Objective: TypeAlias = Callable[[Params, Batch, Array], tuple[Array, Losses]]
 TrainStep: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, StepReport]]
 
@@ -86,7 +75,6 @@ def make_objective(
     """The pixelwise cross-entropy of a network, summed over its heads.
 
     Args:
-        model: The network.
         inputs: How the network sees a batch; applied on the devices.
         mesh: Devices, from `fcn_jax.devices.data_mesh`; batches are split over them.
         normalize_loss: Divide the loss by the number of valid pixels (the paper sums).
@@ -113,14 +101,27 @@ def make_objective(
         logits = logits if len(heads) > 1 else {heads[0]: logits}
         labels = {head: batch[head] for head in heads}
         if cell_fraction < 1:
-            labels = {
-                head: sample_cells(cell_key, label, cell_fraction, cells)
-                for head, label in labels.items()
-            }
+            for head, label in labels.items():
+                labels[head] = sample_cells(cell_key, label, cell_fraction, cells)
         return {head: cross_entropy(logits[head], labels[head]) for head in heads}
 
-    grouped = mesh.shape["data"] > 1 and mesh.shape.get("height", 1) > 1
-    compute = _by_groups(losses_of, mesh) if grouped else losses_of
+    def losses_of_group(params: Params, batch: Batch, key: Array) -> Losses:
+        key = jax.random.fold_in(key, jax.lax.axis_index("data"))
+        return jax.lax.psum(losses_of(params, batch, key), "data")
+
+    compute = losses_of
+    if mesh.shape["data"] > 1 and mesh.shape.get("height", 1) > 1:
+        # Left to itself, XLA's partitioner adds the gradient of a convolution's kernel twice where
+        # a map is split along one axis of the mesh and not along the other (as of jaxlib 0.10.2).
+        # So each group of devices that share images works on those alone, with one axis.
+        compute = jax.shard_map(
+            losses_of_group,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec("data"), PartitionSpec()),
+            out_specs=PartitionSpec(),
+            axis_names={"data"},
+            check_vma=False,  # loops of the operations begin with constants
+        )
 
     def objective(params: Params, batch: Batch, key: Array) -> tuple[Array, Losses]:
         batch = {
@@ -136,31 +137,9 @@ def make_objective(
     return objective
 
 
-def _by_groups(losses_of: LossesOf, mesh: Mesh) -> LossesOf:
-    """The losses, where each group of devices that share images works on those alone.
-
-    Left to itself, XLA's partitioner adds the gradient of a convolution's kernel twice where a map
-    is split along one axis of the mesh and not along the other (as of jaxlib 0.10.2). Inside a
-    group there is one axis only. The groups draw random numbers of their own.
-    """
-
-    def of_group(params: Params, batch: Batch, key: Array) -> Losses:
-        losses = losses_of(params, batch, jax.random.fold_in(key, jax.lax.axis_index("data")))
-        return jax.lax.psum(losses, "data")
-
-    return jax.shard_map(
-        of_group,
-        mesh=mesh,
-        in_specs=(PartitionSpec(), PartitionSpec("data"), PartitionSpec()),
-        out_specs=PartitionSpec(),
-        axis_names={"data"},
-        check_vma=False,  # loops of the operations begin with constants
-    )
-
-
 def _weighted_sum(values: Mapping[str, Array], weights: Mapping[str, float] | None) -> Array:
-    weights = weights or {}
-    return jnp.stack([weights.get(head, 1.0) * value for head, value in values.items()]).sum()
+    weighted = [(weights or {}).get(head, 1.0) * value for head, value in values.items()]
+    return jnp.stack(weighted).sum()
 
 
 # ======================================================================== the step
@@ -173,9 +152,8 @@ def make_train_step(
     mesh: Mesh,
     *,
     key: Array,
-    normalize_loss: bool = False,
-    cell_fraction: float = 1.0,
     loss_weights: Mapping[str, float] | None = None,
+    **options: Any,
 ) -> TrainStep:
     """Compiles a step of the optimiser on the objective.
 
@@ -183,24 +161,13 @@ def make_train_step(
     step, so that a resumed run repeats it.
 
     Args:
-        model: The network.
-        optimizer: From `make_optimizer`.
-        inputs: How the network sees a batch; applied on the devices.
-        mesh: Devices; a batch is split over them, the gradient summed.
         key: Random key of the stage.
-        normalize_loss, cell_fraction, loss_weights: As for `make_objective`.
+        **options: Further ones of `make_objective`.
 
     Returns:
         ``step(state, batch)``, for batches from `fcn_jax.devices.put_batch`.
     """
-    objective = make_objective(
-        model,
-        inputs,
-        mesh,
-        normalize_loss=normalize_loss,
-        cell_fraction=cell_fraction,
-        loss_weights=loss_weights,
-    )
+    objective = make_objective(model, inputs, mesh, loss_weights=loss_weights, **options)
     gradient_of = jax.grad(objective, has_aux=True)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
@@ -245,5 +212,4 @@ def create_state(params: Params, optimizer: optax.GradientTransformation, mesh: 
 @jax.jit
 def all_finite(tree: Any) -> Array:
     """Whether every number of a tree is finite."""
-    leaves = [jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]
-    return jnp.stack(leaves).all()
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
