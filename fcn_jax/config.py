@@ -7,12 +7,13 @@ A config file holds ``get_config()``, which starts from `default_config` and set
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import json
 import os
 import re
+import runpy
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -260,12 +261,8 @@ def load_config(name: str) -> Config:
         ValueError: If there is no such config, it cannot be run, or it does not know an argument.
     """
     path, colon, arguments = find_config(name).partition(":")
-    spec = importlib.util.spec_from_file_location(f"fcn_jax_config_{Path(path).stem}", path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        module = SimpleNamespace(**runpy.run_path(path))
         return module.get_config(arguments) if colon else module.get_config()
     except (SyntaxError, ImportError, AttributeError, NameError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error

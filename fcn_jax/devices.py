@@ -100,9 +100,8 @@ def batch_part(mesh: Mesh) -> tuple[int, int]:
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
     """Puts a batch on the devices of all processes; returns before the copies are made.
 
-    Args:
-        batch: The arrays of this process's part (`batch_part`), with all rows of each image. The
-            height must be a multiple of the mesh's axis ``height``.
+    It is this process's part (`batch_part`), with all rows of each image, whose number must be a
+    multiple of the mesh's axis ``height``.
     """
     shardings = {name: batch_sharding(mesh, value.ndim) for name, value in batch.items()}
     if jax.process_count() == 1:

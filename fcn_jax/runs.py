@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -37,8 +38,9 @@ class StageCheckpoints:
     """
 
     def __init__(self, workdir: str | Path, stage: str, *, read_only: bool = False) -> None:
+        mean_iu = operator.itemgetter("mean_iu")
         best = preservation_policy.BestN(
-            get_metric_fn=_mean_iu, n=1, keep_checkpoints_without_metrics=False
+            get_metric_fn=mean_iu, n=1, keep_checkpoints_without_metrics=False
         )
         self._manager = ocp.CheckpointManager(
             # orbax takes absolute paths only, and says so in a background thread where nobody
@@ -51,7 +53,7 @@ class StageCheckpoints:
             },
             options=ocp.CheckpointManagerOptions(
                 read_only=read_only,
-                best_fn=_mean_iu,
+                best_fn=mean_iu,
                 preservation_policy=preservation_policy.AnyPreservationPolicy(
                     [preservation_policy.LatestN(1), best]
                 ),
@@ -63,7 +65,6 @@ class StageCheckpoints:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._manager.wait_until_finished()
         self._manager.close()
 
     def step(self, which: Which = "last") -> int | None:
@@ -131,10 +132,6 @@ class StageCheckpoints:
         if step is None:
             raise FileNotFoundError(f"{self._manager.directory} holds no checkpoint")
         return step
-
-
-def _mean_iu(metrics: dict[str, float]) -> float:
-    return metrics["mean_iu"]
 
 
 # ======================================================================== finished runs

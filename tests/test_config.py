@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from pathlib import Path
 
@@ -315,4 +314,5 @@ def test_fields_do_not_share_what_can_change():
     first, second = configs.default_config(), configs.default_config()
     first.inputs.image = "hha"
     assert second.inputs.image == "image"
-    assert dataclasses.is_dataclass(configs.Field)
+    with pytest.raises(AttributeError):
+        configs.FIELDS["Data"]["scale"].default = 2.0

@@ -73,8 +73,7 @@ def make_parser(name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=name,
         usage=f"{name} --config=NAME [--workdir=DIR] [--config.FIELD=VALUE ...]",
-        description="Trains the networks of a config, stage by stage, and writes a report. Run the "
-        "same command again after an interruption: it goes on from the last checkpoint.",
+        description=__doc__,
         epilog=describe_configs(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -16,14 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, TaskID
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -39,7 +32,6 @@ class Journal:
         self._console = Console(quiet=silent, soft_wrap=True)
         self._writers: dict[str, SummaryWriter] = {}
         self._progress: Progress | None = None
-        self._task = TaskID(0)
 
     def __enter__(self) -> Journal:
         return self
@@ -107,15 +99,8 @@ class Journal:
         if self._silent or not sys.stdout.isatty():
             yield
             return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self._console) as self._progress:
-            self._task = self._progress.add_task(stage, total=steps, completed=step, numbers="")
+        with Progress(console=self._console) as self._progress:
+            self._progress.add_task(stage, total=steps, completed=step)
             yield
         self._progress = None
 
@@ -123,9 +108,9 @@ class Journal:
         self, stage: str, step: int, steps: int, loss: float, rate: float, batch_size: int
     ) -> None:
         """Moves the bar: loss per pixel, images per second, and the time that is left."""
-        numbers = f"loss {loss:.4f}/px  {rate:.1f} images/s"
+        text = f"{stage} {step}/{steps}  loss {loss:.4f}/px  {rate:.1f} images/s"
         if self._progress is not None:
-            self._progress.update(self._task, completed=step, numbers=numbers)
+            self._progress.update(TaskID(0), completed=step, description=text)
         else:
             left = time.strftime("%H:%M:%S", time.gmtime((steps - step) * batch_size / rate))
-            self.say(f"{stage} {step}/{steps}  {numbers}  ETA {left}")
+            self.say(f"{text}  ETA {left}")

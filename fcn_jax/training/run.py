@@ -236,6 +236,8 @@ def make_stages(
     else:
         epochs = configs.per_stage(config, "epochs")
         steps = tuple(max(1, round(e * len(source) / config.batch_size)) for e in epochs)
+    fields = ("scale", "scale_range", "flip", "jitter")
+    augmentation = Augmentation(**{f: config[f] for f in fields}, crop=config.crop or None)
     part, parts = devices.batch_part(mesh)
     stages = []
     for index, name in enumerate(config.stages):
@@ -262,13 +264,7 @@ def make_stages(
             source,
             batch_size=config.batch_size,
             seed=config.seed * len(SEGMENTERS) + index,  # each stage has another order
-            augmentation=Augmentation(
-                scale=config.scale,
-                scale_range=config.scale_range,
-                crop=config.crop or None,
-                flip=config.flip,
-                jitter=config.jitter,
-            ),
+            augmentation=augmentation,
             mesh=mesh,
             canvas=config.canvas or None,
             num_workers=config.num_workers,

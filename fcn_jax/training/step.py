@@ -43,9 +43,8 @@ class StepReport:
         loss: Cross-entropy per valid pixel, in nats; NaN if a label was invalid. With several
             heads the sum of theirs, each times its weight.
         head_losses: The same for each head, unweighted.
-        valid: Valid pixels, over all heads.
-        invalid: Pixels whose label is neither a class nor void.
-        gradient_norm: Global norm of the gradient.
+        valid, invalid: Pixels over all heads; of invalid ones the label is no class and not void.
+        gradient_norm: Of all parameters together.
     """
 
     loss: Float[Array, ""]
@@ -155,17 +154,10 @@ def make_train_step(
     loss_weights: Mapping[str, float] | None = None,
     **options: Any,
 ) -> TrainStep:
-    """Compiles a step of the optimiser on the objective.
+    """Compiles a step of the optimiser on the objective, which takes the ``options``.
 
-    The state is donated: use the returned one. What is random draws from ``key`` folded with the
-    step, so that a resumed run repeats it.
-
-    Args:
-        key: Random key of the stage.
-        **options: Further ones of `make_objective`.
-
-    Returns:
-        ``step(state, batch)``, for batches from `fcn_jax.devices.put_batch`.
+    The state is donated: use the returned one. Batches are those of `fcn_jax.devices.put_batch`.
+    What is random draws from ``key`` folded with the step, so that a resumed run repeats it.
     """
     objective = make_objective(model, inputs, mesh, loss_weights=loss_weights, **options)
     gradient_of = jax.grad(objective, has_aux=True)
