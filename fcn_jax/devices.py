@@ -169,24 +169,6 @@ def join_processes(
         ) from None
 
 
-def is_first_process() -> bool:
-    """Whether this process is the one that writes and prints."""
-    return jax.process_index() == 0
-
-
-def wait_for_all(name: str) -> None:
-    """Waits until every process has come here; ``name`` tells the places apart."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
-def largest_over_processes(value: int) -> int:
-    """The largest of the processes' values; waits for the devices."""
-    if jax.process_count() == 1:
-        return value
-    return int(np.max(multihost_utils.process_allgather(np.int32(value))))
-
-
 def sum_over_processes(counts: Any) -> Any:
     """The sums of the processes' numpy arrays, a tree of them; int64 stays exact.
 

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         source = train(config, workdir)
         if jax.process_count() == 1:
             report.evaluate_run(workdir, source)
-        elif devices.is_first_process():  # reading checkpoints alone would wait for the others
+        elif jax.process_index() == 0:  # reading checkpoints alone would wait for the others
             print(f"fcn-jax eval --workdir={workdir} writes the report")
     except Stopped as stopped:
         print(f"{name}: {stopped}", file=sys.stderr)

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from fcn_jax import config as configs
@@ -132,13 +133,15 @@ def train(config: configs.Config, workdir: str | Path) -> data.Source:
     stages = make_stages(config, train_source, heads, inputs, mesh)
 
     # ---- From here on the folder is this run's
-    devices.wait_for_all("prepared")  # nobody still looks for a former run
-    if devices.is_first_process():
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("prepared")  # nobody still looks for a former run
+    first_process = jax.process_index() == 0
+    if first_process:
         workdir.mkdir(parents=True, exist_ok=True)
         temporary = workdir / "config.tmp"
         temporary.write_text(json.dumps(configs.to_plain(config), indent=2))
         temporary.replace(workdir / "config.json")
-    silent = not devices.is_first_process()
+    silent = not first_process
     with Journal(workdir, tuple(config.stages), silent=silent) as journal, noted_signals() as stop:
         classes = " and ".join(str(table.num_classes) for table in heads.values())
         several = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
@@ -314,7 +317,8 @@ def _loop(
         signum = stop[0] if stop else 0
         if jax.process_count() > 1:
             # All must stop at one step. They agree on it where they wait for the devices anyway.
-            signum = devices.largest_over_processes(signum) if logging else 0
+            gathered = multihost_utils.process_allgather(np.int32(signum)) if logging else 0
+            signum = int(np.max(gathered))
         if not logging and not signum:
             continue
 
@@ -451,8 +455,7 @@ def noted_signals() -> Iterator[Sequence[int]]:
     """Notes the first of SIGINT and SIGTERM in a list; the second ends the program at once."""
     received: list[int] = []
 
-    def note(signum: int, frame: FrameType | None) -> None:
-        del frame
+    def note(signum: int, _: FrameType | None) -> None:
         received.append(signum)
         restore()
 
