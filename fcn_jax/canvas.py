@@ -184,9 +184,6 @@ def batch_of(group: Group, scale: float) -> Batch:
     return Batch(arrays, valid_size, original_size)
 
 
-# ======================================================================== in flight
-
-
 def run_ahead(results: Iterable[T], ahead: int = 2) -> Iterator[T]:
     """Yields what an iterator gives, but ``ahead`` items later.
 

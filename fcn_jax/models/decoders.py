@@ -68,15 +68,14 @@ def sources_of(layer: Layer, before: Iterable[str]) -> tuple[str, ...]:
 @functools.cache
 def smallest_input(layers: tuple[Layer, ...]) -> int:
     """The fewest cells a side that some layers can take."""
-    size = 1
-    while True:
-        cells = {"": size}
-        for layer in layers:
-            source, *_ = sources_of(layer, cells)
-            cells[layer.name] = window_of(layer).cells(cells[source])
-        if min(cells.values()) > 0:
-            return size
+    size = 0
+    cells = {"": size}
+    while min(cells.values()) < 1:
         size += 1
+        cells = {"": size}
+        for layer, (source, *_) in zip(layers, maps_read(layers), strict=True):
+            cells[layer.name] = window_of(layer).cells(cells[source])
+    return size
 
 
 @functools.cache

@@ -14,8 +14,6 @@ from jaxtyping import Array, Float
 from fcn_jax import ops
 from fcn_jax.geometry import TransposedWindow, Window
 
-# ======================================================================== precision
-
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
@@ -37,8 +35,6 @@ PRECISIONS: dict[str, Precision] = {
     "tf32": Precision(None, lax.Precision.HIGH),
     "bfloat16": Precision(jnp.bfloat16, lax.Precision.DEFAULT),
 }
-
-# ======================================================================== initial values
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
@@ -64,9 +60,6 @@ def first_kernel(
 ) -> Float[Array, "k k i o"]:
     """He normal for pixels on the 0..255 scale, whose standard deviation is about 64."""
     return he_normal(key, shape, dtype) / 64
-
-
-# ======================================================================== modules
 
 
 class Convolution(nn.Module):

@@ -12,8 +12,7 @@ unless they say otherwise; ``benchmarks/operations.py`` measures them again.
 
 from fcn_jax.ops.convolutions import convolution
 from fcn_jax.ops.dispatch import plain_chosen, plain_forms
-from fcn_jax.ops.normalization import local_response_norm
-from fcn_jax.ops.pooling import average_pool, max_pool
+from fcn_jax.ops.pooling import average_pool, local_response_norm, max_pool
 from fcn_jax.ops.upsampling import bilinear_kernel, conv_transpose, resize_bilinear_on_canvas
 
 __all__ = [
