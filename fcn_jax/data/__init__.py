@@ -87,11 +87,7 @@ TFDS = DataSet("fcn_jax.data.tfds", from_files=False, aliases={"val": "validatio
 
 
 def row_of(name: str) -> DataSet:
-    """The row of a data set: of `DATASETS`, or that of every `tfds:NAME`.
-
-    Raises:
-        ValueError: for an unknown data set; lists those that there are.
-    """
+    """The row of a data set: of `DATASETS`, or that of every `tfds:NAME`."""
     if name.startswith(TFDS_PREFIX):
         return TFDS
     if name not in DATASETS:

@@ -12,9 +12,6 @@ from pathlib import Path
 from fcn_jax.classes import ClassTable
 from fcn_jax.data.records import PICTURE, Contents, Kind, Plan, Read, file_entry
 
-Splits = Mapping[str, Mapping[str, Mapping[str, Path]]]
-"""The file of every array ("image", "label") of every id of every split."""
-
 
 def find_folder(
     bases: Iterable[Path | None], places: Iterable[str], holds: Iterable[str]
@@ -35,11 +32,7 @@ def find_root(
     url: str,
     what: str,
 ) -> Path:
-    """As `find_folder`, in `manual_dir`.
-
-    Raises:
-        FileNotFoundError: if there is none; it says to download `url` and to give `what`.
-    """
+    """As `find_folder`, in `manual_dir`; the error says to download `url` and to give `what`."""
     root = find_folder([manual_dir], places, holds)
     if root is None:
         there = f"{manual_dir} has no folder {' and '.join(holds)}" if manual_dir else "no data"
@@ -55,10 +48,7 @@ def split_lists(
     """The ids that the files SPLIT.txt of a folder list, each once, in their order.
 
     Where a file is missing, the list that comes with the package stands in for it if `published`;
-    otherwise it lists nothing. `prefix` is taken off the ids.
-
-    Raises:
-        ValueError: if two of the files share ids; it names the first few.
+    otherwise it lists nothing. `prefix` is taken off the ids. No two files may share ids.
     """
     lists: dict[str, list[str]] = {}
     for split in splits:
@@ -110,7 +100,7 @@ def complete(
 
 def plan_files(
     data_set: str,
-    splits: Splits,
+    splits: Mapping[str, Mapping[str, Mapping[str, Path]]],
     readers: Mapping[str, Read],
     label_maps: Mapping[str, ClassTable],
     *,
@@ -125,16 +115,13 @@ def plan_files(
     """Plan a data set that is made of files.
 
     Args:
-        splits: The files; splits without images are left out.
+        splits: The file of every array of every id; splits without images are left out.
         source: Where the data come from, in words.
         needs: The files that an image needs and where to get them, for the error.
         full_sizes: The number of images of each split of the full set; a split that has fewer gets
             a note.
         more: Further files on which the prepared copy depends.
         options: The options on which it depends.
-
-    Raises:
-        FileNotFoundError: if no split has images.
     """
     shortfalls = tuple(
         f"{split} has {len(splits[split])} of the {full} images of the full set"
@@ -188,11 +175,7 @@ def named(items: Iterable[object], limit: int = 5) -> str:
 
 
 def check_reachable(url: str, seconds: float = 20) -> None:
-    """Find out soon whether a download can begin; TFDS tries an unreachable host for minutes.
-
-    Raises:
-        OSError: if the host does not answer, or says that there is no such file.
-    """
+    """Raises an OSError soon if a download cannot begin; TFDS tries an absent host for minutes."""
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
     except urllib.error.HTTPError as error:

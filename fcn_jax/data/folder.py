@@ -64,12 +64,6 @@ class FolderPlan:
         first_id: The id in masks of the first class, where the class file gives no ids.
         void: Ids in masks that are void, beside 255.
         seed: Of the cut into train, val and test, for layouts without splits.
-
-    Attributes:
-        globs: The globs of images and masks.
-        splits: Image and mask of every id in every split.
-        problems: What is wrong already.
-        copy: The name of the prepared copy.
     """
 
     def __init__(
@@ -98,7 +92,7 @@ class FolderPlan:
         self.mask_kind: LabelKind = mask_kind
         in_colors = mask_kind == "color" or has_colors(self.class_file)
         self.colors = self.classes if in_colors else None  # that masks may hold
-        self.problems: list[str] = []
+        self.problems: list[str] = []  # what is wrong before any file has been read
         if "{split}" in self.globs[0]:
             splits = {}
             for split in SPLITS:

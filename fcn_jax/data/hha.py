@@ -49,18 +49,14 @@ _DOWN = np.array([0.0, 1.0, 0.0])
 def nyu_camera(height: int, width: int) -> Float[np.ndarray, "3 3"]:
     """The camera matrix of NYUDv2's frames, in pixels, the first pixel's centre being (0, 0).
 
-    480x640 is the published size. 425x560 is the window of rcnn-depth without the white border,
-    rows 46..470 and columns 41..600 counted from 1, which FCN's data have too.
-
-    Raises:
-        ValueError: for another size.
+    480x640 is the published size; 425x560 is the window of rcnn-depth, and of FCN's data, without
+    the white border. Any other size is a ValueError.
     """
     if (height, width) not in _NYU_WINDOWS:
         sizes = " and ".join(f"{h}x{w}" for h, w in _NYU_WINDOWS)
         raise ValueError(
-            f"NYUDv2 frames are {sizes} (height x width), not {height}x{width}; for frames that "
-            "were resized or cut otherwise, scale the focal lengths and centre and shift the "
-            "centre alike, and give that camera matrix"
+            f"NYUDv2 frames are {sizes} (height x width), not {height}x{width}; for others, scale "
+            "and shift the focal lengths and centre alike, and give that camera matrix"
         )
     top, left = _NYU_WINDOWS[height, width]
     (fx, fy), (cx, cy) = _NYU_FOCAL, _NYU_CENTRE
@@ -141,17 +137,12 @@ def normals(
     """Unit normals of the planes that fit the surface around each pixel best.
 
     A plane n·p = 1 seen along a pixel's ray (x, y, 1) has the inverse depth n·(x, y, 1), which is
-    linear in the pixel's position. The fit is the least-squares line of inverse depth over the
-    window, in which a depth camera that measures disparity errs alike near and far. It is the
-    equation of rcnn-depth's computeNormalsSquareSupport, with all points in one superpixel, solved
-    for positions relative to the window's mean, which loses fewer digits.
+    linear in the pixel's position. The fit is the least-squares plane of inverse depth over the
+    (2 radius + 1)² pixels around, as in rcnn-depth's computeNormalsSquareSupport, but for positions
+    relative to the window's mean, which loses fewer digits.
 
-    The window is the (2 radius + 1)² pixels around each pixel, cut off at the border. Depth is
-    positive, or NaN where it is missing.
-
-    Returns:
-        Normals that point away from the camera. NaN where the window's pixels with depth are fewer
-        than three or lie on a line.
+    Normals point away from the camera. They are NaN where the window's pixels with depth (which is
+    NaN where it is missing) are fewer than three or lie on a line.
     """
     known = ~np.isnan(depth)
     inverse = np.divide(1.0, depth, out=np.zeros(depth.shape), where=known)
@@ -197,14 +188,9 @@ def gravity(
     Each iteration takes the normals within a threshold of the present direction (or its opposite)
     for floors and ceilings, and those within it of the perpendicular plane for walls, and finds
     the direction most parallel to the former and most perpendicular to the latter: the eigenvector
-    to the smallest eigenvalue of the sum of n nᵀ over walls less that over floors. The phases and
-    their thresholds are `GRAVITY_PHASES`. Source: Gupta et al., CVPR 2013; rcnn-depth's getYDir.
-
-    Normals with NaN are left out. `start` is a first guess: down in the picture unless given.
-
-    Returns:
-        A unit vector, on the side of the guess. Where the normals leave it open, as a single wall
-        does, the direction nearest to the guess among those that fit as well.
+    to the smallest eigenvalue of the sum of n nᵀ over walls less that over floors. Where they leave
+    it open, as a single wall does, it is the one nearest to the direction before, at first `start`.
+    Source: Gupta et al., CVPR 2013; rcnn-depth's getYDir.
     """
     vectors = normals.reshape(-1, 3)
     vectors = vectors[~np.isnan(vectors).any(axis=-1)]
@@ -214,21 +200,13 @@ def gravity(
         for _ in range(iterations):
             cosine = np.abs(vectors @ down)
             floors, walls = vectors[cosine > near], vectors[cosine < far]
-            down = _smallest_eigenvector(walls.T @ walls - floors.T @ floors, down)
+            values, axes = np.linalg.eigh(walls.T @ walls - floors.T @ floors)
+            # LAPACK picks any vectors where eigenvalues are equal, maybe all perpendicular to down.
+            basis = axes[:, values - values[0] <= 1e-9 * np.abs(values).max()]
+            nearest = basis @ (basis.T @ down)
+            length = np.linalg.norm(nearest)
+            down = nearest / length if length > 1e-9 else down
     return down
-
-
-def _smallest_eigenvector(
-    matrix: Float[np.ndarray, "3 3"], near: Float[np.ndarray, "3"]
-) -> Float[np.ndarray, "3"]:
-    """The unit vector nearest to `near` of the symmetric matrix's smallest eigenvalue."""
-    values, vectors = np.linalg.eigh(matrix)
-    # LAPACK picks any vectors where eigenvalues are equal, maybe all perpendicular to `near`.
-    equal = values - values[0] <= 1e-9 * np.abs(values).max()
-    basis = vectors[:, equal]
-    nearest = basis @ (basis.T @ near)
-    length = np.linalg.norm(nearest)
-    return nearest / length if length > 1e-9 else near
 
 
 def _check(

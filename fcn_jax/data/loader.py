@@ -19,13 +19,8 @@ from jaxtyping import Array
 
 from fcn_jax import devices
 from fcn_jax.canvas import Size, canvas_side, round_up
-from fcn_jax.data.transforms import (
-    Augmentation,
-    Example,
-    check_example,
-    size_of,
-    stack_examples,
-)
+from fcn_jax.data import transforms
+from fcn_jax.data.transforms import Augmentation, Example
 
 TrainingBatch: TypeAlias = tuple[dict[str, Array], list[str]]
 """The arrays of a batch (``image``, ``label`` and others, and ``valid_size`` where an image may be
@@ -74,11 +69,7 @@ class TrainingBatches(contextlib.AbstractContextManager["TrainingBatches"]):
         return {"next_batch": self._next_batch, **self._settings}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Goes to a position that `get_state` gave for the same pipeline.
-
-        Raises:
-            ValueError: If the seed, batch size or number of examples differ.
-        """
+        """Goes to a position that `get_state` gave for the same pipeline."""
         differing = [
             f"{name} was {state.get(name)} and is {value}"
             for name, value in self._settings.items()
@@ -205,9 +196,11 @@ def _batch(
 ) -> dict[str, np.ndarray]:
     """Stacks examples; without their sizes where every image fills the canvas."""
     if canvas is None:
-        height, width = np.max([size_of(example) for example in examples], axis=0).tolist()
+        height, width = np.max(
+            [transforms.size_of(example) for example in examples], axis=0
+        ).tolist()
         canvas = round_up(canvas_side(height), shards), canvas_side(width)
-    batch = stack_examples(examples, canvas)
+    batch = transforms.stack_examples(examples, canvas)
     if filled:
         del batch["valid_size"]
     return batch
@@ -234,7 +227,7 @@ def evaluation_examples(
 
 def _read(index: int, source: Source) -> Example:
     try:
-        return check_example(source[index])
+        return transforms.check_example(source[index])
     except Exception as error:
         error.add_note(f"while reading example {index} of {source!r}")
         raise

@@ -15,10 +15,6 @@ def read_mat(path: Path, variable: str) -> Int32[np.ndarray, "h w"]:
     """A map of ids from a `.mat` file: up to version 7 by SciPy; 7.3, which is HDF5, by h5py.
 
     Of a struct `variable` names the field, as "GTcls/Segmentation".
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: naming the file, if it cannot be read or the variable is no map of integers.
     """
     import scipy.io
 
@@ -68,14 +64,14 @@ def _field(content: Any, variable: str) -> np.ndarray:
 def _read_hdf5(path: Path, variable: str) -> np.ndarray:
     try:
         import h5py
+
+        with h5py.File(path) as file:
+            dataset: Any = file[variable]
+            return np.asarray(dataset[()]).T  # MATLAB stores columns first
     except ImportError:
         raise ValueError(
             f"{path}: MATLAB's version 7.3, which needs h5py (pip install h5py), or save it again "
             "with save(..., '-v7')"
         ) from None
-    try:
-        with h5py.File(path) as file:
-            dataset: Any = file[variable]
-            return np.asarray(dataset[()]).T  # MATLAB stores columns first
     except Exception as error:  # h5py raises many types for broken files
         raise ValueError(f"{path}: cannot read {variable}: {error}") from error

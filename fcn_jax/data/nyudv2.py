@@ -24,20 +24,14 @@ from pathlib import Path
 import numpy as np
 
 from fcn_jax.classes import read_names, table_from_names
-from fcn_jax.data.files import (
-    by_stem,
-    complete,
-    find_root,
-    named,
-    package_file,
-    plan_files,
-    split_lists,
-)
+from fcn_jax.data import files
 from fcn_jax.data.images import Encoded, encoded_image, encoded_pixels, read_depth
 from fcn_jax.data.matlab import read_mat_labels
 from fcn_jax.data.records import Kind, Plan, Read
 
-NYUDV2 = table_from_names(read_names(package_file("nyudv2_classes.txt")), first_id=1, void_id=0)
+NYUDV2 = table_from_names(
+    read_names(files.package_file("nyudv2_classes.txt")), first_id=1, void_id=0
+)
 """NYUDv2 in the forty classes of Gupta et al. (CVPR 2013), spelt as published; 0 is void."""
 
 URL = "http://dl.caffe.berkeleyvision.org/nyud.tar.gz"
@@ -56,7 +50,7 @@ def plan(manual_dir: Path | None, *, camera: Sequence[float] = ()) -> Plan:
     camera = tuple(float(value) for value in camera)
     if len(camera) not in (0, 4):
         raise ValueError(f"nyudv2: camera needs fx, fy, cx, cy, not {camera}")
-    root = find_root(
+    root = files.find_root(
         "nyudv2",
         manual_dir,
         (".", "nyud", "nyudv2"),
@@ -67,9 +61,9 @@ def plan(manual_dir: Path | None, *, camera: Sequence[float] = ()) -> Plan:
     training = [name for name in ("train", "val") if (root / f"{name}.txt").exists()]
     if not training:
         training = ["trainval"] if (root / "trainval.txt").exists() else ["train", "val"]
-    lists = split_lists("nyudv2", root, [*training, "test"], published=True, prefix="img_")
-    files = {"image": by_id(root / "data/images"), "label": by_id(root / "segmentation", ".mat")}
-    ids = [name for found in complete(lists, files).values() for name in found]
+    lists = files.split_lists("nyudv2", root, [*training, "test"], published=True, prefix="img_")
+    paths = {"image": by_id(root / "data/images"), "label": by_id(root / "segmentation", ".mat")}
+    ids = [name for found in files.complete(lists, paths).values() for name in found]
     inputs, computed, notes = _inputs(root, ids)
     readers: dict[str, Read] = {
         "image": encoded_image,
@@ -77,9 +71,9 @@ def plan(manual_dir: Path | None, *, camera: Sequence[float] = ()) -> Plan:
         "hha": functools.partial(computed_hha, camera=camera) if computed else encoded_image,
         "label": functools.partial(read_mat_labels, variable="segmentation", table=NYUDV2),
     }
-    return plan_files(
+    return files.plan_files(
         "nyudv2",
-        complete(lists, {**files, **inputs}),
+        files.complete(lists, {**paths, **inputs}),
         readers,
         {"label": NYUDV2},
         source=str(root),
@@ -95,9 +89,10 @@ def plan(manual_dir: Path | None, *, camera: Sequence[float] = ()) -> Plan:
 def _inputs(root: Path, ids: Sequence[str]) -> tuple[dict[str, dict[str, Path]], bool, list[str]]:
     """The files of "depth" and "hha" by id, whether HHA has to be computed, and notes on both."""
     inputs = {kind: by_id(root / "data" / kind) for kind in ("depth", "hha")}
-    missing = {kind: [i for i in ids if i not in files] for kind, files in inputs.items()}
+    missing = {kind: [i for i in ids if i not in paths] for kind, paths in inputs.items()}
     problems = [
-        f"{len(absent)} of {len(ids)} images have no {root}/data/{kind}/img_ID.png: {named(absent)}"
+        f"{len(absent)} of {len(ids)} images have no {root}/data/{kind}/img_ID.png: "
+        + files.named(absent)
         for kind, absent in missing.items()
         if 0 < len(absent) < len(ids)
     ]
@@ -111,13 +106,13 @@ def _inputs(root: Path, ids: Sequence[str]) -> tuple[dict[str, dict[str, Path]],
         return {**inputs, "hha": inputs["depth"]}, True, [note]
     absent = [kind for kind in inputs if missing[kind]]
     left_out = f"there is no {' and no '.join(f'data/{kind}' for kind in absent)}: left out"
-    found = {kind: files for kind, files in inputs.items() if kind not in absent}
+    found = {kind: paths for kind, paths in inputs.items() if kind not in absent}
     return found, False, [left_out] if absent else []
 
 
 def by_id(folder: Path, suffix: str = ".png") -> dict[str, Path]:
     """The files img_ID of a folder by id."""
-    return by_stem(folder, (suffix,), prefix="img_")
+    return files.by_stem(folder, (suffix,), prefix="img_")
 
 
 def computed_hha(path: Path, camera: tuple[float, ...]) -> Encoded:

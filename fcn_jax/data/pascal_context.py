@@ -89,11 +89,7 @@ def plan(manual_dir: Path | None, *, context: str | Path | None = None) -> Plan:
 
 
 def label_lookup(path: Path) -> Lookup:
-    """The label 0..59 of every number of `labels.txt`; those of no class are background, 0.
-
-    Raises:
-        ValueError: naming the file, if a line is not "NUMBER: NAME" or a class is missing.
-    """
+    """The label 0..59 of every number of `labels.txt`; those of no class are background, 0."""
     numbers: dict[str, int] = {}
     for row, line in enumerate(path.read_text().splitlines(), start=1):
         if not line.strip():

@@ -115,10 +115,7 @@ def size_of(part: Part) -> tuple[int, int]:
 
 
 def read_labels(
-    path: Path,
-    table: ClassTable,
-    kind: LabelKind = "index",
-    colors: ClassTable | None = None,
+    path: Path, table: ClassTable, kind: LabelKind = "index", colors: ClassTable | None = None
 ) -> UInt8[np.ndarray, "h w"]:
     """Labels of a file that holds the ids of `table`, or the colours of `colors`."""
     raw = read_label(path, colors, kind)
@@ -129,11 +126,7 @@ def read_labels(
 
 
 def prepared_copy(folder: Path, name: str = "*") -> Path | None:
-    """The one copy of this version of the data set in `folder` whose name matches, if any.
-
-    Raises:
-        ValueError: if there are several.
-    """
+    """The one copy of this version of the data set in `folder` whose name matches, if any."""
     copies = [info.parent for info in folder.glob(f"{name}/{VERSION}/dataset_info.json")]
     if len(copies) > 1:
         raise ValueError(
@@ -145,11 +138,7 @@ def prepared_copy(folder: Path, name: str = "*") -> Path | None:
 
 
 def write(contents: Contents, path: Path, description: str) -> None:
-    """Write a data set at DIR/NAME/COPY/VERSION, a folder that is there only once it is complete.
-
-    Raises:
-        ValueError, FileNotFoundError: if an example cannot be read; nothing is left then.
-    """
+    """Write a data set at DIR/NAME/COPY/VERSION, a folder that is there only when it is complete."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.utils import tqdm_utils
 

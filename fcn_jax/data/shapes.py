@@ -26,7 +26,9 @@ from fcn_jax.data.records import Contents, Entry, Part, Plan
 SHAPES = load_class_table(package_file("shapes_classes.csv"))
 """The made-up data set of `fcn_jax.data.shapes`."""
 
+Generator = np.random.Generator
 Map = Float[np.ndarray, "h w"]
+Picture = Float[np.ndarray, "h w 3"]
 VOID_BORDER = 1.5  # px outside the outline
 RADII = (20.0, 31.0)  # px, of whole shapes
 
@@ -65,7 +67,7 @@ def plan(*, train: int = 400, val: int = 100, size: int = 96, seed: int = 0) -> 
 
 
 def draw_example(
-    rng: np.random.Generator, size: int = 96
+    rng: Generator, size: int = 96
 ) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
     """Draw one picture of two to four shapes, and its labels."""
     ys, xs = np.mgrid[:size, :size].astype(np.float64)
@@ -87,7 +89,7 @@ def draw_example(
     return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8), label
 
 
-def _places(rng: np.random.Generator, size: int) -> list[tuple[float, float, float]]:
+def _places(rng: Generator, size: int) -> list[tuple[float, float, float]]:
     """Centre and radius of each shape; a few overlap a little, most do not."""
     wanted = int(rng.integers(2, 5)) if size <= 128 else int(rng.integers(2, 5) * (size / 96) ** 2)
     places: list[tuple[float, float, float]] = []
@@ -115,7 +117,7 @@ def _union(*parts: Map) -> Map:
     return functools.reduce(np.minimum, parts)
 
 
-def disc(u: Map, v: Map, px: float, *, rng: np.random.Generator) -> Map:
+def disc(u: Map, v: Map, px: float, *, rng: Generator) -> Map:
     body = np.hypot(u, v - 0.25) - 0.66
     spread = rng.uniform(0.45, 0.75)
     half = rng.uniform(1.5, 2.0) * px
@@ -124,7 +126,7 @@ def disc(u: Map, v: Map, px: float, *, rng: np.random.Generator) -> Map:
     return _union(body, *feelers, *knobs)
 
 
-def box(u: Map, v: Map, px: float, *, rng: np.random.Generator) -> Map:
+def box(u: Map, v: Map, px: float, *, rng: Generator) -> Map:
     a, b = 0.58 * rng.uniform(0.9, 1.1), 0.5 * rng.uniform(0.85, 1.15)
     q, r = np.abs(u) - a, np.abs(v - 0.2) - b
     body = np.hypot(np.maximum(q, 0), np.maximum(r, 0)) + np.minimum(np.maximum(q, r), 0)
@@ -133,7 +135,7 @@ def box(u: Map, v: Map, px: float, *, rng: np.random.Generator) -> Map:
     return _union(body, _capsule(u, v, *post, half), _capsule(u, v, *bar, half))
 
 
-def triangle(u: Map, v: Map, px: float, *, rng: np.random.Generator) -> Map:
+def triangle(u: Map, v: Map, px: float, *, rng: Generator) -> Map:
     sides = [(0.0, 1.0), (0.87, -0.5), (-0.87, -0.5)]
     body = functools.reduce(np.maximum, [u * a + (v + 0.1) * b for a, b in sides]) - 0.44
     half = rng.uniform(1.5, 2.0) * px
@@ -142,7 +144,7 @@ def triangle(u: Map, v: Map, px: float, *, rng: np.random.Generator) -> Map:
     return _union(body, *legs)
 
 
-def ring(u: Map, v: Map, px: float, *, rng: np.random.Generator) -> Map:
+def ring(u: Map, v: Map, px: float, *, rng: Generator) -> Map:
     width = rng.uniform(2.2, 2.8) * px
     rim = np.abs(np.hypot(u, v) - 0.8) - width
     hub = np.hypot(u, v) - 0.2
@@ -153,7 +155,7 @@ def ring(u: Map, v: Map, px: float, *, rng: np.random.Generator) -> Map:
     return _union(rim, hub, *spokes)
 
 
-def star(u: Map, v: Map, px: float, *, rng: np.random.Generator) -> Map:
+def star(u: Map, v: Map, px: float, *, rng: Generator) -> Map:
     body = np.hypot(u, v) - 0.42
     rays = []
     for angle in rng.uniform(0, np.pi) + np.arange(6) * np.pi / 3:
@@ -167,14 +169,7 @@ def star(u: Map, v: Map, px: float, *, rng: np.random.Generator) -> Map:
 OUTLINES = {outline.__name__: outline for outline in (disc, box, triangle, ring, star)}
 
 
-def _paint(
-    rng: np.random.Generator,
-    image: Float[np.ndarray, "h w 3"],
-    name: str,
-    distance: Map,
-    xs: Map,
-    ys: Map,
-) -> Float[np.ndarray, "h w 3"]:
+def _paint(rng: Generator, image: Picture, name: str, distance: Map, xs: Map, ys: Map) -> Picture:
     """Lay a textured shape with a soft shadow and a smooth edge over the image."""
     hue = HUES[name] + rng.normal(0, 0.035) if rng.random() > 0.08 else rng.random()
     angle = np.pi * (STRIPES[name] + rng.normal(0, 0.05))
@@ -191,7 +186,7 @@ def _paint(
     return image * (1 - shadow[..., None]) * (1 - cover) + color * cover
 
 
-def _ground(rng: np.random.Generator, xs: Map, ys: Map) -> Float[np.ndarray, "h w 3"]:
+def _ground(rng: Generator, xs: Map, ys: Map) -> Picture:
     """Dull ground of mixed grain, with faint stripes and hairlines that belong to no class."""
     size = xs.shape[0]
     grain = sum(_noise(rng, size, cells) / (i + 1) for i, cells in enumerate((4, 9, 24)))
@@ -209,7 +204,7 @@ def _ground(rng: np.random.Generator, xs: Map, ys: Map) -> Float[np.ndarray, "h 
     return _hsv_to_rgb(hue % 1, saturation, np.clip(value, 0, 1))
 
 
-def _noise(rng: np.random.Generator, size: int, cells: int) -> Map:
+def _noise(rng: Generator, size: int, cells: int) -> Map:
     """Smooth noise of about unit range: random values on a coarse grid, joined by cosines."""
     grid = rng.uniform(-1, 1, (cells + 2, cells + 2))
     position = np.arange(size) * cells / size
@@ -219,7 +214,7 @@ def _noise(rng: np.random.Generator, size: int, cells: int) -> Map:
     return rows[:, low] * (1 - blend.T) + rows[:, low + 1] * blend.T
 
 
-def _hsv_to_rgb(hue: Map, saturation: Map, value: Map) -> Float[np.ndarray, "h w 3"]:
+def _hsv_to_rgb(hue: Map, saturation: Map, value: Map) -> Picture:
     sector = (hue[..., None] * 6 + np.array([5.0, 3.0, 1.0])) % 6
     peak = np.clip(np.minimum(sector, 4 - sector), 0, 1)
     return value[..., None] * (1 - saturation[..., None] * peak)

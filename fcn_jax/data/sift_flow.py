@@ -17,21 +17,13 @@ import functools
 from pathlib import Path
 
 from fcn_jax.classes import read_names, table_from_names
-from fcn_jax.data.files import (
-    by_stem,
-    complete,
-    find_root,
-    named,
-    package_file,
-    plan_files,
-    split_lists,
-)
+from fcn_jax.data import files
 from fcn_jax.data.images import encoded_image
 from fcn_jax.data.matlab import read_mat_labels
 from fcn_jax.data.records import Plan, Read
 
 SIFT_FLOW_SEMANTIC = table_from_names(
-    read_names(package_file("sift_flow_classes.txt")),
+    read_names(files.package_file("sift_flow_classes.txt")),
     first_id=1,
     void_id=0,
     unscored=("cow", "desert", "moon"),  # absent from the test set
@@ -59,7 +51,7 @@ READERS: dict[str, Read] = {
 
 def plan(manual_dir: Path | None) -> Plan:
     """What the files in `manual_dir` make."""
-    root = find_root(
+    root = files.find_root(
         "sift_flow",
         manual_dir,
         (".", "SiftFlowDataset", "sift-flow", "sift_flow", "siftflow"),
@@ -68,16 +60,18 @@ def plan(manual_dir: Path | None) -> Plan:
         what="the folder that holds Images, SemanticLabels and GeoLabels",
     )
     if absent := [folder for folder in FOLDERS.values() if not (root / folder).is_dir()]:
-        raise FileNotFoundError(f"sift_flow: {root} has no folder {named(absent)}; it is in {URL}")
-    files = {
-        array: by_stem(root / folder, (".jpg",) if array == "image" else (".mat",))
+        raise FileNotFoundError(
+            f"sift_flow: {root} has no folder {files.named(absent)}; it is in {URL}"
+        )
+    paths = {
+        array: files.by_stem(root / folder, (".jpg",) if array == "image" else (".mat",))
         for array, folder in FOLDERS.items()
     }
-    excluded = [name for name in WITHOUT_ANNOTATIONS if files["image"].pop(name, None)]
-    lists = split_lists("sift_flow", root, FULL_SIZES, published=True)
-    return plan_files(
+    excluded = [name for name in WITHOUT_ANNOTATIONS if paths["image"].pop(name, None)]
+    lists = files.split_lists("sift_flow", root, FULL_SIZES, published=True)
+    return files.plan_files(
         "sift_flow",
-        complete(lists, files),
+        files.complete(lists, paths),
         READERS,
         {"sem": SIFT_FLOW_SEMANTIC, "geo": SIFT_FLOW_GEOMETRIC},
         source=str(root),

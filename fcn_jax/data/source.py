@@ -118,9 +118,6 @@ def check_disjoint(train: Source, val: Source) -> None:
     """Refuse to score on images that were trained on.
 
     Images are compared by content, so that a copy under another name is found too.
-
-    Raises:
-        ValueError: naming the first few images that both sources hold.
     """
     of_train = dict(zip(train.digests, train.ids, strict=True))
     shared = [

@@ -27,15 +27,8 @@ import tensorflow_datasets as tfds
 from jaxtyping import Integer
 
 from fcn_jax.classes import ClassTable, load_class_table, read_names, table_from_names
+from fcn_jax.data import images
 from fcn_jax.data.files import check_reachable, fingerprint, package_file
-from fcn_jax.data.images import (
-    IMAGE_SUFFIXES,
-    encoded_image,
-    encoded_pixels,
-    read_image,
-    read_label,
-    to_rgb,
-)
 from fcn_jax.data.records import Contents, Entry, Part, Plan, check_sizes, prepared_copy
 
 OXFORD_IIIT_PET = load_class_table(package_file("oxford_iiit_pet_classes.csv"))
@@ -109,7 +102,6 @@ def plan(
     """What the copy that TFDS prepared makes; TFDS prepares it first if need be.
 
     Args:
-        manual_dir: The files that you must fetch yourself before TFDS can prepare the data set.
         tfds_dir: Where TFDS's copy lies; None looks in `data_dir` and TFDS's own folder.
         image: TFDS's feature that holds the image.
         mask: The one that holds the ids of the classes.
@@ -118,10 +110,6 @@ def plan(
         num_classes: The number of classes, where there is no class file; 0: not given.
         first_id: The id of the first class in masks, where the class file gives none.
         void: Ids in masks that are void, beside 255.
-
-    Raises:
-        FileNotFoundError: if there is no such data set, nor can it be downloaded and prepared.
-        ValueError: if several copies could be meant, or an option cannot be understood.
     """
     if classes is not None and num_classes:
         raise ValueError(f"tfds:{name}: give classes or num_classes, not both")
@@ -162,11 +150,7 @@ def plan(
 
 
 def find_copy(name: str, places: Sequence[Path]) -> Path | None:
-    """The folder of the newest copy that TFDS prepared, in the first place that has one.
-
-    Raises:
-        ValueError: if the name cannot be understood, or has several configurations there.
-    """
+    """The folder of the newest copy that TFDS prepared, in the first place that has one."""
     match = re.fullmatch(rf"(\w+)(?:/([^/:]+))?(?::({VERSION_NUMBER}))?", name)
     if match is None:
         raise ValueError(f"tfds:{name}: expected tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:1.2.3")
@@ -289,7 +273,7 @@ class _Split(Sequence[Entry]):
     def has_objects(self, looked_at: int = 16) -> bool:
         """Whether masks hold a class in red and the number of an object in green."""
         masks = (self.record(i)[self.row.mask] for i in range(min(looked_at, len(self))))
-        return any(np.ptp(read_image(mask, "mask"), axis=2).any() for mask in masks)
+        return any(np.ptp(images.read_image(mask, "mask"), axis=2).any() for mask in masks)
 
     def __getitem__(self, index: Any) -> Any:
         record = self.record(range(len(self))[index])
@@ -297,7 +281,7 @@ class _Split(Sequence[Entry]):
         if self.row.ids:
             value = record[self.row.ids]
             path = PurePosixPath(value.decode() if isinstance(value, bytes) else str(value))
-            name = path.with_suffix("") if path.suffix.lower() in IMAGE_SUFFIXES else path
+            name = path.with_suffix("") if path.suffix.lower() in images.IMAGE_SUFFIXES else path
             entry_id = str(name).replace("/", "_")
 
         def load() -> dict[str, Part]:
@@ -305,9 +289,9 @@ class _Split(Sequence[Entry]):
             names = {"image": f"{entry_id}, {row.image}", "label": f"{entry_id}, {row.mask}"}
             image = record[row.image]
             if isinstance(image, bytes):
-                picture = encoded_image(image, names["image"])
+                picture = images.encoded_image(image, names["image"])
             else:
-                picture = encoded_pixels(to_rgb(np.asarray(image)))
+                picture = images.encoded_pixels(images.to_rgb(np.asarray(image)))
             try:
                 labels = self.table.to_labels(_mask_ids(record[row.mask], self.red))
             except ValueError as error:
@@ -323,7 +307,11 @@ class _Split(Sequence[Entry]):
 def _mask_ids(mask: object, red: bool) -> Integer[np.ndarray, "h w"]:
     """The ids of a mask: an image file's, or those of an array (h, w) or (h, w, 1)."""
     if isinstance(mask, bytes):
-        return read_image(mask)[..., 0].astype(np.int32) if red else read_label(mask, kind="index")
+        return (
+            images.read_image(mask)[..., 0].astype(np.int32)
+            if red
+            else images.read_label(mask, kind="index")
+        )
     ids = np.asarray(mask)
     ids = ids[..., 0] if ids.ndim == 3 and ids.shape[-1] == 1 else ids
     if ids.ndim != 2 or ids.dtype.kind not in "uib":

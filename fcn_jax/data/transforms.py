@@ -46,7 +46,7 @@ class Augmentation:
         scale_range: Lowest and highest random factor besides, drawn log-uniformly.
         crop: Height and width of a random crop; None keeps the whole image.
         flip: Mirror left to right with probability 1/2.
-        jitter: Strength of random brightness, contrast and saturation; 0 is none.
+        jitter: Brightness, contrast and saturation change by random factors in 1 ± jitter.
     """
 
     scale: float = 1.0
@@ -61,12 +61,21 @@ class Augmentation:
         if self.scale_range != (1.0, 1.0):
             factor *= np.exp(rng.uniform(*np.log(self.scale_range)))
         example = resize(example, factor)
-        if self.crop is not None:
-            example = random_crop(example, self.crop, rng)
-        if self.flip:
-            example = random_flip(example, rng)
+        if self.crop is not None:  # an image that is smaller along an axis stays whole there
+            window = []
+            for have, want in zip(size_of(example), self.crop, strict=True):
+                start = int(rng.integers(max(0, have - want) + 1))
+                window.append(slice(start, start + want))
+            example |= {name: value[*window] for name, value in arrays(example).items()}
+        if self.flip and rng.random() >= 0.5:
+            example |= {name: value[:, ::-1] for name, value in arrays(example).items()}
         if self.jitter > 0:
-            example = random_jitter(example, self.jitter, rng)
+            from PIL import Image, ImageEnhance
+
+            image = Image.fromarray(np.ascontiguousarray(example["image"]))
+            for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+                image = change(image).enhance(float(rng.uniform(1 - self.jitter, 1 + self.jitter)))
+            example["image"] = np.asarray(image)
         return example
 
 
@@ -83,40 +92,10 @@ def resize(example: Mapping[str, object], factor: float) -> Example:
     return {**example, **resized}
 
 
-def random_crop(example: Example, size: tuple[int, int], rng: np.random.Generator) -> Example:
-    """Cuts a window at a random place; an image that is smaller along an axis stays whole there."""
-    window = []
-    for have, want in zip(size_of(example), size, strict=True):
-        start = int(rng.integers(max(0, have - want) + 1))
-        window.append(slice(start, start + want))
-    rows, columns = window
-    return {**example, **{name: value[rows, columns] for name, value in arrays(example).items()}}
-
-
-def random_flip(example: Example, rng: np.random.Generator) -> Example:
-    """Mirrors left to right with probability 1/2."""
-    if rng.random() < 0.5:
-        return example
-    return {**example, **{name: value[:, ::-1] for name, value in arrays(example).items()}}
-
-
-def random_jitter(example: Example, strength: float, rng: np.random.Generator) -> Example:
-    """Changes brightness, contrast and saturation of ``image`` by factors in 1 ± strength."""
-    from PIL import Image, ImageEnhance
-
-    image = Image.fromarray(np.ascontiguousarray(example["image"]))
-    for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        image = change(image).enhance(float(rng.uniform(1 - strength, 1 + strength)))
-    return {**example, "image": np.asarray(image)}
-
-
 def stack_examples(examples: Sequence[Example], canvas: Size) -> dict[str, np.ndarray]:
     """Makes a batch of examples of any sizes: each in the top left corner, the rest black and void.
 
     Beside the arrays the batch has ``valid_size``, int32 (b, 2), and ``id``, str (b,).
-
-    Raises:
-        ValueError: If an image is larger than the canvas; names it.
     """
     sizes = np.array([size_of(example) for example in examples], np.int32)
     for example, (rows, columns) in zip(examples, sizes, strict=True):

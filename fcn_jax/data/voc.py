@@ -26,30 +26,21 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import tarfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
 from fcn_jax.classes import load_class_table
-from fcn_jax.data.files import (
-    by_stem,
-    check_reachable,
-    complete,
-    find_folder,
-    fingerprint,
-    package_file,
-    plan_files,
-    read_ids,
-    refuse_shared,
-    split_lists,
-)
+from fcn_jax.data import files
 from fcn_jax.data.images import encoded_image
 from fcn_jax.data.matlab import read_mat_labels
 from fcn_jax.data.records import Contents, Plan, Read, read_labels
 
-VOC = load_class_table(package_file("voc_classes.txt"))
+VOC = load_class_table(files.package_file("voc_classes.txt"))
 """PASCAL VOC: twenty objects and background; 255 in its files is void."""
 
 VOC_URL = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
@@ -82,7 +73,7 @@ def plan(manual_dir: Path | None, data_dir: Path, *, sbd: str | Path | None = No
         sbd_root = None if sbd == "download" else _find_sbd(sbd, manual_dir, devkit)
         copy = _plan_extracted(devkit, sbd_root, packed.values(), str(sbd)).copy
     elif VOC_URL in packed:
-        copy = f"files-{fingerprint(packed.values(), str(sbd))}"
+        copy = f"files-{files.fingerprint(packed.values(), str(sbd))}"
     else:
         raise FileNotFoundError(f"voc2012: {_what_to_put(manual_dir)}")
 
@@ -102,25 +93,25 @@ def _plan_extracted(
     devkit: Path, sbd_root: Path | None, more: Iterable[Path] = (), options: object = None
 ) -> Plan:
     """What the folder VOC2012 makes, and that of SBD if there is one."""
-    lists = split_lists("voc2012", devkit / "ImageSets/Segmentation", ("train", "val"))
-    held_out = read_ids(package_file("seg11valid.txt"))
-    files = {
-        "image": by_stem(devkit / "JPEGImages", PHOTOGRAPHS),
-        "label": by_stem(devkit / "SegmentationClass", (".png",)),
+    lists = files.split_lists("voc2012", devkit / "ImageSets/Segmentation", ("train", "val"))
+    held_out = files.read_ids(files.package_file("seg11valid.txt"))
+    paths = {
+        "image": files.by_stem(devkit / "JPEGImages", PHOTOGRAPHS),
+        "label": files.by_stem(devkit / "SegmentationClass", (".png",)),
     }
-    splits = complete({**lists, "seg11valid": held_out}, files)
+    splits = files.complete({**lists, "seg11valid": held_out}, paths)
     if sbd_root is not None:
         sbd = sbd_files(sbd_root)
-        ids = split_lists("voc2012", sbd_root, ["train"])["train"]
-        refuse_shared("voc2012", {"seg11valid": held_out, str(sbd_root / "train.txt"): ids})
-        of_train = {name: files["label"].get(name) for name in lists["train"]}
+        ids = files.split_lists("voc2012", sbd_root, ["train"])["train"]
+        files.refuse_shared("voc2012", {"seg11valid": held_out, str(sbd_root / "train.txt"): ids})
+        of_train = {name: paths["label"].get(name) for name in lists["train"]}
         joined = {
-            "image": {**files["image"], **sbd["image"]},
+            "image": {**paths["image"], **sbd["image"]},
             "label": {**{name: path for name, path in of_train.items() if path}, **sbd["label"]},
         }
         ids = ids or sorted({*sbd["label"]} - {*held_out})
-        splits |= complete({"sbd_train": ids}, joined)
-    return plan_files(
+        splits |= files.complete({"sbd_train": ids}, joined)
+    return files.plan_files(
         "voc2012",
         splits,
         READERS,
@@ -134,19 +125,14 @@ def _plan_extracted(
 
 
 def _fetch(url: str, manual_dir: Path | None, data_dir: Path) -> Path:
-    """The folder of an archive's contents; it lies in `manual_dir` or is downloaded.
-
-    Raises:
-        FileNotFoundError: if the download fails; the message says which file to put where.
-        ValueError: if the archive is not the official one.
-    """
+    """The folder of an archive's contents; it lies in `manual_dir` or is downloaded."""
     import tensorflow_datasets as tfds
 
     downloads = data_dir / "downloads"
     archive = manual_dir / Path(url).name if manual_dir else None
     try:
         if archive is None or not archive.exists():
-            check_reachable(url)
+            files.check_reachable(url)
             manager = tfds.download.DownloadManager(download_dir=str(downloads))
             archive = Path(manager.download(url))
     except Exception as error:  # requests', urllib's, TFDS's and the socket's own types
@@ -163,11 +149,12 @@ def _fetch(url: str, manual_dir: Path | None, data_dir: Path) -> Path:
                 f"{VOC_BYTES} bytes and {VOC_SHA256}"
             )
     # TFDS needs TensorFlow to extract.
-    extracted = downloads / "extracted" / fingerprint([archive])
+    extracted = downloads / "extracted" / files.fingerprint([archive])
     if not extracted.exists():
         incomplete = extracted.with_name(f"incomplete.{extracted.name}")
         shutil.rmtree(incomplete, ignore_errors=True)
-        shutil.unpack_archive(archive, incomplete, filter="data")
+        safe: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # 3.11.4 on
+        shutil.unpack_archive(archive, incomplete, **safe)
         incomplete.rename(extracted)
     return extracted
 
@@ -182,8 +169,8 @@ def sbd_files(root: Path) -> dict[str, dict[str, Path]]:
     """SBD's photographs and its labels, by id."""
     folder = root / "cls" if (root / "cls").is_dir() else root
     return {
-        "image": by_stem(root / "img", PHOTOGRAPHS),
-        "label": by_stem(folder, (".mat", ".png")),
+        "image": files.by_stem(root / "img", PHOTOGRAPHS),
+        "label": files.by_stem(folder, (".mat", ".png")),
     }
 
 
@@ -200,20 +187,20 @@ READERS: dict[str, Read] = {"image": encoded_image, "label": read_voc_label}
 def _find_devkit(folder: Path | None) -> Path | None:
     """The folder VOC2012, given it or a folder above it."""
     places = ("VOCdevkit/VOC2012", "VOC2012", ".")
-    return find_folder([folder], places, ["ImageSets/Segmentation"])
+    return files.find_folder([folder], places, ["ImageSets/Segmentation"])
 
 
 def _find_sbd(sbd: str | Path | None, manual_dir: Path, devkit: Path) -> Path | None:
     """The folder of SBD: the one given, or one with `cls` beside VOC's files."""
     if sbd is None:
         bases = (manual_dir, devkit, devkit.parent, devkit.parent.parent)
-        return find_folder(bases, SBD_PLACES, ["cls"])
+        return files.find_folder(bases, SBD_PLACES, ["cls"])
     given = Path(sbd).expanduser().absolute()
     places = (".", "dataset", *SBD_PLACES)
-    if root := find_folder([given], places, ["cls"]):
+    if root := files.find_folder([given], places, ["cls"]):
         return root
     for place in places:
-        if by_stem(given / place, (".mat", ".png")):
+        if files.by_stem(given / place, (".mat", ".png")):
             return given / place
     raise FileNotFoundError(
         f"voc2012: {given} (option sbd) holds no folder cls with ID.mat or ID.png, nor such "

@@ -122,10 +122,7 @@ _NET_TAGS = (b"\x0a", b"\x12", b"\x1a", b"\x20", b"\x28", b"\x32", b"\x38", b"\x
 
 
 def recognises(head: bytes) -> bool:
-    """Whether a file may be a NetParameter, which has no signature of its own.
-
-    It is one if its first field is, and is followed by another of the fields.
-    """
+    """Whether a file may be a NetParameter: its first field is one of its, and so is the second."""
     if not head.startswith(b"\x0a"):
         return head.startswith(_NET_TAGS)
     try:
@@ -147,17 +144,17 @@ def read(path: Path) -> Weights:
         layers = list(_layers(_Message(np.memmap(path, mode="r").data)))
     except ValueError as error:
         raise ValueError(f"no Caffe model, or a damaged one: {error}") from error
-    for layer in layers:
-        name = ALIASES.get(layer.name, layer.name)
-        if layer.type not in _TYPES.values():
-            skipped.append(f"{layer.name} ({layer.type}, {len(layer.blobs)} arrays)")
+    for stored_name, kind, blobs, group, transposed in layers:
+        name = ALIASES.get(stored_name, stored_name)
+        if kind not in _TYPES.values():
+            skipped.append(f"{stored_name} ({kind}, {len(blobs)} arrays)")
         elif f"{name}/kernel" in weights:
             problems.append(f"{name}: two layers of that name have blobs")
         else:
             try:
-                weights.update(_arrays(name, layer))
+                weights.update(_arrays(name, kind, blobs, group, transposed))
             except ValueError as error:
-                problems.append(f"{name} ({layer.type}): {error}")
+                problems.append(f"{name} ({kind}): {error}")
     if problems:
         raise ValueError("layers that cannot be read:\n  " + "\n  ".join(problems))
     if not weights:
@@ -197,18 +194,11 @@ _TYPES = {
 """The types that are read, by their names in the older generations; V1 has numbers."""
 
 
-class _Layer(NamedTuple):
-    """A layer that has blobs; its type is spelled as in the newest generation."""
+def _layers(net: _Message) -> Iterator[tuple[str, str, list[_Message], int, bool]]:
+    """Name, type, blobs, groups and whether a dense kernel is (in, out) of layers with blobs.
 
-    name: str
-    type: str
-    blobs: list[_Message]
-    group: int
-    transposed: bool  # a dense layer that stores (in, out)
-
-
-def _layers(net: _Message) -> Iterator[_Layer]:
-    """The layers that have blobs, of any generation."""
+    The type is spelled as in the newest generation.
+    """
     found: list[tuple[_Message, _Generation]] = []
     for message in net.messages(_NET_V1_LAYERS):
         older = message.messages(_V0_IN_V1)
@@ -229,7 +219,7 @@ def _layers(net: _Message) -> Iterator[_Layer]:
             group = convolution.integer(_CONVOLUTION_GROUP, group)
         for dense in message.messages(numbers.inner_product)[-1:]:
             transposed = dense.integer(_INNER_PRODUCT_TRANSPOSE)
-        yield _Layer(name, kind, blobs, group, bool(transposed))
+        yield name, kind, blobs, group, bool(transposed)
 
 
 MAX_GROUPED = 1 << 30
@@ -238,22 +228,24 @@ MAX_GROUPED = 1 << 30
 _SHAPE, _DATA, _DOUBLE_DATA = 7, 5, 8
 
 
-def _arrays(name: str, layer: _Layer) -> dict[str, np.ndarray]:
-    if len(layer.blobs) > 2:
-        raise ValueError(f"has {len(layer.blobs)} blobs, expected a kernel and a bias")
-    blob, *biases = [_values(blob) for blob in layer.blobs]
-    dense = layer.type == "InnerProduct"
+def _arrays(
+    name: str, kind: str, blobs: list[_Message], group: int, transposed: bool
+) -> dict[str, np.ndarray]:
+    if len(blobs) > 2:
+        raise ValueError(f"has {len(blobs)} blobs, expected a kernel and a bias")
+    blob, *biases = [_values(blob) for blob in blobs]
+    dense = kind == "InnerProduct"
     if dense and blob.ndim > 2 and set(blob.shape[:-2]) == {1}:  # legacy: (1, 1, out, in)
         blob = blob.reshape(blob.shape[-2:])
     axes = 2 if dense else 4
     if blob.ndim != axes:
         raise ValueError(f"has a kernel {blob.shape}, expected {axes} axes")
-    deconvolution = layer.type == "Deconvolution"
+    deconvolution = kind == "Deconvolution"
     kernel: np.ndarray = blob
-    if not (dense and layer.transposed):
+    if not (dense and transposed):
         kernel = blob.transpose(our_axes(axes, deconvolution))
-    if deconvolution and layer.group != 1:
-        kernel = _without_groups(kernel, layer.group)
+    if deconvolution and group != 1:
+        kernel = _without_groups(kernel, group)
     arrays = {f"{name}/kernel": kernel}
     for bias in biases:
         if bias.size != kernel.shape[-1]:

@@ -57,7 +57,21 @@ def save(
             f"cannot tell what to write to {path}; end it with one of {', '.join(_SUFFIXES)}, or "
             f"give kind as one of {', '.join(_WRITERS)}"
         )
-    arrays = _checked(flatten(params))
+    arrays, problems = {}, []
+    for name, value in flatten(params).items():
+        given = np.asarray(value)
+        with np.errstate(over="ignore", invalid="ignore"):
+            array = np.asarray(given, np.float32)
+        layer, _, end = name.rpartition("/")
+        if not layer or (end, array.ndim) not in (("kernel", 4), ("kernel", 2), ("bias", 1)):
+            problems.append(f"{name} {array.shape}: expected LAYER/kernel and LAYER/bias")
+        elif not np.isfinite(array).all():
+            problems.append(f"{name}: NaN or Inf")
+        elif given.dtype.itemsize > 4 and not np.array_equal(given, array):
+            problems.append(f"{name}: {given.dtype} values that float32 cannot hold")
+        arrays[name] = array
+    if problems or not arrays:
+        raise ValueError("cannot save:\n  " + "\n  ".join(problems or ["no arrays"]))
     inputs = inputs or getattr(params, "inputs", None)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -67,23 +81,3 @@ def save(
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _checked(flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays as float32, which they must fit without loss."""
-    arrays, problems = {}, []
-    for name, value in flat.items():
-        given = np.asarray(value)
-        with np.errstate(over="ignore", invalid="ignore"):
-            array = np.asarray(given, np.float32)
-        layer, _, kind = name.rpartition("/")
-        if not layer or (kind, array.ndim) not in (("kernel", 4), ("kernel", 2), ("bias", 1)):
-            problems.append(f"{name} {array.shape}: expected LAYER/kernel and LAYER/bias")
-        elif not np.isfinite(array).all():
-            problems.append(f"{name}: NaN or Inf")
-        elif given.dtype.itemsize > 4 and not np.array_equal(given, array):
-            problems.append(f"{name}: {given.dtype} values that float32 cannot hold")
-        arrays[name] = array
-    if problems or not arrays:
-        raise ValueError("cannot save:\n  " + "\n  ".join(problems or ["no arrays"]))
-    return arrays
