@@ -93,7 +93,36 @@ def hha(
     Returns:
         The channels in the order in which files store them: disparity, height, angle.
     """
-    _check(depth, camera, raw_depth, per_metre)
+    problems = []
+    depths = {"depth": depth} if raw_depth is None else {"depth": depth, "raw_depth": raw_depth}
+    for name, values in depths.items():
+        shape, dtype = np.shape(values), np.asarray(values).dtype
+        if len(shape) != 2 or 0 in shape:
+            problems.append(f"{name} has the shape {shape}; give one value a pixel, (h, w)")
+        if dtype != np.uint16:
+            in_millimetres = f"np.rint(1000 * {name}).astype(np.uint16)"
+            problems.append(f"{name} is {dtype}; give uint16, for metres {in_millimetres}")
+        elif np.size(values) and not np.any(values):
+            problems.append(f"{name} is 0, which means missing, in every pixel; leave it out")
+    if raw_depth is not None and np.shape(raw_depth) != np.shape(depth):
+        problems.append(
+            f"raw_depth is {np.shape(raw_depth)} and depth {np.shape(depth)}; give both of "
+            "one frame, cut and scaled alike"
+        )
+    form = "give [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels, fx and fy above 0, without skew"
+    matrix = np.asarray(camera)
+    if matrix.shape != (3, 3) or matrix.dtype.kind not in "iuf":
+        problems.append(f"camera is an array of {matrix.dtype} of the shape {matrix.shape}; {form}")
+    else:
+        (fx, skew, _), (zero, fy, _), last = matrix
+        fixed = [skew, zero, *last] == [0, 0, 0, 0, 1]
+        if not (np.isfinite(matrix).all() and fx > 0 and fy > 0 and fixed):
+            problems.append(f"camera is {matrix.tolist()}; {form}")
+    if not 0 < per_metre < np.inf:
+        problems.append(f"per_metre is {per_metre}; give the depth units in a metre, as 1000")
+    if problems:
+        raise ValueError("HHA cannot be computed: " + "; ".join(problems))
+
     measured = depth > 0
     metres = depth / per_metre
     if not measured.all():
@@ -207,38 +236,3 @@ def gravity(
             length = np.linalg.norm(nearest)
             down = nearest / length if length > 1e-9 else down
     return down
-
-
-def _check(
-    depth: np.ndarray, camera: np.ndarray, raw_depth: np.ndarray | None, per_metre: float
-) -> None:
-    """Raises a ValueError that lists everything wrong with the arguments of `hha`, if anything."""
-    problems = []
-    depths = {"depth": depth} if raw_depth is None else {"depth": depth, "raw_depth": raw_depth}
-    for name, values in depths.items():
-        shape, dtype = np.shape(values), np.asarray(values).dtype
-        if len(shape) != 2 or 0 in shape:
-            problems.append(f"{name} has the shape {shape}; give one value a pixel, (h, w)")
-        if dtype != np.uint16:
-            in_millimetres = f"np.rint(1000 * {name}).astype(np.uint16)"
-            problems.append(f"{name} is {dtype}; give uint16, for metres {in_millimetres}")
-        elif np.size(values) and not np.any(values):
-            problems.append(f"{name} is 0, which means missing, in every pixel; leave it out")
-    if raw_depth is not None and np.shape(raw_depth) != np.shape(depth):
-        problems.append(
-            f"raw_depth is {np.shape(raw_depth)} and depth {np.shape(depth)}; give both of "
-            "one frame, cut and scaled alike"
-        )
-    form = "give [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels, fx and fy above 0, without skew"
-    matrix = np.asarray(camera)
-    if matrix.shape != (3, 3) or matrix.dtype.kind not in "iuf":
-        problems.append(f"camera is an array of {matrix.dtype} of the shape {matrix.shape}; {form}")
-    else:
-        (fx, skew, _), (zero, fy, _), last = matrix
-        fixed = [skew, zero, *last] == [0, 0, 0, 0, 1]
-        if not (np.isfinite(matrix).all() and fx > 0 and fy > 0 and fixed):
-            problems.append(f"camera is {matrix.tolist()}; {form}")
-    if not 0 < per_metre < np.inf:
-        problems.append(f"per_metre is {per_metre}; give the depth units in a metre, as 1000")
-    if problems:
-        raise ValueError("HHA cannot be computed: " + "; ".join(problems))

@@ -113,9 +113,6 @@ def read_label(
 
     Alpha is dropped. The void colour of VOC, (224, 224, 192), and the colours of ignored rows
     become the ids of void.
-
-    Raises:
-        ValueError: if it is a JPEG, whose compression blurs ids, or holds colours of no class.
     """
     with _opened(source, name) as image:
         if image.format in ("JPEG", "MPO"):

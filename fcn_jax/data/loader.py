@@ -124,11 +124,6 @@ def training_batches(
         read_threads: Threads that load, in each process.
         process_index: This process among ``process_count`` that read different examples of the
             same global batches (`fcn_jax.devices.batch_part`).
-
-    Raises:
-        ValueError: If there are no examples, the batch size does not divide by the processes, or
-            several processes have no common canvas. While iterating, if an example is not sound
-            or too large; it is named.
     """
     shards = 1 if mesh is None else mesh.shape.get("height", 1)
     smallest_sizes = _smallest_sizes(source, augmentation)

@@ -138,7 +138,7 @@ def prepared_copy(folder: Path, name: str = "*") -> Path | None:
 
 
 def write(contents: Contents, path: Path, description: str) -> None:
-    """Write a data set at DIR/NAME/COPY/VERSION, a folder that is there only when it is complete."""
+    """Write a data set at DIR/NAME/COPY/VERSION, a folder that is there once it is complete."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.utils import tqdm_utils
 

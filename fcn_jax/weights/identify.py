@@ -112,8 +112,7 @@ def network_of(
         classes = {head.removeprefix("_"): channels[f"score_fr{head}{end}"] for head in heads}
     else:
         decoder, classes = "classifier", {"": channels[backbone.classifier]}
-    skipped = getattr(weights, "skipped", ())
-    if decoder == "fcn8s" and any("scale_pool" in text for text in skipped):
+    if decoder == "fcn8s" and any("scale_pool" in text for text in getattr(weights, "skipped", ())):
         decoder = "fcn8s_atonce"
     decoder = name or decoder
     return create_model(

@@ -140,8 +140,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     size = path.stat().st_size
     try:
         with h5py.File(path, "r", locking=False) as file:
-            found = dict(_datasets(file))
-            arrays = {name: data for name, data in found.items() if data.dtype.kind == "f"}
+            arrays = {name: data for name, data in _datasets(file) if data.dtype.kind == "f"}
             total = sum(_checked_size(name, data, size) for name, data in arrays.items())
             if total > most_bytes(size):
                 raise ValueError(f"arrays of {total} bytes in a file of {size}")

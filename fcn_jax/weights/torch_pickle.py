@@ -22,8 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 MAX_SIZE = 1 << 20
-"""Bytes of a pickle: a state dict's are some hundred for each tensor, and a million opcodes of one
-byte take half a second."""
+"""Bytes of a pickle: some hundred for each tensor; as many opcodes take half a second."""
 
 MAX_COPIES = 300_000
 """Values that a pickle may hand to functions, which a few bytes can do over and over."""

@@ -96,7 +96,7 @@ def transplant(
     first = next(iter(params))  # of the other inputs, its name begins so
     filed: dict[str, list[str]] = {field.name: [] for field in dataclasses.fields(Report)}
     result, used = {}, set()
-    missing, mismatched = [], []
+    missing, mismatched, unused = [], [], filed["unused"]
     leaves: dict[tuple[str, ...], Any] = dict(traverse_util.flatten_dict(dict(params)))
     for path, old in leaves.items():
         result[path] = old
@@ -118,7 +118,7 @@ def transplant(
             mismatched.append(f"{name}: the file has {new.shape}, the network {tuple(old.shape)}")
     for label, arrays in sources.items():
         prefix = f"{label}: " if label else ""
-        filed["unused"] += [prefix + name for name in arrays if (label, name) not in used]
+        unused += [prefix + name for name in arrays if (label, name) not in used]
         filed["skipped"] += [prefix + text for text in getattr(arrays, "skipped", ())]
     report = Report(**{how: tuple(names) for how, names in filed.items()})
     if mismatched or not (report.copied or report.reshaped or report.widened):
@@ -126,10 +126,8 @@ def transplant(
         what = "weights of another shape" if mismatched else "no array fits the network"
         lines = [f"{what} ({', '.join(kinds)}):" if kinds else f"{what}:", *mismatched]
         most = None if mismatched else 4
-        for title, names in (
-            ("missing in the file", missing),
-            ("without a place in the network", filed["unused"]),
-        ):
+        no_match = {"missing in the file": missing, "without a place in the network": unused}
+        for title, names in no_match.items():
             if names:
                 lines.append(f"{title}: {', '.join(names[:most])}{' …' * (names[:most] != names)}")
         if mismatched:
