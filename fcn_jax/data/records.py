@@ -98,15 +98,12 @@ def file_entry(entry_id: str, files: Mapping[str, tuple[Path, Read]]) -> Entry:
 
 def check_sizes(parts: Mapping[str, Part], names: Mapping[str, str]) -> None:
     """Raises a ValueError that names the first array and one of another size by `names`, if any."""
-    first = next(iter(parts))
-    height, width = size_of(parts[first])
-    for name, part in parts.items():
-        if size_of(part) != (height, width):
-            other_height, other_width = size_of(part)
-            raise ValueError(
-                f"{names[name]}: {other_width}x{other_height} pixels, but its {first} "
-                f"{names[first]} has {width}x{height}"
-            )
+    sizes = {name: "{1}x{0}".format(*size_of(part)) for name, part in parts.items()}
+    first = next(iter(sizes))
+    for name, size in sizes.items():
+        if size != sizes[first]:
+            its = f"its {first} {names[first]} has {sizes[first]}"
+            raise ValueError(f"{names[name]}: {size} pixels, but {its}")
 
 
 def size_of(part: Part) -> tuple[int, int]:

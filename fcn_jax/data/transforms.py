@@ -85,10 +85,18 @@ def resize(example: Mapping[str, object], factor: float) -> Example:
     Pictures (h, w, 3) are interpolated bilinearly, with antialiasing. Of depth and label maps
     (h, w) the nearest pixel is taken: between two depths or two classes there is nothing.
     """
-    resized = {
-        name: nearest(value, factor) if value.ndim == 2 else resize_image(value, factor)
-        for name, value in arrays(example).items()
-    }
+    resized = {}
+    for name, value in arrays(example).items():
+        if value.ndim != 2:
+            resized[name] = resize_image(value, factor)
+            continue
+        sides = [max(1, round(side * factor)) for side in value.shape]
+        # In integers, since Pillow's nearest neighbour rounds either way where two are as near.
+        rows, columns = (
+            (2 * np.arange(new) + 1) * old // (2 * new)
+            for new, old in zip(sides, value.shape, strict=True)
+        )
+        resized[name] = value[np.ix_(rows, columns)]
     return {**example, **resized}
 
 
@@ -127,17 +135,6 @@ def check_example(example: Example) -> Example:
         found = ", ".join(arrays(example))
         raise ValueError(f"{example['id']}: there is no label map among {found}")
     return example
-
-
-def nearest(values: Shaped[np.ndarray, "h w"], scale: float) -> Shaped[np.ndarray, "h2 w2"]:
-    """Scales a map without mixing its values, with the pixels' centres aligned."""
-    sides = [max(1, round(side * scale)) for side in values.shape]
-    # In integers, since Pillow's nearest neighbour rounds either way where two are as near.
-    rows, columns = (
-        (2 * np.arange(new) + 1) * old // (2 * new)
-        for new, old in zip(sides, values.shape, strict=True)
-    )
-    return values[np.ix_(rows, columns)]
 
 
 def resize_image(image: Shaped[np.ndarray, "..."], scale: float) -> UInt8[np.ndarray, "h w 3"]:

@@ -96,16 +96,12 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Ten
     return Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
-def _first(value: Any, *_: Any) -> Any:
-    return value
-
-
 _NAMES: dict[str, Callable[..., Any] | Inert | np.dtype] = {
     "collections.OrderedDict": Dictionary.of,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": _first,
-    "torch.nn.parameter.Parameter": _first,
+    "torch._utils._rebuild_parameter": lambda value, *_: value,
+    "torch.nn.parameter.Parameter": lambda value, *_: value,
     "torch.Size": tuple,
 }
 # Names in checkpoints beside the tensors; what they would make is left out.
