@@ -78,6 +78,7 @@ def convolutionalize(
         >>> convolutionalize(params, {"fc6": (7, 7)})["fc6"]["kernel"].shape
         (7, 7, 512, 10)
     """
+    _check_order(order)
     flat = flatten(params)
     dense = {
         name.removesuffix("/kernel"): value
@@ -98,7 +99,7 @@ def convolutionalize(
             flat[f"{layer}/kernel"] = dense_to_conv(value, (*read[:2], channels, outputs), order)
         else:
             problems.append(f"{layer} is {value.shape}, which no map {read} gives")
-    return _in_the_form_of(params, flat, problems, order)
+    return _in_the_form_of(params, flat, problems)
 
 
 def to_dense(params: Params, layers: Iterable[str] | None = None, order: Order = "chw") -> Params:
@@ -115,6 +116,7 @@ def to_dense(params: Params, layers: Iterable[str] | None = None, order: Order =
     Raises:
         ValueError: If a layer has no kernel of four axes; all of them in one message.
     """
+    _check_order(order)
     flat = flatten(params)
     if layers is None:
         layers = [layer for layer in DENSE_LAYERS if f"{layer}/kernel" in flat]
@@ -125,15 +127,16 @@ def to_dense(params: Params, layers: Iterable[str] | None = None, order: Order =
             problems.append(f"{layer} has no kernel of a convolution")
         else:
             flat[f"{layer}/kernel"] = conv_to_dense(kernel, order)
-    return _in_the_form_of(params, flat, problems, order)
+    return _in_the_form_of(params, flat, problems)
 
 
-def _in_the_form_of(
-    params: Params, flat: dict[str, Any], problems: list[str], order: str
-) -> Params:
-    """The arrays nested, flat, or as `Weights` with their origin, if there are no problems."""
+def _check_order(order: str) -> None:
     if order not in ("chw", "hwc"):
         raise ValueError(f"order must be chw (Caffe, PyTorch) or hwc (Keras), got {order!r}")
+
+
+def _in_the_form_of(params: Params, flat: dict[str, Any], problems: list[str]) -> Params:
+    """The arrays nested, flat, or as `Weights` with their origin, if there are no problems."""
     if problems:
         raise ValueError("dense and convolution kernels:\n  " + "\n  ".join(problems))
     if isinstance(params, Weights):
