@@ -1,4 +1,4 @@
-"""Batches of images of different sizes: grouped by canvas, stacked, a few of them in flight.
+"""Batches of images of different sizes: grouped by canvas and stacked.
 
 A canvas is the height and width of a batch; each image lies in its top left corner, and its valid
 size is its height and width there.
@@ -6,11 +6,9 @@ size is its height and width there.
 
 from __future__ import annotations
 
-import collections
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,8 +16,6 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Shaped
 
 from fcn_jax.geometry import TransposedWindow, Window
-
-T = TypeVar("T")
 
 Size: TypeAlias = tuple[int, int]
 """Height and width in pixels."""
@@ -52,28 +48,13 @@ class Batch:
     original_size: Int[Array | np.ndarray, "b 2"]
 
 
-@dataclasses.dataclass(frozen=True)
-class CanvasImage:
-    """An image, as ``arrays`` by modality at the network's scale, that has been given a canvas.
+class CanvasImage(NamedTuple):
+    """An image that has been given a canvas."""
 
-    Attributes:
-        source: Where it came from, for whoever gets the result: a number, an example.
-        original_size: Height and width before scaling, at which results are wanted.
-    """
-
-    source: Any
-    arrays: Mapping[str, np.ndarray]
-    original_size: Size
-    canvas: Size
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """Images of one canvas, and the number of rows of their batch."""
-
-    images: list[CanvasImage]
-    canvas: Size
-    rows: int
+    source: Any  # where it came from, for whoever gets the result
+    arrays: Mapping[str, np.ndarray]  # what the network reads by modality, at its scale
+    original_size: Size  # before scaling, at which results are wanted
+    canvas: Size  # of the batch that it is to be in
 
 
 # ======================================================================== canvases
@@ -125,8 +106,8 @@ def group_by_canvas(
     batch_size: int,
     shards: int = 1,
     most_pixels: int = LARGEST_SIDE**2,
-) -> Iterator[Group]:
-    """Collects images of one canvas; yields those that fill a batch, and the others at the end.
+) -> Iterator[tuple[list[CanvasImage], int]]:
+    """Yields the images of each batch and its rows: full batches of one canvas, at the end others.
 
     All batches of a canvas have the same number of rows, so that it is compiled once: the batch
     size rounded up to a multiple of ``shards``, one for each device, or fewer if so many would have
@@ -144,13 +125,13 @@ def group_by_canvas(
         group = pending.setdefault(image.canvas, [])
         group.append(image)
         if len(group) == full_rows(image.canvas):
-            yield Group(pending.pop(image.canvas), image.canvas, len(group))
+            yield pending.pop(image.canvas), len(group)
             filled.add(image.canvas)
     for canvas, group in pending.items():
         rows = full_rows(canvas)
         if canvas not in filled:
             rows = min(rows, round_up(1 << (len(group) - 1).bit_length(), shards))
-        yield Group(group, canvas, rows)
+        yield group, rows
 
 
 def round_up(number: int, multiple: int) -> int:
@@ -169,34 +150,16 @@ def stack(
     return batch
 
 
-def batch_of(group: Group, scale: float) -> Batch:
-    """Stacks images that were scaled for the network on their canvas, on the host."""
-    images, rows = group.images, group.rows
+def batch_of(images: Sequence[CanvasImage], rows: int) -> Batch:
+    """Stacks images of one canvas, on the host; the rows beyond them have the first one's size."""
     arrays = {
-        name: stack([image.arrays[name] for image in images], group.canvas, rows)
+        name: stack([image.arrays[name] for image in images], images[0].canvas, rows)
         for name in images[0].arrays
     }
-    valid_size = np.full((rows, 2), group.canvas, np.int32)
-    original_size = np.full((rows, 2), original_canvas(group.canvas, scale), np.int32)
-    for row, image in enumerate(images):
-        valid_size[row] = next(iter(image.arrays.values())).shape[:2]
-        original_size[row] = image.original_size
-    return Batch(arrays, valid_size, original_size)
-
-
-def run_ahead(results: Iterable[T], ahead: int = 2) -> Iterator[T]:
-    """Yields what an iterator gives, but ``ahead`` items later.
-
-    JAX computes asynchronously: an iterator that starts a computation for each item is then two
-    ahead of the one whose result is waited for. These keep the device busy while the host prepares
-    the next batch and fetches the last, and take little memory.
-    """
-    waiting: collections.deque[T] = collections.deque()
-    for result in results:
-        waiting.append(result)
-        if len(waiting) > ahead:
-            yield waiting.popleft()
-    yield from waiting
+    padded = [*images, *[images[0]] * (rows - len(images))]
+    sizes = [next(iter(image.arrays.values())).shape[:2] for image in padded]
+    originals = [image.original_size for image in padded]
+    return Batch(arrays, np.array(sizes, np.int32), np.array(originals, np.int32))
 
 
 # ======================================================================== valid sizes

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int64, UInt8
 
-from fcn_jax.canvas import Batch, CanvasImage, Group, original_canvas, stack
+from fcn_jax.canvas import Batch, CanvasImage, original_canvas, stack
 from fcn_jax.classes import VOID
 from fcn_jax.devices import jit_in_least_memory, shardings
 from fcn_jax.inference.metrics import ConfusionMatrix, PixelCounts, count_pixels
@@ -71,21 +71,21 @@ def evaluate(
             except ValueError as error:
                 raise ValueError(f"{example['id']}: {error}") from error
 
-    def start(group: Group, batch: Batch) -> Any:
-        canvas = original_canvas(group.canvas, predictor.scale)
+    def start(images: list[CanvasImage], batch: Batch) -> Any:
+        rows, canvas = len(batch.valid_size), original_canvas(images[0].canvas, predictor.scale)
         labels = {
-            head: stack([_kept(part, head) for part in group.images], canvas, group.rows, VOID)
+            head: stack([_kept(part, head) for part in images], canvas, rows, VOID)
             for head in heads
         }
         labels = jax.device_put(labels, split)
         counts, maps = _count_batch(predictor.network, predictor.on_device, batch, labels)
         return counts, maps if visit is not None else {}
 
-    def counted() -> Iterator[tuple[Group, dict[str, np.ndarray]]]:
-        for group, (counts, maps) in predictor.each_batch(parts(), start):
+    def counted() -> Iterator[tuple[list[CanvasImage], dict[str, np.ndarray]]]:
+        for images, (counts, maps) in predictor.each_batch(parts(), start):
             for head, matrix in matrices.items():
                 matrix.add(counts[head])
-            yield group, maps
+            yield images, maps
 
     image = None
     for image in predictor.put_together(counted(), progress):

@@ -7,6 +7,7 @@ computed and cropped: by `Predictor._predict` and the methods that follow it, in
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import math
@@ -23,22 +24,9 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from fcn_jax import canvas as canvases
 from fcn_jax import ops
-from fcn_jax.canvas import (
-    LARGEST_SIDE,
-    Batch,
-    Canvas,
-    CanvasImage,
-    Group,
-    Size,
-    batch_of,
-    canvas_for,
-    canvas_side,
-    exactly,
-    group_by_canvas,
-    original_canvas,
-    run_ahead,
-)
+from fcn_jax.canvas import Batch, CanvasImage, Size
 from fcn_jax.classes import MAX_CLASSES, ClassTable, read_names, table_from_names
 from fcn_jax.devices import jit_in_least_memory, shardings
 from fcn_jax.geometry import Geometry
@@ -114,8 +102,8 @@ class Predictor:
     heads: Mapping[str, ClassTable | tuple[str, ...]] = dataclasses.field(default_factory=dict)
     scale: float = 1.0
     batch_size: int = 8
-    canvas: Canvas = canvas_side
-    tile: int = LARGEST_SIDE
+    canvas: canvases.Canvas = canvases.canvas_side
+    tile: int = canvases.LARGEST_SIDE
     mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
@@ -280,7 +268,7 @@ class Predictor:
                         raise
                     raise ValueError(f"image {number}: {error}") from error
 
-        def start(_: Group, batch: Batch) -> dict[str, Array]:
+        def start(_: object, batch: Batch) -> dict[str, Array]:
             return compute_batch(self.network, self.on_device, batch, kind=kind)
 
         results = {}
@@ -316,6 +304,8 @@ class Predictor:
                 array = convert(array if hasattr(array, "getbands") else np.asarray(array))
             if len(array.shape) not in (2, 3) or 0 in array.shape:
                 raise ValueError(f"{name} is no image: {array.dtype} {array.shape}")
+            if is_depth and (array.dtype != np.uint16 or len(array.shape) != 2):
+                raise ValueError(f"{name} must be uint16 (h, w), got {array.dtype} {array.shape}")
             arrays[name] = array
         sizes = {name: array.shape[:2] for name, array in arrays.items()}
         if len(set(sizes.values())) > 1:
@@ -349,8 +339,8 @@ class Predictor:
 
         size = size_of(arrays)
         tiles = [tuple(Span(slice(0, side), slice(0, side)) for side in size)]
-        canvas = self.canvas if takes_canvas(self.model) else exactly
-        is_large = math.prod(canvas_for(size, canvas)) > self.tile**2 and self.scale == 1
+        canvas = self.canvas if takes_canvas(self.model) else canvases.exactly
+        is_large = math.prod(canvases.canvas_for(size, canvas)) > self.tile**2 and self.scale == 1
         if is_large and takes_canvas(self.model):
             tiles, canvas = tiling.tiles(self.model, size, self.tile)
         image = Pending(source, size, len(tiles), {} if result is None else result)
@@ -358,43 +348,42 @@ class Predictor:
             pixels = {}
             for name, array in arrays.items():
                 part = np.asarray(array[rows.seen, columns.seen])
-                if name in self._depths and (part.dtype != np.uint16 or part.ndim != 2):
-                    raise ValueError(
-                        f"{name} must be uint16 (h, w), got {part.dtype} {array.shape}"
-                    )
                 pixels[name] = part if name in self._depths else to_rgb(part)
             scaled = resize(pixels, self.scale)
-            on = canvas_for(size_of(scaled), canvas)
+            on = canvases.canvas_for(size_of(scaled), canvas)
             yield CanvasImage((image, (rows, columns)), scaled, size_of(pixels), on)
 
     def each_batch(
-        self, parts: Iterable[CanvasImage], start: Callable[[Group, Batch], Any]
-    ) -> Iterator[tuple[Group, Any]]:
-        """Computes parts of images in batches; yields each group with its result on the host.
+        self, parts: Iterable[CanvasImage], start: Callable[[list[CanvasImage], Batch], Any]
+    ) -> Iterator[tuple[list[CanvasImage], Any]]:
+        """Computes parts of images in batches; yields those of each with its result on the host.
 
         ``start`` is given the batch on the devices, and returns a tree of arrays there.
         """
         shards, _, split = shardings(self.mesh)
-
-        def started() -> Iterator[tuple[Group, Any]]:
-            for group in group_by_canvas(parts, self.batch_size, shards, self.tile**2):
-                result = start(group, jax.device_put(batch_of(group, self.scale), split))
-                for array in jax.tree.leaves(result):
-                    array.copy_to_host_async()
-                yield group, result
-
-        for group, result in run_ahead(started()):
-            yield group, jax.device_get(result)
+        # JAX computes asynchronously. Two batches ahead of the one whose result is waited for keep
+        # the device busy while the host prepares the next and fetches the last.
+        waiting: collections.deque[tuple[list[CanvasImage], Any]] = collections.deque()
+        for images, rows in canvases.group_by_canvas(parts, self.batch_size, shards, self.tile**2):
+            result = start(images, jax.device_put(canvases.batch_of(images, rows), split))
+            for array in jax.tree.leaves(result):
+                array.copy_to_host_async()
+            waiting.append((images, result))
+            if len(waiting) > 2:
+                images, result = waiting.popleft()
+                yield images, jax.device_get(result)
+        for images, result in waiting:
+            yield images, jax.device_get(result)
 
     def put_together(
         self,
-        batches: Iterable[tuple[Group, Mapping[str, np.ndarray]]],
+        batches: Iterable[tuple[list[CanvasImage], Mapping[str, np.ndarray]]],
         progress: Progress | None = None,
     ) -> Iterator[Pending]:
         """Crops each part from its batch's result by head; yields the images that are complete."""
         done = Fraction()
-        for group, results in batches:
-            for row, part in enumerate(group.images):
+        for images, results in batches:
+            for row, part in enumerate(images):
                 image, (rows, columns) = part.source
                 for head, array in results.items():  # into memory of its own: no batch is kept
                     if self.classifies:
@@ -508,7 +497,7 @@ def compute(network: Network, variables: Any, batch: Batch, kind: Result) -> dic
     classes = dict(network.heads)
     by_head = output if isinstance(output, dict) else {next(iter(classes), "label"): output}
     height, width = next(iter(batch.arrays.values())).shape[1:3]
-    canvas = original_canvas((height, width), network.scale)
+    canvas = canvases.original_canvas((height, width), network.scale)
     results = {}
     for head, logits in by_head.items():
         number = logits.shape[-1]
