@@ -67,12 +67,8 @@ def overlay(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Lays the classes' colours over the photograph; void pixels keep the photograph.
 
-    Args:
-        image: The photograph.
-        labels: Its label map.
-        classes: Gives the colours.
-        alpha: Weight of the colours, 0 (photograph only) to 1 (colours only).
-        edges: Whether to draw the borders between classes in white.
+    ``alpha`` is the weight of the colours, from 0 (photograph only) to 1 (colours only);
+    ``edges`` draws the borders between classes in white.
 
     Raises:
         ValueError: If the sizes differ or ``alpha`` is outside 0..1.

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from pathlib import Path
-from typing import ClassVar
+from typing import SupportsIndex
 
 import numpy as np
 import optax
@@ -19,6 +19,7 @@ from fcn_jax import config as configs
 from fcn_jax import data
 from fcn_jax.classes import ClassRow, ClassTable
 from fcn_jax.cli import eval as cli_eval
+from fcn_jax.data import Source
 from fcn_jax.devices import data_mesh
 from fcn_jax.inference import report
 from fcn_jax.inference.metrics import compute_metrics
@@ -40,17 +41,17 @@ STAGES = ("fcn32s", "fcn8s")
 SIZES = [(21, 33), (17, 30), (21, 33)]
 
 
-class FakeSource:
+class FakeSource(Source):
     """Images of noise and labels of the first two classes; ids that make poor file names."""
 
-    label_maps: ClassVar = {"label": CLASSES}
     ids = ("left/1", "left_1", "right: 2")
     sizes = tuple(SIZES)
 
-    def __len__(self) -> int:
-        return len(SIZES)
+    def __init__(self) -> None:
+        self.label_maps = {"label": CLASSES}
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: SupportsIndex) -> dict:
+        index = index.__index__()
         rng = np.random.default_rng(index)
         return {
             "image": rng.integers(0, 256, (*SIZES[index], 3), np.uint8),

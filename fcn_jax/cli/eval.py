@@ -1,8 +1,6 @@
 """Scores the networks of a run on whole images, and writes a report.
 
-    fcn-jax eval --workdir=DIR [--split=SPLIT] [--stage=all] [--checkpoint=best] [--limit=N]
-                 [--pictures=N] [--precision=bfloat16] [--output=DIR] [--data_dir=DIR]
-                 [--manual_dir=DIR]
+    fcn-jax eval --workdir=DIR [--split=SPLIT] [--stage=all] [--output=DIR] …
 
 Prints the paper's four metrics and a table of all classes, and writes DIR/report: scores.json,
 per_class.csv, confusion matrices and pictures side by side.

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -19,12 +19,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from fcn_jax import drawing
 from fcn_jax.canvas import rule_for
 from fcn_jax.classes import ClassTable
-from fcn_jax.data import loader
+from fcn_jax.data import Source, loader
 from fcn_jax.data.transforms import Example
 from fcn_jax.devices import local_mesh
 from fcn_jax.inference.evaluation import evaluate
@@ -39,18 +39,6 @@ METRICS = {
     "frequency_weighted_iu": "f.w. IU",
 }
 """The paper's four metrics: the field of `Metrics` and the heading of its column."""
-
-
-@runtime_checkable
-class Source(loader.Source, Protocol):
-    """Random access to the images, their sizes, and the classes of their label maps."""
-
-    label_maps: dict[str, ClassTable]
-
-    @property
-    def sizes(self) -> Sequence[tuple[int, int]]:
-        """Height and width of every image."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,19 +72,9 @@ def evaluate_run(
 ) -> list[StageResult]:
     """Scores stages of a run on all local devices, prints the metrics and writes the report folder.
 
-    Args:
-        workdir: The folder of the run.
-        source: Images with their ground truth.
-        stages: Such as ``["fcn8s"]``; None is all that have a checkpoint.
-        which: The checkpoint of the highest mean IU on the validation split, or the last.
-        output: The report folder (see `write`); None is ``workdir/report``.
-        limit: Score the first so many images only; None or 0 is all.
-        pictures: How many images to draw, spread evenly over those scored.
-        precision: In what to compute; None is as in training.
-        console: Where to print; None is the terminal.
-
-    Returns:
-        A result for each stage and each of its heads.
+    Stages are all that have a checkpoint, unless some are given, such as ``["fcn8s"]``. ``limit``
+    scores the first so many images only; ``pictures`` of those scored, spread evenly, are drawn.
+    The report's folder is ``workdir/report`` unless ``output`` is given.
 
     Raises:
         FileNotFoundError: If the folder is no run's, or holds no checkpoint yet.
@@ -192,8 +170,8 @@ def show(results: Sequence[StageResult], console: Console) -> None:
         pixels = of_head[0].counts.sum(axis=1)
         columns = [
             column
-            for metrics in (result.metrics for result in of_head)
-            for column in (metrics.per_class_iu, metrics.per_class_accuracy)
+            for result in of_head
+            for column in (result.metrics.per_class_iu, result.metrics.per_class_accuracy)
         ]
         rows = [
             [name, f"{part:.2%}", *("-" if math.isnan(v) else f"{v:.4f}" for v in values)]
@@ -214,10 +192,9 @@ def show(results: Sequence[StageResult], console: Console) -> None:
 
 def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """A table of names in the first column and numbers in the others."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    table.add_column(headings[0], no_wrap=True)
-    for heading in headings[1:]:
-        table.add_column(heading, justify="right")
+    first = Column(headings[0], no_wrap=True)
+    numbers = (Column(heading, justify="right") for heading in headings[1:])
+    table = Table(first, *numbers, title=title, title_justify="left", box=SIMPLE_HEAD)
     for row in rows:
         table.add_row(*map(escape, row))
     return table
@@ -314,9 +291,7 @@ def draw_confusion(
     size = 9 if number <= 40 else max(3, 360 / number)
     axes.set_xticks(range(number), classes.names, rotation=90, fontsize=size)
     axes.set_yticks(range(number), classes.names, fontsize=size)
-    axes.set_xlabel("prediction")
-    axes.set_ylabel("ground truth")
-    axes.set_title(title)
+    axes.set(xlabel="prediction", ylabel="ground truth", title=title)
     if number <= 40:  # more would not be legible
         for row, column in np.argwhere(parts >= 0.005).tolist():
             part = parts[row, column]
