@@ -43,8 +43,6 @@ _NYU_CENTRE = (325.58244941119034, 253.73616633400465)
 # First row and column, counted from 0, of the windows of 480x640 that NYUDv2 is used in.
 _NYU_WINDOWS = {(480, 640): (0, 0), (425, 560): (45, 40)}
 
-_DOWN = np.array([0.0, 1.0, 0.0])
-
 
 def nyu_camera(height: int, width: int) -> Float[np.ndarray, "3 3"]:
     """The camera matrix of NYUDv2's frames, in pixels, the first pixel's centre being (0, 0).
@@ -210,7 +208,7 @@ def normals(
 
 
 def gravity(
-    normals: Float[np.ndarray, "*shape 3"], start: Num[np.ndarray, "3"] = _DOWN
+    normals: Float[np.ndarray, "*shape 3"], start: Num[np.ndarray, "3"] | None = None
 ) -> Float[np.ndarray, "3"]:
     """The direction of gravity in a room, estimated from the normals of its surfaces.
 
@@ -218,12 +216,13 @@ def gravity(
     for floors and ceilings, and those within it of the perpendicular plane for walls, and finds
     the direction most parallel to the former and most perpendicular to the latter: the eigenvector
     to the smallest eigenvalue of the sum of n nᵀ over walls less that over floors. Where they leave
-    it open, as a single wall does, it is the one nearest to the direction before, at first `start`.
+    it open, as a single wall does, it is the one nearest to the direction before, at first `start`
+    (down in the picture).
     Source: Gupta et al., CVPR 2013; rcnn-depth's getYDir.
     """
     vectors = normals.reshape(-1, 3)
     vectors = vectors[~np.isnan(vectors).any(axis=-1)]
-    down = np.asarray(start, float) / np.linalg.norm(start)
+    down = np.array([0.0, 1.0, 0.0]) if start is None else start / np.linalg.norm(start)
     for threshold, iterations in GRAVITY_PHASES:
         near, far = np.cos(np.radians(threshold)), np.sin(np.radians(threshold))
         for _ in range(iterations):

@@ -13,7 +13,6 @@ TFDS downloads and prepares one in `data_dir`.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import re
 import struct
@@ -132,7 +131,7 @@ def plan(
         ids=ids or row.ids,
         objects=objects,
     )
-    options = hashlib.sha256(repr((row, first_id, tuple(void))).encode()).hexdigest()[:8]
+    options = fingerprint((), row, first_id, tuple(void))
     stem = f"{re.sub('[/:]', '-', name)}-{options}"
     own_folder = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     places = [Path(tfds_dir)] if tfds_dir else [data_dir, own_folder]

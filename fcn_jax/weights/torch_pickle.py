@@ -44,14 +44,9 @@ class Dictionary(dict[Any, Any]):
         return made
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        match key:
-            case str():
-                plain = len(key) <= MAX_KEY
-            case int():
-                plain = abs(key) < 1 << 64
-            case _:
-                plain = key is None or isinstance(key, float | Inert)
-        if not plain:
+        short = isinstance(key, str) and len(key) <= MAX_KEY
+        small = isinstance(key, int) and abs(key) < 1 << 64
+        if not (short or small or key is None or isinstance(key, float | Inert)):
             raise ValueError(f"a dictionary with a long or nested key ({type(key).__name__})")
         super().__setitem__(key, value)
 
