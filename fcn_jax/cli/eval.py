@@ -14,8 +14,15 @@ import sys
 from fcn_jax.cli import path, program
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line's values."""
+def count(text: str) -> int:
+    """A number of images from the command line."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of images")
+    return int(text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Evaluates, and returns the exit code."""
     parser = argparse.ArgumentParser(
         prog=program("eval"),
         usage="%(prog)s --workdir=DIR [options]; --help lists them",
@@ -33,19 +40,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--output", type=path, help="the report's folder; default: WORKDIR/report")
     add("--data_dir", type=path, help="where data sets are prepared; default: as in training")
     add("--manual_dir", type=path, help="the data set's original files; default: as in training")
-    return parser.parse_args(argv)
-
-
-def count(text: str) -> int:
-    """A number of images from the command line."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of images")
-    return int(text)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Evaluates, and returns the exit code."""
-    args = parse(argv)
+    args = parser.parse_args(argv)
 
     from absl import logging
 

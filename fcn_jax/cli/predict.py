@@ -23,17 +23,22 @@ import itertools
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import jax
+import numpy as np
+from absl import logging
+from jaxtyping import Float
+from PIL import Image
+from rich.progress import Progress
+
+import fcn_jax
+from fcn_jax import drawing
 from fcn_jax.cli import path, program
-
-if TYPE_CHECKING:
-    import numpy as np
-    from jaxtyping import Float
-    from PIL import Image
-
-    from fcn_jax.inference.predictor import Predictor
-
+from fcn_jax.data.hha import hha, nyu_camera
+from fcn_jax.data.images import image_files, read_depth, read_image
+from fcn_jax.devices import keep_compiled_programs
+from fcn_jax.models.decoders import DECODERS
 
 LOADED = ("stage", "which", "network", "padding", "modality", "classes", "precision", "tile")
 
@@ -73,8 +78,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def camera(text: str) -> Float[np.ndarray, "3 3"]:
     """The camera matrix of four numbers from the command line."""
-    import numpy as np
-
     try:
         fx, fy, cx, cy = map(float, text.split(","))
     except ValueError:
@@ -91,8 +94,6 @@ def find_images(paths: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
     Raises:
         ValueError: If the folders hold no image.
     """
-    from fcn_jax.data.images import image_files
-
     names: dict[Path, Path] = {}
     for given in paths:
         for file in image_files(given, "**/*") if given.is_dir() else [given]:
@@ -118,9 +119,6 @@ def read_modalities(
     file: Path, name: Path, args: argparse.Namespace, wanted: Iterable[str]
 ) -> dict[str, Any]:
     """An image, and depth and HHA where the network reads them."""
-    from fcn_jax.data.hha import hha, nyu_camera
-    from fcn_jax.data.images import read_depth, read_image
-
     arrays: dict[str, Any] = {"image": read_image(file)}
     if "depth" in wanted or "hha" in wanted:
         depth = args.depth / f"{name}.png"
@@ -137,16 +135,12 @@ def read_modalities(
 
 
 def draw(
-    predictor: Predictor,
+    predictor: fcn_jax.Predictor,
     arrays: dict[str, Any],
     chosen: tuple[str, int] | None,
     progress: Callable[[float], object],
 ) -> dict[str, Image.Image]:
     """By folder: label map and overlay of each head, or the heat map of a class (head, number)."""
-    from PIL import Image
-
-    from fcn_jax import drawing
-
     photo = arrays["image"]
     if chosen is not None:
         logits = predictor.class_map(arrays, chosen[1], chosen[0], progress=progress)
@@ -164,15 +158,6 @@ def draw(
 def main(argv: list[str] | None = None) -> int:
     """Predicts, and returns the exit code."""
     args = parse(argv)
-
-    import jax
-    from absl import logging
-    from rich.progress import Progress
-
-    import fcn_jax
-    from fcn_jax.devices import keep_compiled_programs
-    from fcn_jax.models.decoders import DECODERS
-
     logging.set_verbosity(logging.ERROR)  # below it orbax tells a great deal
     keep_compiled_programs()
     complain = functools.partial(print, f"{program('predict')}:", file=sys.stderr)

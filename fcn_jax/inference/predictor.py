@@ -417,9 +417,8 @@ class Predictor:
         if not takes_canvas(self.model):
             raise ValueError("out is for an FCN that scores every pixel")
         heads = {head: len(self.names(head)) for head in self.heads}
-        if not isinstance(out, Mapping) and len(heads) == 1:
-            out = dict.fromkeys(heads, out)
-        if not isinstance(out, Mapping) or set(out) != set(heads):
+        out = out if isinstance(out, Mapping) else dict.fromkeys(list(heads)[:1], out)
+        if set(out) != set(heads):
             raise ValueError(f"out must be a dictionary of arrays for {', '.join(heads)}")
         dtype = np.dtype(np.uint8 if kind == "labels" else np.float32)
         for head, array in out.items():
