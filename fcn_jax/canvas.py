@@ -37,10 +37,8 @@ FCN-8s with VGG16 takes 2 GB for so many on the CPU, and 0.5 GB for a canvas of 
 class Batch:
     """What a network needs of a batch; the rows beyond the last image are black.
 
-    Attributes:
-        arrays: What the network reads by modality, uint8 or uint16, at the network's scale.
-        valid_size: Height and width of each image there.
-        original_size: Height and width of each image before it was scaled for the network.
+    ``arrays`` are uint8 or uint16, by modality, at the network's scale; ``valid_size`` is each
+    image's height and width there, ``original_size`` before it was scaled.
     """
 
     arrays: Mapping[str, Shaped[Array | np.ndarray, "b h w *c"]]
@@ -102,10 +100,7 @@ def original_canvas(canvas: Size, scale: float) -> Size:
 
 
 def group_by_canvas(
-    images: Iterable[CanvasImage],
-    batch_size: int,
-    shards: int = 1,
-    most_pixels: int = LARGEST_SIDE**2,
+    images: Iterable[CanvasImage], batch_size: int, shards: int, most_pixels: int
 ) -> Iterator[tuple[list[CanvasImage], int]]:
     """Yields the images of each batch and its rows: full batches of one canvas, at the end others.
 

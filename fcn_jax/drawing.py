@@ -35,10 +35,7 @@ def palette_image(labels: UInt8[np.ndarray, "h w"], classes: ClassTable) -> Imag
 
 
 def heatmap(
-    image: UInt8[np.ndarray, "h w 3"],
-    logits: Float[np.ndarray, "_ _"],
-    *,
-    alpha: float = 0.6,
+    image: UInt8[np.ndarray, "h w 3"], logits: Float[np.ndarray, "_ _"], *, alpha: float = 0.6
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Lays a class's logits over the photograph in grey, from blue (lowest) over green to red.
 

@@ -7,6 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fcn_jax.classes import VOID
+from fcn_jax.data import folder
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints what a folder holds and all of its problems; returns 0 if there are none."""
@@ -24,9 +27,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--void", type=int, nargs="*", help="further void ids")
     parser.add_argument("--seed", type=int, help="of the cut 8:1:1")
     options = vars(parser.parse_args(argv))
-
-    from fcn_jax.classes import VOID
-    from fcn_jax.data import folder
 
     try:
         found = folder.plan(options.pop("dir").expanduser().absolute(), **options)

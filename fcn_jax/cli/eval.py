@@ -11,7 +11,12 @@ from __future__ import annotations
 import argparse
 import sys
 
+from absl import logging
+
+from fcn_jax import data
 from fcn_jax.cli import path, program
+from fcn_jax.config import data_options
+from fcn_jax.devices import keep_compiled_programs
 
 
 def count(text: str) -> int:
@@ -42,11 +47,6 @@ def main(argv: list[str] | None = None) -> int:
     add("--manual_dir", type=path, help="the data set's original files; default: as in training")
     args = parser.parse_args(argv)
 
-    from absl import logging
-
-    from fcn_jax import data
-    from fcn_jax.config import data_options
-    from fcn_jax.devices import keep_compiled_programs
     from fcn_jax.inference import report
     from fcn_jax.runs import read_config
 

@@ -19,14 +19,39 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+from absl import flags, logging
+from ml_collections import config_flags
+
 from fcn_jax import config as configs
+from fcn_jax import devices
 from fcn_jax.cli import program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains every stage, writes the report, and returns the exit code."""
     name = program("train")
-    args, fields = make_parser(name).parse_known_args(argv)
+    parser = argparse.ArgumentParser(
+        prog=name,
+        usage=f"{name} --config=NAME [--workdir=DIR] [--config.FIELD=VALUE ...]",
+        description=__doc__,
+        epilog=describe_configs(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--config", metavar="NAME", required=True, help="a config below, or a file of your own")
+    add("--workdir", metavar="DIR", help="the run's folder; default: runs/ and the config's name")
+    add(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="process 0 of several; auto: jax asks the cluster; none: train alone; default: "
+        "$JAX_COORDINATOR_ADDRESS, or auto where srun, mpirun or a TPU pod started several",
+    )
+    add("--num_processes", metavar="N", type=int, help="default: $JAX_NUM_PROCESSES")
+    add("--process_id", metavar="I", type=int, help="from 0; default: $JAX_PROCESS_ID")
+    args, fields = parser.parse_known_args(argv)
+
     argument = args.config.replace(":", "_").replace(",", "_")
     workdir = Path(args.workdir or Path("runs") / Path(argument).name.replace(".py", ""))
 
@@ -37,10 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
 
-    import jax
-    from absl import logging
-
-    from fcn_jax import devices
     from fcn_jax.inference import report
     from fcn_jax.training.run import Diverged, Stopped, train
 
@@ -68,30 +89,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def make_parser(name: str) -> argparse.ArgumentParser:
-    """The parser of all arguments but the config's fields, which its help lists."""
-    parser = argparse.ArgumentParser(
-        prog=name,
-        usage=f"{name} --config=NAME [--workdir=DIR] [--config.FIELD=VALUE ...]",
-        description=__doc__,
-        epilog=describe_configs(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--config", metavar="NAME", required=True, help="a config below, or a file of your own")
-    add("--workdir", metavar="DIR", help="the run's folder; default: runs/ and the config's name")
-    add(
-        "--coordinator",
-        metavar="HOST:PORT",
-        help="process 0 of several; auto: jax asks the cluster; none: train alone; default: "
-        "$JAX_COORDINATOR_ADDRESS, or auto where srun, mpirun or a TPU pod started several",
-    )
-    add("--num_processes", metavar="N", type=int, help="default: $JAX_NUM_PROCESSES")
-    add("--process_id", metavar="I", type=int, help="from 0; default: $JAX_PROCESS_ID")
-    return parser
-
-
 def describe_configs() -> str:
     """The config files and all fields, for ``--help``."""
     lines = ["Configs (arguments follow a colon, such as fcn8s:32s; each file tells its own):"]
@@ -112,9 +109,6 @@ def set_fields(config: configs.Config, given: Sequence[str]) -> None:
     Raises:
         ValueError: If a field or an argument is unknown, or a value of another type.
     """
-    from absl import flags
-    from ml_collections import config_flags
-
     if strange := [text for text in given if text.startswith("-") and "config." not in text]:
         raise ValueError(f"unexpected argument {strange[0]!r}; --help lists those that there are")
     values, argv = flags.FlagValues(), ["train", *given]

@@ -451,10 +451,7 @@ def takes_canvas(model: nn.Module) -> TypeGuard[FCN]:
 
 
 def over_image(
-    values: Float[np.ndarray, "h w"],
-    cells: Geometry,
-    size: Size,
-    scale: float = 1.0,
+    values: Float[np.ndarray, "h w"], cells: Geometry, size: Size, scale: float = 1.0
 ) -> Float[np.ndarray, "height width"]:
     """Spreads a value for each cell over the image, bilinearly; beyond the cells they go on.
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from typing import TypeAlias
 
 from fcn_jax.canvas import Size, canvas_side, round_up
 from fcn_jax.models.fcn import FCN
@@ -31,10 +30,6 @@ class Span:
     def kept_inside(self) -> slice:
         """``kept`` in pixels of the tile."""
         return slice(self.kept.start - self.seen.start, self.kept.stop - self.seen.start)
-
-
-Tile: TypeAlias = tuple[Span, Span]
-"""A tile of an image: its rows and its columns."""
 
 
 def context(model: FCN) -> int:
@@ -58,8 +53,8 @@ def total_stride(model: FCN) -> int:
     return math.lcm(*(stride.numerator for stride in strides))
 
 
-def tiles(model: FCN, size: Size, tile: int) -> tuple[list[Tile], Size]:
-    """The tiles of an image, row by row, and the canvas on which all of them fit.
+def tiles(model: FCN, size: Size, tile: int) -> tuple[list[tuple[Span, Span]], Size]:
+    """The rows and columns of an image's tiles, and the canvas on which all of them fit.
 
     Their sides have at most ``tile`` pixels, and fewer where no more tiles are needed then.
 
