@@ -15,12 +15,6 @@ from PIL import Image
 
 from fcn_jax.classes import VOID, ClassTable
 
-# Panels are shown this large (longer side, in pixels): small images would leave no room for the
-# titles, and very large ones would make pictures that no viewer opens with pleasure.
-_SMALLEST_PANEL = 256
-_LARGEST_PANEL = 800
-
-
 # ======================================================================== single label maps
 
 
@@ -115,7 +109,8 @@ def side_by_side(
         raise ValueError("side_by_side needs at least one panel")
     maps = [panel for panel in panels.values() if panel.ndim == 2]
     longest = max(max(panel.shape[:2]) for panel in panels.values())
-    factor = min(max(1, _SMALLEST_PANEL // longest), _LARGEST_PANEL / longest)
+    # Small panels would leave no room for titles; no viewer opens very large ones with pleasure.
+    factor = min(max(1, 256 // longest), 800 / longest)
     method = Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.NEAREST
     pictures = []
     for panel in panels.values():

@@ -103,16 +103,13 @@ def find_images(paths: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
             names.setdefault(file.resolve(), name)
     if not names:
         raise ValueError(f"no image in {', '.join(map(str, paths))}")
-    taken: set[str] = set()
-    found = []
+    found: dict[str, tuple[Path, Path]] = {}  # some file systems take A and a for one name
     for file, name in names.items():
         numbered = (name.with_name(f"{name.name}_{number}") for number in itertools.count(2))
         candidates = itertools.chain([name.with_suffix(""), name], numbered)
-        # Some file systems take A and a for one name.
-        chosen = next(c for c in candidates if str(c).casefold() not in taken)
-        taken.add(str(chosen).casefold())
-        found.append((file, chosen))
-    return found
+        chosen = next(c for c in candidates if str(c).casefold() not in found)
+        found[str(chosen).casefold()] = (file, chosen)
+    return list(found.values())
 
 
 def read_modalities(
