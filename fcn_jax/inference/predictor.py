@@ -25,9 +25,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from fcn_jax import canvas as canvases
-from fcn_jax import ops
+from fcn_jax import data, ops, weights
 from fcn_jax.canvas import Batch, CanvasImage, Size
 from fcn_jax.classes import MAX_CLASSES, ClassTable, read_names, table_from_names
+from fcn_jax.data.images import read_depth, read_image, to_rgb
+from fcn_jax.data.transforms import resize
 from fcn_jax.devices import jit_in_least_memory, shardings
 from fcn_jax.geometry import Geometry
 from fcn_jax.inference import tiling
@@ -286,8 +288,6 @@ class Predictor:
             ValueError: If a modality is missing or no image, or their sizes differ.
             FileNotFoundError: If there is no such file.
         """
-        from fcn_jax.data.images import read_depth, read_image, to_rgb
-
         given = image if isinstance(image, Mapping) else {self.inputs.modalities[0]: image}
         if missing := [name for name in self.inputs.modalities if name not in given]:
             raise ValueError(
@@ -326,17 +326,12 @@ class Predictor:
         Tiles overlap by the network's receptive field: with VGG16 an FCN-8s keeps 512 of 1024
         pixels a side, 1536 of 2048. Pixels are read tile by tile.
 
-        Args:
-            source: Where the image came from, for whoever gets its result.
-            arrays: What the network reads, by modality.
-            result: Where the result is to be written, by head; what is not there is made.
+        ``source`` says where the image came from, to whoever gets its result. That is written to
+        the arrays in ``result``, by head; what is not there is made.
 
         Raises:
             ValueError: If it is no image, or does not fit the canvas or the tiles.
         """
-        from fcn_jax.data.images import to_rgb
-        from fcn_jax.data.transforms import resize
-
         size = size_of(arrays)
         tiles = [tuple(Span(slice(0, side), slice(0, side)) for side in size)]
         canvas = self.canvas if takes_canvas(self.model) else canvases.exactly
@@ -576,8 +571,6 @@ def load(
         run = load_run(path, stage, which, precision)
         options = {"scale": run.config.scale, **options}
         return Predictor(run.model, run.variables, run.inputs, run.heads, **options)
-
-    from fcn_jax import data, weights
 
     loaded = weights.load(path)
     model = weights.network_of(loaded, network, padding)
