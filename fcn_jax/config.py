@@ -235,11 +235,8 @@ def config_files() -> dict[str, Path]:
 def find_config(name: str) -> str:
     """The file of a config; arguments stay: ``.../configs/fcn8s.py:32s`` for ``fcn8s:32s``.
 
-    Args:
-        name: A file, or the name of a config of this package.
-
     Raises:
-        ValueError: If there is no such config; the message lists those that there are.
+        ValueError: If there is no such file, nor a config of this package of that name.
     """
     file, colon, arguments = name.partition(":")
     known = config_files()
@@ -252,10 +249,7 @@ def find_config(name: str) -> str:
 
 
 def load_config(name: str) -> Config:
-    """What ``get_config()`` of a config file gives.
-
-    Args:
-        name: As for `find_config`. What follows ``:`` is the function's argument.
+    """What ``get_config()`` of a config file (`find_config`) gives; after ``:`` is its argument.
 
     Raises:
         ValueError: If there is no such config, it cannot be run, or it does not know an argument.
@@ -308,12 +302,7 @@ def reference_solver(config: Config, rates: tuple[float, ...], steps: int) -> No
 
     100 pixels of border, transposed convolutions fixed. The defaults are the rest: SGD of momentum
     0.99, a constant rate, weight decay 0.0005, the loss summed over pixels, biases at twice the
-    rate and not decayed.
-
-    Args:
-        config: Changed in place.
-        rates: The learning rate of each stage, and perhaps of further ones.
-        steps: Of each stage; scored and saved every 4000, as in the reference.
+    rate and not decayed. ``rates`` may be of further stages as well; every stage has ``steps``.
     """
     config.update(padding="reference", learned_upsampling="none")
     config.update(steps=(steps,), learning_rate=rates[: len(config.stages)])
@@ -324,11 +313,8 @@ def cvpr_recipe(config: Config, rate: float) -> None:
     """Sets the training of CVPR 2015 (section 4.3).
 
     Minibatches of 20 images, momentum 0.9, the loss as the mean over pixels, intermediate
-    transposed convolutions learned, skip stages at a hundredth of the rate, 175 epochs.
-
-    Args:
-        config: Changed in place.
-        rate: 1e-3 for AlexNet, 1e-4 for VGG16, 5e-5 for GoogLeNet.
+    transposed convolutions learned, skip stages at a hundredth of the rate, 175 epochs. The rate is
+    1e-3 for AlexNet, 1e-4 for VGG16, 5e-5 for GoogLeNet.
     """
     rates = (rate, *[rate / 100] * (len(config.stages) - 1))
     config.update(batch_size=20, accumulate=1, steps=(), epochs=(175.0,), learning_rate=rates)
@@ -395,11 +381,9 @@ def near_field(name: str) -> str:
 
 
 def stage_model(config: Config, stage: str, **options: Any) -> FCN:
-    """The network of a stage of a config.
+    """The network of a stage of a config, with ``options`` of `create_model` in place of its own.
 
-    Args:
-        **options: Of `create_model`, in place of the config's. Without ``num_classes`` and
-            ``inputs``, which the data tell, some are assumed.
+    Without ``num_classes`` and ``inputs``, which the data tell, some are assumed.
     """
     channels = {
         name: sum(1 if modality == "depth" else 3 for modality in read.split("+"))

@@ -90,7 +90,6 @@ def test_late_fusion_gives_every_input_its_own():
     inputs = Inputs.of({"color": {"image": COLOR}, "hha": {"hha": HHA}})
     result = inputs.apply(arrays)
     assert inputs.modalities == ("image", "hha")
-    assert inputs.sole is None
     np.testing.assert_array_equal(result["color"], COLOR.apply(arrays["image"]))
     expected = arrays["hha"] - np.array(HHA.mean)  # in the stored order of channels
     np.testing.assert_allclose(result["hha"], expected, atol=1e-4)
@@ -104,7 +103,6 @@ def test_inputs_survive_json():
 def test_an_image_alone_stands_for_the_only_modality():
     image = random_arrays()["image"]
     np.testing.assert_array_equal(Inputs.of(COLOR).apply(image), COLOR.apply(image))
-    assert Inputs.of(COLOR).sole == COLOR
 
 
 def test_what_is_missing_is_named():

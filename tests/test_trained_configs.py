@@ -36,7 +36,7 @@ from safetensors.numpy import save_file
 from state_dicts import VGG_CONVOLUTIONS
 from test_training import environment
 
-from fcn_jax import Predictor, Preprocessing, create_model, data, ops, weights
+from fcn_jax import Inputs, Predictor, Preprocessing, create_model, data, ops, weights
 from fcn_jax import config as configs
 from fcn_jax.inference import report
 from fcn_jax.runs import load_run
@@ -217,7 +217,7 @@ def test_weights_of_torchvision_bring_their_scale_of_pixels(trained, place):
         trained("fcn8s:32s", init=str(place / "vgg11.bin"), backbone="vgg11", width=0.05)
     )
     expected = Preprocessing("rgb", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1 / 255)
-    assert run.inputs.sole == expected
+    assert run.inputs == Inputs.of(expected)
     for layer in ("conv1_1", "conv5_2", "fc6"):
         after = run.variables["params"][layer]["kernel"]
         np.testing.assert_allclose(after, params[layer]["kernel"], atol=1e-6)

@@ -100,12 +100,10 @@ def row_of(name: str) -> DataSet:
 
 def usual_names(num_classes: int) -> list[str]:
     """The names that a network of so many classes usually has; numbers where that is unknown."""
-    from fcn_jax.data.nyudv2 import NYUDV2
-    from fcn_jax.data.pascal_context import PASCAL_CONTEXT
-    from fcn_jax.data.sift_flow import SIFT_FLOW_GEOMETRIC, SIFT_FLOW_SEMANTIC
-    from fcn_jax.data.voc import VOC
+    from fcn_jax.data import nyudv2, pascal_context, sift_flow, voc
 
-    for table in (VOC, NYUDV2, SIFT_FLOW_SEMANTIC, SIFT_FLOW_GEOMETRIC, PASCAL_CONTEXT):
+    sift = (sift_flow.SIFT_FLOW_SEMANTIC, sift_flow.SIFT_FLOW_GEOMETRIC)
+    for table in (voc.VOC, nyudv2.NYUDV2, *sift, pascal_context.PASCAL_CONTEXT):
         if table.num_classes == num_classes:
             return list(table.names)
     return [f"class {number}" for number in range(num_classes)]

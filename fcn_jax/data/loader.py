@@ -111,8 +111,6 @@ def training_batches(
 
     Args:
         batch_size: Over all processes.
-        seed: Of the order and of the augmentation.
-        augmentation: Applied to each example with a generator of its own.
         mesh: Devices that share the batches (`fcn_jax.devices.batch_sharding`), and with them the
             rows of each image; None is the default device.
         canvas: Height and width of every batch; None is the augmentation's crop, and without one
@@ -121,7 +119,6 @@ def training_batches(
             height is rounded up to a multiple of them.
         num_workers: Processes that load; 0 loads in threads of this process, which is faster
             unless transforms are heavy and cores many.
-        read_threads: Threads that load, in each process.
         process_index: This process among ``process_count`` that read different examples of the
             same global batches (`fcn_jax.devices.batch_part`).
     """

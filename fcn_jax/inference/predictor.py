@@ -283,10 +283,6 @@ class Predictor:
         """What the network reads of an image, by modality: arrays, or what is sliced like them.
 
         Files are read. Only integers are left to be converted, which can be done tile by tile.
-
-        Raises:
-            ValueError: If a modality is missing or no image, or their sizes differ.
-            FileNotFoundError: If there is no such file.
         """
         given = image if isinstance(image, Mapping) else {self.inputs.modalities[0]: image}
         if missing := [name for name in self.inputs.modalities if name not in given]:
@@ -328,9 +324,6 @@ class Predictor:
 
         ``source`` says where the image came from, to whoever gets its result. That is written to
         the arrays in ``result``, by head; what is not there is made.
-
-        Raises:
-            ValueError: If it is no image, or does not fit the canvas or the tiles.
         """
         size = size_of(arrays)
         tiles = [tuple(Span(slice(0, side), slice(0, side)) for side in size)]

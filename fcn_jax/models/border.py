@@ -7,8 +7,7 @@ however small, and one vector for all cells between them. Layers run on the firs
 the whole map is put together where it is needed. It is the same function, with 0.67 of VGG16's
 multiply-adds for 500x375 pixels and 0.40 for 128x128.
 
-`share_border` makes a `SharedMap` of an image, which `fcn_jax.models.fcn` uses as it uses a
-`fcn_jax.canvas.Map`. Everything here follows from the layers' windows.
+`share_border` makes a `SharedMap` of an image, which the network uses as a `fcn_jax.canvas.Map`.
 """
 
 from __future__ import annotations

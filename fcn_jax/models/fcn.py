@@ -25,30 +25,8 @@ from jaxtyping import Array, Float
 from fcn_jax import ops
 from fcn_jax.canvas import Map, ValidSize, fill_beyond
 from fcn_jax.geometry import TransposedWindow, overlap
-from fcn_jax.models.backbones import (
-    PADDINGS,
-    Backbone,
-    BackboneBuilder,
-    Concat,
-    Conv,
-    Layer,
-    Norm,
-    Padding,
-    Pool,
-    find_backbone,
-)
+from fcn_jax.models import backbones, decoders
 from fcn_jax.models.border import SharedMap, share_border
-from fcn_jax.models.decoders import (
-    CELL,
-    DECODERS,
-    Alignment,
-    Decoder,
-    align,
-    segments,
-    smallest_input,
-    sources_of,
-    window_of,
-)
 from fcn_jax.models.layers import (
     PRECISIONS,
     Convolution,
@@ -96,8 +74,8 @@ class FCN(nn.Module):
 
     heads: tuple[tuple[str, int], ...]
     inputs: tuple[tuple[str, int], ...]
-    backbone: Backbone
-    decoder: Decoder
+    backbone: backbones.Backbone
+    decoder: decoders.Decoder
     dropout: float = 0.5
     learned_upsampling: tuple[str, ...] = ()
     precision: str = "float32"
@@ -162,9 +140,10 @@ class FCN(nn.Module):
             kept = [layer.name for layer in layers]
         elif not ops.plain_chosen():
             maps[""] = share_border(image, layers)  # the same function with less arithmetic
-        for segment, read_later in segments(layers, tuple(kept)):
+        for segment, read_later in decoders.segments(layers, tuple(kept)):
             run = FCN._run_layers
-            if self.remat and isinstance(segment[-1], Pool):  # maps after the last one are small
+            # The maps after the last pooling are small.
+            if self.remat and isinstance(segment[-1], backbones.Pool):
                 run = nn.remat(run, static_argnums=(2, 3, 4, 5))
             maps = run(self, maps, segment, read_later, suffix, train)
         return {f"{name}{suffix}": map.whole() for name, map in maps.items() if name}
@@ -172,7 +151,7 @@ class FCN(nn.Module):
     def _run_layers(
         self,
         maps: Mapping[str, Map | SharedMap],
-        layers: Sequence[Layer],
+        layers: Sequence[backbones.Layer],
         kept: frozenset[str],
         suffix: str,
         train: bool,
@@ -180,29 +159,31 @@ class FCN(nn.Module):
         """Runs some layers on the maps before them; returns the maps that are kept."""
         maps = dict(maps)
         for layer in layers:
-            read = [maps[name] for name in sources_of(layer, maps)]
+            read = [maps[name] for name in decoders.sources_of(layer, maps)]
             maps[layer.name] = self._run_layer(layer, read, f"{layer.name}{suffix}", train)
         return {name: map for name, map in maps.items() if name in kept}
 
     def _run_layer(
-        self, layer: Layer, read: Sequence[Map | SharedMap], name: str, train: bool
+        self, layer: backbones.Layer, read: Sequence[Map | SharedMap], name: str, train: bool
     ) -> Map | SharedMap:
         """Runs one layer of the table, with the ReLU and the dropout that follow it."""
-        if isinstance(layer, Concat):
+        if isinstance(layer, backbones.Concat):
             arrays, (valid_size, *_) = zip(*(map.whole() for map in read), strict=True)
             result = Map(jnp.concatenate(arrays, axis=-1), valid_size)
         else:
-            result = read[0].apply(self._operation(layer, name), window_of(layer))
+            result = read[0].apply(self._operation(layer, name), decoders.window_of(layer))
         if getattr(layer, "dropout", False):
             x, valid_size = result.whole()
             result = Map(nn.Dropout(self.dropout, deterministic=not train)(x), valid_size)
         return result
 
-    def _operation(self, layer: Conv | Pool | Norm, name: str) -> Callable[..., Array]:
+    def _operation(
+        self, layer: backbones.Conv | backbones.Pool | backbones.Norm, name: str
+    ) -> Callable[..., Array]:
         """A layer as a function of a map and a window."""
-        if isinstance(layer, Pool):
+        if isinstance(layer, backbones.Pool):
             return ops.average_pool if layer.average else ops.max_pool
-        if isinstance(layer, Norm):
+        if isinstance(layer, backbones.Norm):
             return lambda x, _: ops.local_response_norm(x, layer.size, layer.alpha, layer.beta)
         precision = PRECISIONS[self.precision]
         return Convolution(
@@ -252,7 +233,7 @@ class FCN(nn.Module):
                 name=name,
             )
             array, valid_size = maps[f"{source}{suffix}"]
-            scores[name] = Map(array * scale, valid_size).apply(convolution, CELL)
+            scores[name] = Map(array * scale, valid_size).apply(convolution, decoders.CELL)
         if len(scores) > 1:  # late fusion
             mean = functools.reduce(operator.add, (score.array for score in scores.values()))
             valid_size = next(iter(scores.values())).valid_size
@@ -331,9 +312,9 @@ class FCN(nn.Module):
         return f"_{name}" if len(self.heads) > 1 else ""
 
     @property
-    def alignment(self) -> Alignment:
+    def alignment(self) -> decoders.Alignment:
         """Geometry of every map, windows of the transposed convolutions, and the crops."""
-        return align(self.backbone, self.decoder)
+        return decoders.align(self.backbone, self.decoder)
 
     @property
     def classifies(self) -> bool:
@@ -341,7 +322,7 @@ class FCN(nn.Module):
         return not self.decoder.upsample
 
     @property
-    def _layers(self) -> tuple[Layer, ...]:
+    def _layers(self) -> tuple[backbones.Layer, ...]:
         """The layers before the scores."""
         pool = self.backbone.classifier_pool if self.classifies else ()
         return (*self.backbone.layers, *pool)
@@ -349,7 +330,7 @@ class FCN(nn.Module):
     @property
     def smallest_image(self) -> int:
         """The fewest pixels a side that the layers can take; a classifier fills up smaller ones."""
-        return smallest_input(self._layers)
+        return decoders.smallest_input(self._layers)
 
     @property
     def parameter_layers(self) -> tuple[str, ...]:
@@ -358,7 +339,7 @@ class FCN(nn.Module):
             f"{layer.name}{self._input_suffix(name)}"
             for name, _ in self.inputs
             for layer in self.backbone.layers
-            if isinstance(layer, Conv)
+            if isinstance(layer, backbones.Conv)
         )
         return (*convolutions, *self.score_layers)
 
@@ -417,10 +398,10 @@ def _fuse(fine: Map, up: Map, offset: int) -> Map:
 def create_model(
     name: str,
     *,
-    backbone: str | BackboneBuilder = "vgg16",
+    backbone: str | backbones.BackboneBuilder = "vgg16",
     num_classes: int | Mapping[str, int] = 21,
     inputs: int | Mapping[str, int] = 3,
-    padding: Padding | None = None,
+    padding: backbones.Padding | None = None,
     width: float = 1.0,
     fc_width: int = 4096,
     dropout: float = 0.5,
@@ -468,10 +449,10 @@ def create_model(
         >>> jax.jit(model.apply)(variables, images).shape
         (1, 37, 50, 21)
     """
-    decoder = _choose("model", name, DECODERS)
-    build = find_backbone(backbone) if isinstance(backbone, str) else backbone
+    decoder = _choose("model", name, decoders.DECODERS)
+    build = backbones.find_backbone(backbone) if isinstance(backbone, str) else backbone
     padding = padding or ("same" if decoder.upsample else "native")
-    _choose("padding", padding, dict.fromkeys(PADDINGS))
+    _choose("padding", padding, dict.fromkeys(backbones.PADDINGS))
     _choose("precision", precision, PRECISIONS)
     if decoder.upsample and padding == "native":
         raise ValueError(
@@ -487,7 +468,8 @@ def create_model(
         raise ValueError(f"dropout must be in [0, 1), got {dropout}")
 
     table = build(padding, width, fc_width)
-    names = tuple(align(table, decoder).transposed_windows)  # raises now, not at the first image
+    # Raises now, not at the first image.
+    names = tuple(decoders.align(table, decoder).transposed_windows)
     if isinstance(learned_upsampling, str):
         choices = {"intermediate": names[:-1], "none": (), "all": names}
         learned = _choose("learned_upsampling", learned_upsampling, choices)

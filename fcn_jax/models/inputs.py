@@ -145,12 +145,6 @@ class Inputs:
         """Channels of each input, for `create_model`."""
         return {name: sum(part.channels for _, part in parts) for name, parts in self.entries}
 
-    @property
-    def sole(self) -> Preprocessing | None:
-        """The normalisation of the image, where nothing else is read; None where more is."""
-        ((_, parts), *more) = self.entries
-        return parts[0][1] if not more and [name for name, _ in parts] == ["image"] else None
-
     def apply(
         self, arrays: Mapping[str, Array | np.ndarray] | Array | np.ndarray
     ) -> Float[Array, "b h w _"] | dict[str, Float[Array, "b h w _"]]:

@@ -94,14 +94,8 @@ def choose_inputs(
     """The modalities of each input, normalised as the start weights expect them.
 
     Weights of Caffe's kind take the means of the data set, as in the reference; others (RGB from
-    0 to 1) bring their own.
-
-    Args:
-        chosen: The modalities of each input, joined by ``+``.
-        usual: How the published networks normalise each; Caffe's way where it is not listed.
-
-    Raises:
-        ValueError: If the data do not have a modality.
+    0 to 1) bring their own. ``usual`` is how the published networks normalise each modality,
+    Caffe's way where it is not listed.
     """
     inputs: dict[str, dict[str, Preprocessing]] = {}
     for name, joined in chosen.items():

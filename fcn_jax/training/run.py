@@ -353,13 +353,8 @@ def mean_losses(
 ) -> dict[str, float]:
     """The means of what steps reported: loss (with several heads also of each), gradient norm.
 
-    Waits for the devices, where the reports still are.
-
-    Args:
-        reports: The number, the images and the report of each step.
-
-    Raises:
-        Diverged: If a loss was not finite, or a label invalid; names the step and images.
+    Waits for the devices, where the reports still are. Raises Diverged, with the step and its
+    images, if a loss was not finite or a label invalid.
     """
     host = jax.device_get([report for _, _, report in reports])
     for (step, ids, _), report in zip(reports, host, strict=True):

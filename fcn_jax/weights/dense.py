@@ -28,15 +28,9 @@ def dense_to_conv(
     shape: tuple[int, ...],
     order: Order = "chw",
 ) -> Shaped[Array | np.ndarray, "height width channels outputs"]:
-    """The convolution kernel of a dense layer over a flattened map.
+    """The convolution kernel of a dense layer over a map, which was flattened in the ``order``.
 
-    Args:
-        dense: The kernel of the dense layer.
-        shape: (height, width, channels, outputs) of the convolution's.
-        order: How the map was flattened: ``chw`` (Caffe, PyTorch) or ``hwc`` (Keras).
-
-    Returns:
-        The same values, a view where numpy can make one.
+    It has the ``shape`` (height, width, channels, outputs), and is a view where numpy can make one.
     """
     height, width, channels, outputs = shape
     if order == "hwc":
@@ -103,15 +97,7 @@ def convolutionalize(
 
 
 def to_dense(params: Params, layers: Iterable[str] | None = None, order: Order = "chw") -> Params:
-    """The inverse of `convolutionalize`.
-
-    Args:
-        params: As there.
-        layers: Which kernels become dense; None means those of `DENSE_LAYERS` that there are.
-        order: How the maps shall be flattened.
-
-    Returns:
-        Parameters of the same form; the kernels of these layers are (inputs, outputs).
+    """The inverse of `convolutionalize`, for some layers; by default for all of `DENSE_LAYERS`.
 
     Raises:
         ValueError: If a layer has no kernel of four axes; all of them in one message.

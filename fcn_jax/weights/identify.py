@@ -138,9 +138,6 @@ def usual_inputs(
     Files of Caffe do not say it. Two inputs and four channels are those of NYUDv2, 40 classes
     its colour network unless ``modality`` says ``hha``, the two heads SIFT Flow's; all others have
     the ImageNet mean.
-
-    Raises:
-        ValueError: If the inputs fit neither what the file says nor a published network.
     """
     from fcn_jax.data import DATASETS
 
@@ -171,10 +168,9 @@ def usual_inputs(
 
 
 def params_of(weights: Mapping[str, np.ndarray], model: FCN) -> dict[str, Any]:
-    """The parameters of a network from its weights; missing transposed convolutions are bilinear.
+    """The parameters of a network from its weights, without gaps.
 
-    Raises:
-        ValueError: If any other array is missing, or one is of another shape.
+    Missing transposed convolutions are bilinear; any other gap or another shape is a ValueError.
     """
     params, report = transplant(abstract_params(model), weights)
     left = [name for name in report.left if name.rpartition("/")[0] not in model.upsampling_layers]
