@@ -161,7 +161,7 @@ def three_steps(case: Case, mesh: Mesh) -> dict[str, np.ndarray]:
         batch = put_batch(case.batch(seed=number), mesh)
         assert len(batch["image"].addressable_shards) == mesh.size
         state, report = step(state, batch)
-        results |= {f"{number}/{k}": v for k, v in vars(report).items() if k != "head_losses"}
+        results |= {f"{number}/{k}": v for k, v in report._asdict().items() if k != "head_losses"}
     for layer, leaves in state.params.items():
         results |= {f"{layer}/{name}": value for name, value in leaves.items()}
     return {name: np.asarray(value) for name, value in results.items()}

@@ -225,7 +225,7 @@ def test_randomness_is_a_function_of_the_step(options):
     dropout = 0.0 if options else 0.5
     step, state = start(build(dropout=dropout), sgd(0.0), data_mesh(), **options)
     batch = random_batch()
-    states = [state.replace(step=jnp.array(n, jnp.int32)) for n in (3, 3, 4)]
+    states = [state._replace(step=jnp.array(n, jnp.int32)) for n in (3, 3, 4)]
     states = [jax.tree.map(jnp.copy, s) for s in states]
     same, again, other = (step(s, batch)[1] for s in states)
     assert float(same.loss) == float(again.loss)

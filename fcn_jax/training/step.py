@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Integer
 
@@ -26,8 +25,7 @@ uint8 (b, h, w) with void 255 by the name of each head (``label`` where there is
 ``valid_size`` int32 (b, 2) where images may be smaller than their canvas."""
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(NamedTuple):
     """All that changes from step to step; ``step`` counts the minibatches of this stage."""
 
     step: Integer[Array, ""]
@@ -35,8 +33,7 @@ class TrainState:
     opt_state: Any
 
 
-@struct.dataclass
-class StepReport:
+class StepReport(NamedTuple):
     """What a step reports; it stays on the device until somebody asks.
 
     Attributes:
