@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from fcn_jax.data import DATASETS, Source, check_disjoint, open_source, prepare, row_of
+from fcn_jax.data.records import VERSION
 
 SMALL: dict[str, Any] = {"train": 6, "val": 3, "size": 48}
 
@@ -66,7 +67,7 @@ def test_source_is_a_sequence_with_a_stable_name(tmp_path):
     copy = pickle.loads(pickle.dumps(source))
     np.testing.assert_array_equal(copy[1]["image"], source[1]["image"])
     assert repr(copy) == repr(source)
-    moved = shutil.copytree(path, tmp_path / "elsewhere" / "2.1.0")
+    moved = shutil.copytree(path, tmp_path / "elsewhere" / VERSION)
     assert repr(Source(moved, "val")) == repr(source)
     np.testing.assert_array_equal(Source(moved, "val")[0]["image"], source[0]["image"])
 
@@ -183,7 +184,7 @@ def test_processes_wait_for_one_another(tmp_path, preparing, capsys):
         process.kill()
         source = Source(waiting.result(timeout=60), "train")
     assert source[5]["image"].shape == (48, 48, 3)
-    assert [path.name for path in folder.iterdir()] == ["2.1.0"]  # and nothing left over
+    assert [path.name for path in folder.iterdir()] == [VERSION]  # and nothing left over
     # Who waited for the first copy found it.
     assert len(Source(path, "train")) == 6
     assert {file.stat().st_mtime_ns for file in path.iterdir()} == changed

@@ -38,6 +38,7 @@ from fcn_jax.data import (
     voc,
 )
 from fcn_jax.data.files import package_file, read_ids
+from fcn_jax.data.records import VERSION
 
 CASES = [(name, *place) for name, tree in TREES.items() for place in tree.places]
 
@@ -411,8 +412,10 @@ def test_real_camvid_and_voc(shared, tmp_path):
         contents = plan.contents()
         assert {split: len(entries) for split, entries in contents.splits.items()} == counts[name]
         splits = {split: entries[:6] for split, entries in contents.splits.items()}
-        records.write(dataclasses.replace(contents, splits=splits), few / name / "a/2.1.0", name)
-        train, val = (Source(few / name / "a/2.1.0", split) for split in ("train", "val"))
+        records.write(
+            dataclasses.replace(contents, splits=splits), few / name / f"a/{VERSION}", name
+        )
+        train, val = (Source(few / name / f"a/{VERSION}", split) for split in ("train", "val"))
         check_disjoint(train, val)
         folder = "CamVid/valannot" if name == "camvid" else "VOCdevkit/VOC2012/SegmentationClass"
         for example in val:

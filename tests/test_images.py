@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,15 @@ import pytest
 from PIL import Image
 
 from fcn_jax.classes import ClassRow, ClassTable
-from fcn_jax.data.images import encoded_image, image_files, read_image, read_label, to_rgb
+from fcn_jax.data.images import (
+    encoded_image,
+    image_files,
+    pixel_digest,
+    read_image,
+    read_label,
+    read_mask,
+    to_rgb,
+)
 from fcn_jax.data.voc import VOC
 
 TABLE = ClassTable(
@@ -52,8 +61,8 @@ def test_modes_without_loss(tmp_path, rng, size):
         image = read_image(path)
         assert image.dtype == np.uint8, path.name
         np.testing.assert_array_equal(image, expected, err_msg=path.name)
-        content, size_read = encoded_image(path)
-        assert size_read == size
+        content, size_read, digest = encoded_image(path)
+        assert (size_read, digest) == (size, pixel_digest(expected.astype(np.uint8)))
         np.testing.assert_array_equal(read_image(content), expected, err_msg=path.name)
 
 
@@ -74,9 +83,39 @@ def test_exif_orientation(tmp_path, rng, orientation):
         8: np.rot90(rgb, 1),
     }[orientation]
     np.testing.assert_array_equal(read_image(path), turned)
-    content, size = encoded_image(path)
-    assert size == turned.shape[:2]
+    content, size, digest = encoded_image(path)
+    assert (size, digest) == (turned.shape[:2], pixel_digest(turned))
     np.testing.assert_array_equal(read_image(content), turned)
+
+
+def test_a_digest_is_of_shape_type_and_pixels(rng):
+    pixels = rng.integers(0, 256, (6, 8, 3), np.uint8)
+    others = [pixels.reshape(8, 6, 3), pixels.view(np.int8), pixels[::-1], pixels[:, :, 0]]
+    digests = {pixel_digest(array) for array in (pixels, *others)}
+    assert len(digests) == 5
+    assert all(re.fullmatch("[0-9a-f]{16}", digest) for digest in digests)
+    assert pixel_digest(np.asfortranarray(pixels)) == pixel_digest(pixels)
+    assert pixel_digest(np.repeat(pixels, 2, axis=1)[:, ::2]) == pixel_digest(pixels)
+
+
+def test_a_renamed_resaved_or_retagged_image_keeps_its_digest(tmp_path, rng):
+    rgb = rng.integers(0, 256, (7, 9, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x010E] = "a description"
+    files = [
+        write(tmp_path / "a.png", rgb),
+        write(tmp_path / "b.png", rgb, exif=exif, compress_level=1),
+        write(tmp_path / "c.bmp", rgb),
+        write(tmp_path / "d.webp", rgb, lossless=True),
+    ]
+    assert len({encoded_image(path).digest for path in files}) == 1
+    content = write(tmp_path / "e.jpg", rgb, quality=90).read_bytes()
+    described = write_jpeg_comment(content, b"edited")
+    assert encoded_image(described).digest == encoded_image(content).digest
+
+
+def write_jpeg_comment(content: bytes, comment: bytes) -> bytes:
+    return content[:2] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2) + comment + content[2:]
 
 
 def test_broken_images_are_named(tmp_path, rng):
@@ -115,6 +154,18 @@ def test_label_files_of_ids(tmp_path, rng):
         np.testing.assert_array_equal(
             read_label(tmp_path / f"{name}.png"), ids.astype(int) * factor, err_msg=name
         )
+
+
+def test_masks_tell_the_colors_of_the_entries_in_use(tmp_path):
+    ids = np.array([[0, 5, 2], [5, 255, 0]], np.uint8)
+    palette = Image.frombytes("P", ids.shape[::-1], ids.tobytes())
+    palette.putpalette(VOC.palette.ravel().tolist())
+    palette.save(tmp_path / "palette.png")
+    mask = read_mask(tmp_path / "palette.png")
+    np.testing.assert_array_equal(mask.ids, ids)
+    assert mask.colors == {i: tuple(VOC.palette[i].tolist()) for i in (0, 2, 5, 255)}
+    assert not mask.by_color
+    assert read_mask(write(tmp_path / "grey.png", ids)).colors is None
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])

@@ -24,7 +24,6 @@ do only that:
 from __future__ import annotations
 
 import concurrent.futures
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -159,7 +158,7 @@ class FolderPlan:
         return problems, pixels
 
     def _read(self, image: Path, mask: Path) -> tuple[str, Int64[np.ndarray, "256"], str]:
-        """The problem of a pair or "", pixels of each label, and a digest of the image's file."""
+        """The problem of a pair or "", pixels of each label, and the image's digest."""
         try:
             parts = self._entry("", image, mask).load()
         except (ValueError, OSError) as error:
@@ -168,7 +167,7 @@ class FolderPlan:
         assert isinstance(picture, Encoded)
         assert isinstance(label, np.ndarray)
         counts = np.bincount(label.ravel(), minlength=256)
-        return "", counts, hashlib.sha256(picture.content).hexdigest()
+        return "", counts, picture.digest
 
     def _entry(self, name: str, image: Path, mask: Path) -> Entry:
         def read(path: Path) -> UInt8[np.ndarray, "h w"]:

@@ -12,13 +12,14 @@ is no such file the functions raise FileNotFoundError; where it cannot be read, 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Int32, Shaped, UInt8, UInt16
+from jaxtyping import Array, Int32, Integer, Shaped, UInt8, UInt16
 
 from fcn_jax.classes import VOID, VOID_COLOR, ClassTable
 
@@ -98,12 +99,38 @@ def _sixteen_bits(image: PIL.Image.Image) -> UInt16[np.ndarray, "h w"]:
     return values.astype(np.uint16)
 
 
+class Mask(NamedTuple):
+    """What a person's mask file holds.
+
+    Attributes:
+        ids: The id of every pixel, in whatever integer type holds them.
+        colors: Of a palette file the colour of every entry in use, by its index; None of others.
+            Where the masks of a set give one index several colours, their indices cannot all be
+            ids.
+        by_color: Whether the file was read by its colours, so that its indices are not its ids.
+    """
+
+    ids: Integer[np.ndarray, "h w"]
+    colors: dict[int, tuple[int, int, int]] | None
+    by_color: bool
+
+
 def read_label(
     source: str | Path | bytes,
     table: ClassTable | None = None,
     kind: LabelKind = "auto",
     name: str | None = None,
-) -> Int32[np.ndarray, "h w"]:
+) -> Integer[np.ndarray, "h w"]:
+    """The ids alone of `read_mask`."""
+    return read_mask(source, table, kind, name).ids
+
+
+def read_mask(
+    source: str | Path | bytes,
+    table: ClassTable | None = None,
+    kind: LabelKind = "auto",
+    name: str | None = None,
+) -> Mask:
     """Read a label file as the class ids it stores, one per pixel.
 
     * Grey files of 1, 8 or 16 bits hold ids; so do palette files, whose colours are decoration.
@@ -120,7 +147,7 @@ def read_label(
         if image.mode in ("LA", "La"):
             image = image.convert("L")
         if kind == "color" or image.mode in ("RGB", "RGBA", "RGBX", "RGBa"):
-            return _colors_to_ids(np.asarray(image.convert("RGB")), table, kind)
+            return Mask(_colors_to_ids(np.asarray(image.convert("RGB")), table, kind), None, True)
         values = np.asarray(image.getchannel("P") if image.mode == "PA" else image)
         if values.ndim != 2:
             channels = values.shape[-1]
@@ -128,7 +155,12 @@ def read_label(
         ids = values.astype(np.int32)
         if not np.array_equal(ids, values):
             raise ValueError("holds fractions, which are no class ids")
-        return ids
+        colors = None
+        if image.mode in ("P", "PA"):
+            palette = np.array(image.getpalette("RGB") or []).reshape(-1, 3).tolist()
+            used = np.flatnonzero(np.bincount(values.ravel(), minlength=256)).tolist()
+            colors = {i: tuple(palette[i]) for i in used if i < len(palette)}
+        return Mask(ids, colors, False)
 
 
 def _colors_to_ids(
@@ -179,10 +211,22 @@ def image_files(folder: Path, pattern: str = "*") -> list[Path]:
 
 
 class Encoded(NamedTuple):
-    """An image as the bytes of its file, and its (height, width) in pixels."""
+    """An image as the bytes of its file, its (height, width) in pixels, and its `pixel_digest`."""
 
     content: bytes
     size: tuple[int, int]
+    digest: str
+
+
+def pixel_digest(pixels: Shaped[np.ndarray, "..."]) -> str:
+    """16 hex digits that tell images apart by their decoded, upright pixels.
+
+    A copy under another name, in another lossless format or with other metadata is the same image.
+    """
+    values = np.ascontiguousarray(pixels)
+    digest = hashlib.sha256(f"{values.dtype.name} {values.shape}".encode())
+    digest.update(values.data)
+    return digest.hexdigest()[:16]
 
 
 def encoded_image(source: str | Path | bytes, name: str | None = None) -> Encoded:
@@ -197,13 +241,14 @@ def encoded_image(source: str | Path | bytes, name: str | None = None) -> Encode
     with _opened(source, name) as image:
         upright = image.getexif().get(EXIF_ORIENTATION, 1) == 1
         if image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L") and upright:
-            return Encoded(source, (image.height, image.width))
+            return Encoded(source, (image.height, image.width), pixel_digest(to_rgb(image)))
     return encoded_pixels(read_image(source, name))
 
 
 def encoded_pixels(pixels: UInt8[np.ndarray, "h w 3"]) -> Encoded:
     """An RGB array for storage, as PNG."""
-    return Encoded(encode_png(pixels), (pixels.shape[0], pixels.shape[1]))
+    size = (pixels.shape[0], pixels.shape[1])
+    return Encoded(encode_png(pixels), size, pixel_digest(pixels))
 
 
 def encode_png(pixels: UInt8[np.ndarray, "h w *c"] | UInt16[np.ndarray, "h w"]) -> bytes:

@@ -37,7 +37,7 @@ class Source:
         modalities: The names of the inputs, "image" first.
         label_maps: The class table of every label map, by its name.
         ids: The id of every example.
-        digests: A hash of every image's file.
+        digests: The `fcn_jax.data.images.pixel_digest` of every image.
         sizes: Height and width of every image.
         notes: What a person should know about this copy of the data, e.g. missing images.
 
