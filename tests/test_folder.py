@@ -196,7 +196,7 @@ def test_a_changed_folder_is_prepared_anew(tree, tmp_path):
         ({"images": "a/*"}, "both globs"),
         ({"images": "{split}/*", "masks": "m/*"}, r"\{split\} must be in both"),
         ({"images": "a/*", "masks": "m/*"}, r"no image.* a/\*"),
-        ({"images": "{split}/*", "masks": "{split}/m/*"}, r"no image.* train/\*"),
+        ({"images": "{split}/*", "masks": "{split}/m/*"}, r"no image.* \{split\}/\*"),
         ({}, "train/images and train/masks.*two globs"),
         ({"images": "/a/*.jpg", "masks": "m/*"}, r"'/a/\*\.jpg' must be relative to .*mine"),
         ({"mask_kind": "blue"}, "auto, index, color"),

@@ -34,10 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     problems, pixels = found.check()
-    images, masks = found.globs
     sizes = ", ".join(f"{split} {len(pairs)}" for split, pairs in found.splits.items())
-    print(f"{found.root}: images {images}, masks {masks}: {sizes}")
-    print(f"classes from {found.class_file}, in % of the pixels:")
+    print(f"{found.root}: {sizes}")
+    print(f"layout: {found.found.layout}")
+    for note in found.found.notes:
+        print(f"note: {note}")
+    print(f"classes from {found.class_file or 'the layout'}, in % of the pixels:")
     total = max(int(pixels.sum()), 1)
     for label, name in (*enumerate(found.classes.names), (VOID, "void")):
         print(f"  {label:3} {100 * pixels[label] / total:6.2f}  {name}")

@@ -24,31 +24,21 @@ do only that:
 from __future__ import annotations
 
 import concurrent.futures
-import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
-from typing import TypeAlias
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
 from fcn_jax.classes import VOID, has_colors, load_class_table
+from fcn_jax.data import layouts
 from fcn_jax.data.files import fingerprint
-from fcn_jax.data.images import Encoded, LabelKind, encoded_image, image_files
-from fcn_jax.data.records import Contents, Entry, file_entry, read_labels
+from fcn_jax.data.images import Encoded, LabelKind, encoded_image
+from fcn_jax.data.layouts import Drawing, Pairs
+from fcn_jax.data.records import Contents, Entry, Part, file_entry, read_labels
 
-SPLITS = ("train", "val", "test")
-MASK_FOLDERS = ("masks", "labels", "annotations")
-LAYOUTS = (
-    ("{split}/images/*", "{split}/MASKS/*"),
-    ("images/{split}/*", "MASKS/{split}/*"),
-    ("images/*", "MASKS/*"),
-)
 CLASS_FILES = ("classes.csv", "classes.json", "classes.txt")
 SHOWN_PROBLEMS = 100
-
-Pairs: TypeAlias = Mapping[str, tuple[Path, Path]]
-"""Image and mask of every id."""
 
 
 class FolderPlan:
@@ -85,26 +75,50 @@ class FolderPlan:
         if mask_kind not in ("auto", "index", "color"):
             raise ValueError(f"folder: mask_kind '{mask_kind}' is not one of auto, index, color")
         self.root = root = manual_dir
-        self.globs = _globs(root, images, masks)
-        self.class_file = _class_file(root, classes)
-        self.classes = load_class_table(self.class_file, first_id).with_void(void)
-        self.mask_kind: LabelKind = mask_kind
-        in_colors = mask_kind == "color" or has_colors(self.class_file)
-        self.colors = self.classes if in_colors else None  # that masks may hold
-        self.problems: list[str] = []  # what is wrong before any file has been read
-        if "{split}" in self.globs[0]:
-            splits = {}
-            for split in SPLITS:
-                of_images, of_masks = (glob.format(split=split) for glob in self.globs)
-                splits[split] = _pairs(root, of_images, of_masks, self.problems)
+        if (images is None) != (masks is None):
+            raise ValueError("folder: give both globs, images and masks, or neither")
+        class_file = _class_file(root, classes)
+        table = load_class_table(class_file, first_id) if class_file else None
+        if images is not None and masks is not None:
+            found = layouts.from_globs(root, images, masks)
+            if not found.splits and not found.unlabeled:
+                raise FileNotFoundError(f"folder: {root} has no image {images}")
         else:
-            splits = _cut(_pairs(root, *self.globs, self.problems), seed)
+            found = layouts.find(root, table)
+        if found is None:
+            raise FileNotFoundError(
+                f"folder: found no images with masks in {root}. Put them into train/images and "
+                "train/masks, val/images and val/masks; or all into images and masks, to be cut "
+                "8:1:1; or give two globs, e.g. images='photos/*.jpg' and masks='labels/*_mask.png'"
+            )
+        if found.classes is None and class_file is None:
+            raise FileNotFoundError(
+                f"folder: {root} has no classes.csv, classes.json or classes.txt. For masks that "
+                "hold ids write classes.txt with one class name a line, the first being id 0 "
+                "(option first_id); for masks that hold colours write classes.csv with the first "
+                "line name,r,g,b"
+            )
+        self.found = found
+        self.class_file = class_file
+        classes_ = found.classes or table
+        assert classes_ is not None
+        self.classes = classes_.with_void(void)
+        self.mask_kind: LabelKind = mask_kind
+        in_colors = mask_kind == "color" or (
+            found.colored if found.classes else class_file and has_colors(class_file)
+        )
+        self.colors = self.classes if in_colors else None  # that masks may hold
+        # What is wrong before any file has been read.
+        self.problems = [f"{path.relative_to(root)}: {what}" for what, path in found.problems]
+        self.problems += [f"{path.relative_to(root)}: no mask" for path in found.unlabeled]
+        splits = dict(found.splits)
+        splits |= _cut(splits.pop(layouts.UNCUT, {}), seed) if layouts.UNCUT in splits else {}
         self.splits: dict[str, Pairs] = {split: pairs for split, pairs in splits.items() if pairs}
-        if not splits["train"] and not self.problems:
-            glob = self.globs[0].format(split="train")
-            raise FileNotFoundError(f"folder: {root} has no image {glob}")
+        if not splits.get("train") and not self.problems:
+            raise FileNotFoundError(f"folder: {root} has no image to train on: {found.layout}")
         pairs = [pair for split in splits.values() for pair in split.values()]
-        files = {path for pair in pairs for path in pair} | {self.class_file}
+        files = {path for pair in pairs for path in pair if isinstance(path, Path)}
+        files |= {*found.files, *filter(None, [class_file])}
         options = (classes, images, masks, mask_kind, first_id, tuple(void), seed)
         self.copy = f"files-{fingerprint(files, options)}"
 
@@ -157,7 +171,7 @@ class FolderPlan:
             problems.append(text)
         return problems, pixels
 
-    def _read(self, image: Path, mask: Path) -> tuple[str, Int64[np.ndarray, "256"], str]:
+    def _read(self, image: Path, mask: Path | Drawing) -> tuple[str, Int64[np.ndarray, "256"], str]:
         """The problem of a pair or "", pixels of each label, and the image's digest."""
         try:
             parts = self._entry("", image, mask).load()
@@ -169,42 +183,24 @@ class FolderPlan:
         counts = np.bincount(label.ravel(), minlength=256)
         return "", counts, picture.digest
 
-    def _entry(self, name: str, image: Path, mask: Path) -> Entry:
+    def _entry(self, name: str, image: Path, mask: Path | Drawing) -> Entry:
         def read(path: Path) -> UInt8[np.ndarray, "h w"]:
             return read_labels(path, self.classes, self.mask_kind, self.colors)
 
+        def draw() -> dict[str, Part]:
+            assert not isinstance(mask, Path)
+            picture = encoded_image(image)
+            return {"image": picture, "label": self.classes.to_labels(mask(picture.size))}
+
+        if not isinstance(mask, Path):
+            return Entry(name, draw)
         return file_entry(name, {"image": (image, encoded_image), "label": (mask, read)})
 
 
 plan = FolderPlan
 
 
-def _globs(root: Path, images: str | None, masks: str | None) -> tuple[str, str]:
-    """The globs given, or those of the first layout that is there."""
-    if (images is None) != (masks is None):
-        raise ValueError("folder: give both globs, images and masks, or neither")
-    if images is not None and masks is not None:
-        if ("{split}" in images) != ("{split}" in masks):
-            raise ValueError("folder: {split} must be in both globs, images and masks, or neither")
-        for glob in (images, masks):
-            if glob.startswith(("/", "~")):
-                raise ValueError(f"folder: '{glob}' must be relative to {root}")
-        return images, masks
-    for image_glob, mask_glob in LAYOUTS:
-        if not image_files(root, image_glob.format(split="train")):
-            continue
-        for name in MASK_FOLDERS:
-            candidate = mask_glob.replace("MASKS", name)
-            if Path(root / candidate.format(split="train")).parent.is_dir():
-                return image_glob, candidate
-    raise FileNotFoundError(
-        f"folder: found no images with masks in {root}. Put them into train/images and "
-        "train/masks, val/images and val/masks; or all into images and masks, to be cut 8:1:1; or "
-        "give two globs, e.g. images='photos/*.jpg' and masks='labels/*_mask.png'"
-    )
-
-
-def _class_file(root: Path, classes: str | Path | None) -> Path:
+def _class_file(root: Path, classes: str | Path | None) -> Path | None:
     if classes is None:
         places = [root / name for name in CLASS_FILES]
     else:
@@ -215,38 +211,7 @@ def _class_file(root: Path, classes: str | Path | None) -> Path:
             return path
     if classes is not None:
         raise FileNotFoundError(f"folder: there is no class file {' or '.join(map(str, places))}")
-    raise FileNotFoundError(
-        f"folder: {root} has no classes.csv, classes.json or classes.txt. For masks that hold ids "
-        "write classes.txt with one class name a line, the first being id 0 (option first_id); for "
-        "masks that hold colours write classes.csv with the first line name,r,g,b"
-    )
-
-
-def _pairs(root: Path, image_glob: str, mask_glob: str, problems: list[str]) -> Pairs:
-    """Image and mask of every id; images without a mask, and doubles, go to `problems`."""
-    images = _by_stars(root, image_glob, problems)
-    masks = _by_stars(root, mask_glob, problems)
-    for name in sorted(set(images) - set(masks)):
-        image = images[name].relative_to(root)
-        problems.append(f"{image}: no mask ({mask_glob} with '{name}' for the stars)")
-    return {name: (images[name], masks[name]) for name in images if name in masks}
-
-
-def _by_stars(root: Path, glob: str, problems: list[str]) -> dict[str, Path]:
-    """The image files of a glob, by the text its stars matched."""
-    # A regular expression with a group for every star, without the extension.
-    parts = {"**/": "(?:(.*)/)?", "**": "(.*)", "*": "([^/]*)", "?": "([^/])"}
-    tokens = re.split(r"(\*\*/|\*\*|\*|\?)", PurePosixPath(glob).with_suffix("").as_posix())
-    pattern = re.compile("".join(parts.get(token, re.escape(token)) for token in tokens))
-    found: dict[str, Path] = {}
-    for path in image_files(root, glob):
-        match = pattern.fullmatch(path.relative_to(root).with_suffix("").as_posix())
-        name = "_".join(filter(None, match.groups())).replace("/", "_") if match else path.stem
-        if name in found:
-            other = found[name].relative_to(root)
-            problems.append(f"{path.relative_to(root)}: has the same name as {other}")
-        found.setdefault(name, path)
-    return found
+    return None
 
 
 def _cut(pairs: Pairs, seed: int) -> dict[str, Pairs]:
