@@ -15,8 +15,9 @@ import dataclasses
 import functools
 import io
 import json
+import numbers
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,17 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 VOID = 255
-"""The label of pixels that never count, in files and in memory."""
+"""The label of pixels that never count; in files it is void too, unless a class has this id."""
+
+NO_ID = -1
+"""What some tools store where there is no class: void in every file."""
 
 VOID_COLOR = (224, 224, 192)
 """The colour PASCAL VOC draws void pixels in."""
 
 MAX_CLASSES = VOID  # labels travel as uint8, and 255 is taken
+MAX_BYTES = 1 << 22  # of a class file; 65535 rows take less
+_STRIP = 1 << 20  # ids looked up at a time, which bounds the memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +46,8 @@ class ClassRow:
         name: What people call the class.
         color: Its colour in pictures and in RGB masks: red, green, blue, 0..255.
         ignored: True for void: these pixels neither train nor score.
-        id: The class's value in stored label files; None means the row's place in the table.
+        id: The class's value in stored label files; None means the row's place in the table. A
+            class that counts has 255 only if it says so, as in black and white masks.
         scored: False for a class that trains but is left out of the means over classes, such as
             one that is absent from the test set.
     """
@@ -84,12 +91,11 @@ class ClassTable:
             if repeated := sorted(value for value, count in counts.items() if count > 1):
                 raise ValueError(f"two classes have the same {what}: {', '.join(repeated)}")
         for row, raw_id in zip(self.rows, self.ids, strict=True):
-            if len(row.color) != 3 or not all(0 <= value <= 255 for value in row.color):
+            whole = all(isinstance(value, numbers.Integral) for value in row.color)
+            if not whole or len(row.color) != 3 or not all(0 <= v <= 255 for v in row.color):
                 raise ValueError(f"class '{row.name}': colour {row.color} is not r, g, b in 0..255")
-            if raw_id < 0 or raw_id > 65535:
+            if not (0 <= raw_id <= 65535 or (raw_id == NO_ID and row.ignored)):
                 raise ValueError(f"class '{row.name}': id {raw_id} is not in 0..65535")
-            if raw_id == VOID and not row.ignored:
-                raise ValueError(f"class '{row.name}': id {VOID} is kept for void")
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -125,32 +131,51 @@ class ClassTable:
         palette[VOID] = void_colors[0] if void_colors else VOID_COLOR
         return palette
 
+    @property
+    def void_ids(self) -> tuple[int, ...]:
+        """The ids that are void in stored label files, whether or not a row has them."""
+        of_rows = dict(zip(self.ids, self.rows, strict=True))
+        ignored = {raw_id for raw_id, row in of_rows.items() if row.ignored}
+        return tuple(sorted({NO_ID, *ignored} | ({VOID} - set(of_rows))))
+
     @functools.cached_property
     def _lookup(self) -> np.ndarray:
-        lookup = np.full(65536, -1, np.int16)  # -1: an id of no class
-        lookup[VOID] = VOID
+        # Place 65536 is that of all ids outside 0..65535 but -1, whose place is the last.
+        lookup = np.full(65538, -1, np.int16)  # -1: an id of no class
+        lookup[[VOID, NO_ID]] = VOID
         ignored = np.array([row.ignored for row in self.rows])
         lookup[list(self.ids)] = np.where(ignored, VOID, np.cumsum(~ignored) - 1)
         return lookup
 
     def to_labels(self, raw: Integer[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
-        """Turn stored ids into labels: 0..C-1, and 255 for void.
+        """Turn stored ids into labels: 0..C-1, and 255 for void, which is -1 and 255 in files.
 
         Raises:
-            ValueError: if an id belongs to no row; the message lists all such ids.
+            ValueError: if an id belongs to no row; the message lists the smallest of such ids.
         """
-        values = np.unique(raw)
-        inside = (values >= 0) & (values < len(self._lookup))
-        known = inside & (self._lookup[np.where(inside, values, 0)] >= 0)
-        if unknown := values[~known].tolist():
+        values, labels = raw.reshape(-1), np.empty(raw.size, np.uint8)
+        unknown = np.zeros(0, np.int64)
+        for start in range(0, raw.size, _STRIP):
+            ids = values[start : start + _STRIP].astype(np.int64)
+            found = self._lookup[np.where((ids >= NO_ID) & (ids < 65536), ids, 65536)]
+            labels[start : start + _STRIP] = found
+            if (found < 0).any():
+                unknown = np.union1d(unknown, ids[found < 0])[:1000]
+        if unknown.size:
             shown = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
-            ids = np.sort(self.ids)
+            ids = np.sort([raw_id for raw_id in self.ids if raw_id != NO_ID])
             runs = np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1)
-            ids = ", ".join(f"{r[0]}..{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs)
+            known = ", ".join(f"{r[0]}..{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs)
+            void = NO_ID if VOID in self.ids else VOID
             raise ValueError(
-                f"label values {shown} belong to no class (known ids: {ids}; {VOID} is void)"
+                f"label values {shown} belong to no class (known ids: {known}; {void} is void)"
             )
-        return self._lookup[raw].astype(np.uint8)
+        return labels.reshape(raw.shape)
+
+    def with_ids(self, ids: Sequence[int]) -> ClassTable:
+        """The same classes under other ids in files: (0, 255) for masks in black and white."""
+        pairs = zip(self.rows, ids, strict=True)
+        return ClassTable(tuple(dataclasses.replace(row, id=raw_id) for row, raw_id in pairs))
 
     def with_void(self, ids: Iterable[int]) -> ClassTable:
         """The table with further ids that are void, whether they are of its rows or of none."""
@@ -160,7 +185,7 @@ class ClassTable:
             for row, raw_id in zip(self.rows, self.ids, strict=True)
         )
         # Ids of rows without one are their places, which rows added at the end leave as they are.
-        extra = sorted(void - set(self.ids) - {VOID})
+        extra = sorted(void - set(self.ids) - {VOID, NO_ID})
         more = (ClassRow(f"void {raw_id}", VOID_COLOR, ignored=True, id=raw_id) for raw_id in extra)
         return ClassTable((*rows, *more))
 
@@ -170,9 +195,12 @@ class ClassTable:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> ClassTable:
-        """The table that `to_dict` wrote."""
-        rows = (ClassRow(**{**row, "color": tuple(row["color"])}) for row in fields["classes"])
-        return cls(tuple(rows))
+        """The table that `to_dict` wrote; a ValueError if it is none."""
+        try:
+            rows = (ClassRow(**{**row, "color": tuple(row["color"])}) for row in fields["classes"])
+            return cls(tuple(rows))
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a class table: {_one_line(error)}") from error
 
 
 def voc_color(index: int) -> tuple[int, int, int]:
@@ -235,15 +263,19 @@ def load_class_table(path: str | Path, first_id: int = 0) -> ClassTable:
         ValueError: naming the file and the row, if it cannot be understood.
     """
     try:
-        rows = (_row(fields, i, first_id) for i, fields in enumerate(_read_fields(Path(path))))
-        return ClassTable(tuple(rows))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a class table: {error}") from error
+        fields = enumerate(_read_fields(Path(path)))
+        return ClassTable(tuple(_row(row, index, first_id) for index, row in fields))
+    # A RecursionError is what the parser says to thousands of brackets.
+    except (ValueError, LookupError, TypeError, csv.Error, RecursionError) as error:
+        raise ValueError(f"{path}: not a class table: {_one_line(error)}") from error
 
 
 def read_names(path: str | Path) -> list[str]:
     """The names of a file with one a line; ImageNet's ``n02123045 tabby, …`` without its id."""
-    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    try:
+        lines = _read_text(Path(path)).splitlines()
+    except ValueError as error:
+        raise ValueError(f"{path}: not a list of names: {error}") from error
     names = [re.sub(r"^n\d{8}\s+", "", line.strip()) for line in lines]
     return [name for name in names if name]
 
@@ -253,60 +285,144 @@ def has_colors(path: str | Path) -> bool:
     return all(_given_color(fields) is not None for fields in _read_fields(Path(path)))
 
 
+def _read_text(path: Path) -> str:
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"more than {MAX_BYTES >> 20} MiB, which is no list of names")
+    try:
+        return content.decode("utf-8-sig")  # spreadsheets like to write a byte order mark
+    except UnicodeDecodeError as error:
+        place = f"byte 0x{content[error.start]:02x} at {error.start}"
+        raise ValueError(f"not UTF-8 text ({place}); save it as UTF-8") from None
+
+
+def _one_line(error: Exception) -> str:
+    """The words of an error, short enough for a message."""
+    text = " ".join((str(error) or type(error).__name__).split())
+    return text if len(text) <= 300 else f"{text[:300]} ..."
+
+
+COLUMNS = ("name", "id", "r", "g", "b", "color", "colour", "ignored", "scored")
+
+
 def _read_fields(path: Path) -> list[dict[str, Any]]:
-    """The rows of a class file as dictionaries with lower-case keys."""
-    text = path.read_text(encoding="utf-8-sig")  # spreadsheets like to write a byte order mark
+    """The rows of a class file as dictionaries of `COLUMNS`."""
+    text = _read_text(path)
     rows: Any
     if path.suffix.lower() == ".csv":
-        header = text.partition("\n")[0]
-        delimiter = max(",;\t", key=header.count)  # some spreadsheets write semicolons
-        lines = csv.DictReader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
-        if "name" not in [str(column).strip().lower() for column in lines.fieldnames or ()]:
-            raise ValueError(f"the first line must name the columns, one of them 'name': {header}")
-        rows = [{k: v.strip() for k, v in line.items() if k and v and v.strip()} for line in lines]
-        rows = list(filter(None, rows))
+        rows = _csv_rows(text)
     elif path.suffix.lower() == ".json":
-        rows = json.loads(text)
+        rows = json.loads(text, object_pairs_hook=_each_once, parse_constant=_no_number)
         if isinstance(rows, dict) and isinstance(rows.get("classes"), list):
             rows = rows["classes"]
         if isinstance(rows, dict):
             rows = [{"name": name, "color": color} for name, color in rows.items()]
+        if not isinstance(rows, list):
+            raise ValueError("neither a list nor an object")
     else:
         rows = [line for line in map(str.strip, text.splitlines()) if line]
+        columns = re.split("[,;\t]", rows[0].lower()) if rows else []
+        if len(columns) > 1 and "name" in map(str.strip, columns):
+            raise ValueError(f"its first line names columns; call it {path.stem}.csv")
     rows = [{"name": row} if isinstance(row, str) else row for row in rows]
-    if wrong := [row for row in rows if not isinstance(row, dict)]:
-        raise ValueError(f"{wrong[0]!r} is neither a name nor an object")
-    return [{key.strip().lower(): value for key, value in row.items()} for row in rows]
+    for i, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ValueError(f"row {i + 1}: {str(row)[:40]} is neither a name nor an object")
+        rows[i] = _each_once([(key.strip().lower(), value) for key, value in row.items()])
+        if unknown := rows[i].keys() - {*COLUMNS}:
+            raise ValueError(
+                f"row {i + 1}: '{min(unknown)}' is no field; there are {', '.join(COLUMNS)}"
+            )
+    return rows
+
+
+def _csv_rows(text: str) -> list[dict[str, str]]:
+    """The cells of every row that are not empty, by the name of their column in lower case."""
+    header = text.partition("\n")[0]
+    delimiter = max(",;\t", key=header.count)  # some spreadsheets write semicolons
+    lines = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True, strict=True)
+    columns = [cell.strip().lower() for cell in next(lines, [])]
+    if "name" not in columns:
+        raise ValueError(f"the first line must name the columns, one of them 'name': {header}")
+    if unknown := set(filter(None, columns)) - {*COLUMNS}:
+        raise ValueError(f"'{min(unknown)}' is no column; there are {', '.join(COLUMNS)}")
+    rows = []
+    for cells in lines:
+        filled = [(i, cell.strip()) for i, cell in enumerate(cells) if cell.strip()]
+        if any(i >= len(columns) or not columns[i] for i, _ in filled):
+            raise ValueError(f"line {lines.line_num} has a cell in a column without a name")
+        if filled:
+            rows.append(_each_once([(columns[i], cell) for i, cell in filled]))
+    return rows
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        counts = collections.Counter(name for name, _ in pairs)
+        raise ValueError(f"'{counts.most_common(1)[0][0]}' is given twice")
+    return fields
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number")
 
 
 def _row(fields: dict[str, Any], index: int, first_id: int) -> ClassRow:
-    if not fields.get("name"):
+    name = fields.get("name", "")
+    if not str(name).strip():
         raise ValueError(f"row {index + 1} has no name")
-    name = str(fields["name"])
-    raw_id = fields.get("id")
-    raw_id = index + first_id if raw_id in (None, "") else int(raw_id)
+    name = str(name) if isinstance(name, int) else name
+    if (
+        not isinstance(name, str)
+        or len(name) > 200
+        or re.search("[\x00-\x1f\x7f-\x9f\ud800-\udfff]", name)
+    ):
+        raise ValueError(f"row {index + 1}: {str(name)[:40]!r} is no name of up to 200 characters")
     try:
+        raw_id = index + first_id
+        if fields.get("id") not in (None, ""):
+            raw_id = _whole(fields["id"])
+        elif raw_id == VOID:
+            raise ValueError(f"id {VOID} is void, unless a column 'id' gives it")
         color = _given_color(fields)
+        ignored, scored = _flag(fields, "ignored", False), _flag(fields, "scored", True)
     except ValueError as error:
-        raise ValueError(f"class '{name}': {error}") from None
-    ignored = str(fields.get("ignored", "")).lower() in ("true", "yes", "1", "x")
-    scored = str(fields.get("scored", "")).lower() not in ("false", "no", "0")
+        raise ValueError(f"row {index + 1}, class '{name}': {error}") from None
     if color is None:
         color = VOID_COLOR if ignored else voc_color(raw_id % 256)
     return ClassRow(name, color, ignored, raw_id, scored)
 
 
+def _flag(fields: dict[str, Any], name: str, default: bool) -> bool:
+    text = str(fields.get(name, "")).strip().lower()
+    if text in ("true", "yes", "1", "x"):
+        return True
+    if text not in ("", "none", "false", "no", "0"):
+        raise ValueError(f"{name} is true or false, not '{text[:40]}'")
+    return default if text in ("", "none") else False
+
+
 def _given_color(fields: dict[str, Any]) -> tuple[int, int, int] | None:
     """The colour a row gives, or None where it gives none."""
-    color = fields.get("color") or fields.get("colour")
-    if not color:
-        color = [fields[c] for c in "rgb" if fields.get(c) not in (None, "")]
+    given = [fields[name] for name in ("color", "colour") if fields.get(name) not in (None, "", [])]
+    channels = [fields[name] for name in "rgb" if fields.get(name) not in (None, "")]
+    if len(given) + bool(channels) > 1:
+        raise ValueError("its colour is given twice")
+    color = given[0] if given else channels
     if isinstance(color, str):
         is_hex = re.fullmatch("#[0-9a-fA-F]{6}", color)
-        color = bytes.fromhex(color[1:]) if is_hex else re.sub(r"[][(),]", " ", color).split()
-    values = tuple(int(value) for value in color)
-    if not values:
-        return None
-    if len(values) != 3:
-        raise ValueError(f"colour {values} is not r, g, b")
-    return values[0], values[1], values[2]
+        color = list(bytes.fromhex(color[1:])) if is_hex else re.sub("[][(),]", " ", color).split()
+    if not isinstance(color, list) or len(color) not in (0, 3):
+        raise ValueError(f"colour {str(color)[:40]} is not r, g, b")
+    return (_whole(color[0]), _whole(color[1]), _whole(color[2])) if color else None
+
+
+def _whole(value: Any) -> int:
+    """A number written without a point; others would lose something."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,9}\s*", value):
+        return int(value)
+    raise ValueError(f"{str(value)[:40]} is not a whole number")

@@ -13,6 +13,7 @@ from fcn_jax.classes import (
     ClassTable,
     has_colors,
     load_class_table,
+    read_names,
     table_from_names,
     voc_color,
 )
@@ -66,10 +67,47 @@ def test_labels_are_counted_in_table_order():
     assert tuple(TABLE.palette[255]) == (9, 9, 9)
 
 
-@pytest.mark.parametrize("value", [-1, 1, 8, 254, 65535, 70000])
+@pytest.mark.parametrize("value", [-2, 1, 8, 254, 65535, 70000, 2**31 - 1])
 def test_unknown_ids_are_refused(value):
     with pytest.raises(ValueError, match=rf"values {value} belong.*0, 7, 26"):
         TABLE.to_labels(np.array([[7, value]], np.int32))
+
+
+def test_many_unknown_ids_are_listed_from_the_smallest():
+    raw = np.arange(3_000_000)[::-1].reshape(1500, 2000)
+    with pytest.raises(ValueError, match=r"values 1, 2, 3, 4, 5, 6, 8, 9, 10, 11, \.\.\. belong"):
+        TABLE.to_labels(raw)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16, np.int64, np.uint64])
+def test_labels_of_every_integer_type_and_of_many_pixels(rng, dtype):
+    places = rng.integers(0, 3, (1201, 1103))[:, ::-1]
+    raw = np.array([0, 7, 26], dtype)[places]
+    np.testing.assert_array_equal(TABLE.to_labels(raw), np.array([255, 0, 1])[places])
+    assert TABLE.to_labels(np.zeros((0, 3), dtype)).shape == (0, 3)
+
+
+def test_minus_one_is_void_everywhere():
+    assert TABLE.to_labels(np.array([[7, -1]], np.int16)).tolist() == [[0, 255]]
+    assert VOC.to_labels(np.array([-1, 20, 255])).tolist() == [255, 20, 255]
+    assert VOC.void_ids == (-1, 255)
+    assert TABLE.void_ids == (-1, 0, 255)
+    row = ClassRow("none", (0, 0, 0), ignored=True, id=-1)
+    assert ClassTable((row, ClassRow("a", (1, 1, 1)))).to_labels(np.array([-1, 1])).tolist() == [
+        255,
+        0,
+    ]
+
+
+def test_a_class_that_has_id_255_takes_it_from_void():
+    """Masks in black and white: 0 is the background, 255 the thing."""
+    table = table_from_names(["background", "person"]).with_ids((0, 255))
+    assert table.to_labels(np.array([[0, 255, -1]])).tolist() == [[0, 1, 255]]
+    assert table.void_ids == (-1,)
+    assert ClassTable.from_dict(table.to_dict()) == table
+    with pytest.raises(ValueError, match=r"values 1 .*known ids: 0, 255; -1 is void"):
+        table.to_labels(np.array([1]))
+    assert table.with_void((255,)).names == ("background",)
 
 
 @pytest.mark.parametrize("table", [SHAPES, CAMVID, CITYSCAPES, SIFT_FLOW_SEMANTIC, VOC, TABLE])
@@ -87,7 +125,8 @@ def test_json_round_trip(table):
         ((ClassRow("a", (0, 0, 0)), ClassRow("a", (1, 1, 1))), "same name: a"),
         ((ClassRow("a", (0, 0, 0)), ClassRow("b", (1, 1, 1), id=0)), "same id: 0"),
         ((ClassRow("a", (0, 0, 256)),), "'a': colour"),
-        ((ClassRow("a", (0, 0, 0), id=255),), "kept for void"),
+        ((ClassRow("a", (0, 0, 0), id=65536),), "65536 is not in"),
+        ((ClassRow("a", (0, 0, 0), id=-1),), "-1 is not in"),
         (tuple(ClassRow(str(i), (0, 0, 0)) for i in range(256)), "256"),
     ],
 )
@@ -237,21 +276,89 @@ def test_class_file_of_colors_by_name(tmp_path):
     assert load_class_table(tmp_path / "c.json").palette[:2].tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("c.csv", "road,1,2,3\n"),
-        ("c.csv", ""),
-        ("c.csv", "name,r,g,b\nroad,1,2,red\n"),
-        ("c.csv", "name,r,g,b\nroad,1,2,3\nroad,4,5,6\n"),
-        ("c.json", "{"),
-        ("c.json", "3"),
-        ("c.json", '[{"color": [1, 2, 3]}]'),
-        ("c.json", "[1, 2]"),
-        ("c.txt", ""),
-    ],
-)
-def test_bad_class_files_are_named(tmp_path, name, text):
+def test_a_class_file_may_give_255_to_a_class(tmp_path):
+    (tmp_path / "c.csv").write_text("id,name\n0,background\n255,person\n")
+    assert load_class_table(tmp_path / "c.csv").ids == (0, 255)
+    names = "\n".join(f"class {i}" for i in range(255))
+    (tmp_path / "c.txt").write_text(names)
+    with pytest.raises(ValueError, match="row 255, class 'class 254': id 255 is void, unless"):
+        load_class_table(tmp_path / "c.txt", first_id=1)
+
+
+BAD = {
+    "no header": ("c.csv", "road,1,2,3\n", "must name the columns"),
+    "empty csv": ("c.csv", "", "must name the columns"),
+    "colour of words": ("c.csv", "name,r,g,b\nroad,1,2,red\n", "row 1, class 'road': red is not"),
+    "one name twice": ("c.csv", "name,r,g,b\nroad,1,2,3\nroad,4,5,6\n", "same name: road"),
+    "one column twice": ("c.csv", "name,id,ID\nroad,1,2\n", "'id' is given twice"),
+    "unknown column": ("c.csv", "name,ignore\nroad,1\n", "'ignore' is no column; there are name,"),
+    "more cells than columns": ("c.csv", "name,r,g,b\na,b,1,2,3\n", "line 2 has a cell in"),
+    "long field": ("c.csv", f"name\n{'a' * 140_000}\n", "field larger than field limit"),
+    "long name": ("c.txt", "a" * 201, "row 1: 'aaaa.* is no name of up to 200"),
+    "open quote": ("c.csv", 'name\n"road\n', "unexpected end of data"),
+    "half a number": ("c.csv", "name,id\nroad,1\ncar,1.5\n", "row 2, class 'car': 1.5 is not a"),
+    "negative": ("c.csv", "name,id\nroad,-2\n", "'road': id -2 is not in 0..65535"),
+    "no truth": (
+        "c.csv",
+        "name,ignored\nroad,perhaps\n",
+        "ignored is true or false, not 'perhaps'",
+    ),
+    "two colours": ("c.csv", "name,color,r\nroad,#000000,3\n", "colour is given twice"),
+    "csv called txt": ("c.txt", "name,r,g,b\nroad,1,2,3\n", r"call it c\.csv"),
+    "cut": ("c.json", "{", "line 1 column 2"),
+    "number": ("c.json", "3", "neither a list nor an object"),
+    "no name": ("c.json", '[{"color": [1, 2, 3]}]', "row 1 has no name"),
+    "numbers": ("c.json", "[1, 2]", "row 1: 1 is neither"),
+    "infinite": ("c.json", '[{"name": "a", "id": 1e400}]', "class 'a': inf is not a whole"),
+    "infinite colour": ("c.json", '{"a": [1, 2, 1e400]}', "class 'a': inf is not a whole"),
+    "Infinity": ("c.json", '{"a": [1, 2, Infinity]}', "Infinity is no number"),
+    "NaN": ("c.json", '[{"name": "a", "id": NaN}]', "NaN is no number"),
+    "whole but not written so": ("c.json", '{"a": [1.0, 0, 0]}', "1.0 is not a whole number"),
+    "truth as a number": ("c.json", '[{"name": "a", "id": true}]', "True is not a whole number"),
+    "ids by name": ("c.json", '{"a": 0, "b": 1}', "class 'a': colour 0 is not r, g, b"),
+    "brackets": ("c.json", "[" * 100_000, "recursion"),
+    "key twice": ("c.json", '{"a": [1, 2, 3], "a": [4, 5, 6]}', "'a' is given twice"),
+    "half a letter": ("c.json", '["\\ud800"]', "row 1: .* is no name"),
+    "line break": ("c.json", '["a\\nb"]', "row 1: .* is no name"),
+    "huge number": ("c.json", f'[{{"name": "a", "id": {"9" * 4000}}}]', "class 'a': id 9999"),
+    "empty": ("c.txt", "", "needs 1 to 255 classes"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_class_files_are_named_in_one_line(tmp_path, case):
+    name, text, message = BAD[case]
     (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match=rf"{name}: not a class table"):
+    with pytest.raises(ValueError, match=rf"{name}: not a class table: .*{message}") as caught:
         load_class_table(tmp_path / name)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "latin-1", "cp1252"])
+def test_class_files_of_other_encodings_are_refused(tmp_path, encoding):
+    (tmp_path / "c.csv").write_bytes("name\nStraße\n道路".encode(encoding, "replace"))
+    if encoding != "utf-16-le":  # whose bytes are letters with zeros between: no column is "name"
+        with pytest.raises(ValueError, match=r"c\.csv: .*not UTF-8 text .*save it as UTF-8"):
+            load_class_table(tmp_path / "c.csv")
+    with pytest.raises(ValueError, match=r"c\.csv: not a class table"):
+        load_class_table(tmp_path / "c.csv")
+    (tmp_path / "names.txt").write_bytes("Straße".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"names\.txt: not a list of names: not UTF-8"):
+        read_names(tmp_path / "names.txt")
+
+
+def test_large_files_are_not_read(tmp_path):
+    with (tmp_path / "c.csv").open("wb") as file:
+        file.truncate(1 << 34)
+    for read in (load_class_table, read_names):
+        with pytest.raises(ValueError, match=r"c\.csv: .*more than 4 MiB"):
+            read(tmp_path / "c.csv")
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"classes": 3}, {"classes": [{"name": "a"}]}, {"classes": [{"a": 1}]}]
+)
+def test_a_damaged_table_is_a_value_error(fields):
+    with pytest.raises(ValueError, match="not a class table"):
+        ClassTable.from_dict(fields)

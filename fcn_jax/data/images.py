@@ -176,7 +176,7 @@ def _colors_to_ids(
             "name,r,g,b (or json)"
         )
     codes = colors.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
-    by_code = {int.from_bytes(VOID_COLOR): VOID}
+    by_code = {int.from_bytes(VOID_COLOR): VOID} if VOID in table.void_ids else {}
     by_code |= {
         int.from_bytes(row.color): raw_id for row, raw_id in zip(table.rows, table.ids, strict=True)
     }

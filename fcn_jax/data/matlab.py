@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from fcn_jax.classes import VOID, ClassTable
+from fcn_jax.classes import NO_ID, VOID, ClassTable
 
 
 def read_mat(path: Path, variable: str) -> Int32[np.ndarray, "h w"]:
@@ -43,7 +43,7 @@ def read_mat_labels(
     """Labels from a `.mat` file that holds the ids of `table`, in which the id `void` is void."""
     ids = read_mat(path, variable)
     try:
-        return table.to_labels(np.where(ids == void, VOID, ids))
+        return table.to_labels(np.where(ids == void, NO_ID, ids))
     except ValueError as error:
         raise ValueError(f"{path}: {variable}: {error}") from None
 
