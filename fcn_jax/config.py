@@ -124,7 +124,9 @@ STAGES = Kind(
 class Field(NamedTuple):
     """A field of a config: its default, what it may be, what it does.
 
-    It is ``free`` if it may change when a run goes on: where files lie, how often it looks up.
+    It is ``free`` if it may change when a run goes on: where files lie, how often it looks up. So
+    are the fields of the data and of the lengths of stages: what matters there is which images and
+    how many steps they come to (`fcn_jax.training.identity`).
     """
 
     default: Any
@@ -138,12 +140,12 @@ SCHEDULES = ("constant", "step", "poly", "cosine")
 
 FIELDS: dict[str, dict[str, Field]] = {
     "Data": {
-        "dataset": Field("shapes", NAME, "A data set of docs/data.md."),
+        "dataset": Field("shapes", NAME, "A data set of docs/data.md.", free=True),
         "data_dir": Field("data", NAME, "Where data sets are prepared and found.", free=True),
         "manual_dir": Field("", TEXT, "The files of the data set, as published.", free=True),
-        "dataset_options": Field({}, OPTIONS, "Further options of the data set."),
-        "train_split": Field("train", NAME, "The images to train on."),
-        "eval_split": Field("val", NAME, "The images to score on."),
+        "dataset_options": Field({}, OPTIONS, "Further options of the data set.", free=True),
+        "train_split": Field("train", NAME, "The images to train on.", free=True),
+        "eval_split": Field("val", NAME, "The images to score on.", free=True),
         "scale": Field(1.0, up_to(16), "Factor on sizes before the network."),
         "num_workers": Field(0, whole(0, 1024), "Processes that load; 0: threads.", free=True),
     },
@@ -187,8 +189,8 @@ FIELDS: dict[str, dict[str, Field]] = {
     "Training": {
         "batch_size": Field(1, whole(1), "Images in a minibatch, over all devices."),
         "accumulate": Field(1, whole(1), "Minibatches in an update (Caffe's iter_size)."),
-        "epochs": Field((), several(POSITIVE), "Per stage: passes over the training set."),
-        "steps": Field((), several(whole(1)), "Per stage: minibatches, instead of epochs."),
+        "epochs": Field((), several(POSITIVE), "Per stage: passes over the training set.", free=True),
+        "steps": Field((), several(whole(1)), "Per stage: minibatches, instead of epochs.", free=True),
         "optimizer": Field("sgd", choice(*OPTIMIZERS), "The optimiser."),
         "learning_rate": Field((1e-10,), several(POSITIVE), "Per stage: the rate at its start."),
         "schedule": Field("constant", choice(*SCHEDULES), "How the learning rate changes."),
@@ -206,7 +208,7 @@ FIELDS: dict[str, dict[str, Field]] = {
     },
     "Evaluation, checkpoints and logs": {
         "eval_batch_size": Field(1, whole(1), "Images at a time.", free=True),
-        "eval_every": Field(0, whole(0), "Steps between scores; 0: at the end of each stage."),
+        "eval_every": Field(0, whole(0), "Steps between scores; 0: at the end of each stage.", free=True),
         "checkpoint_every": Field(1000, whole(1), "Steps between checkpoints.", free=True),
         "log_every": Field(20, whole(1), "Steps between records of the loss.", free=True),
         "samples": Field(4, whole(0), "Images that are drawn at each evaluation.", free=True),
@@ -399,6 +401,14 @@ def per_stage(config: Config, field: str) -> tuple[Any, ...]:
     """A per-stage field with one value for every stage."""
     values = tuple(config[field])
     return values * len(config.stages) if len(values) == 1 else values
+
+
+def stage_steps(config: Config, images: int) -> tuple[int, ...]:
+    """The steps of every stage where there are so many training images."""
+    if config.steps:
+        return per_stage(config, "steps")
+    epochs = per_stage(config, "epochs")
+    return tuple(max(1, round(e * images / config.batch_size)) for e in epochs)
 
 
 def start_files(config: Config) -> dict[str, str]:

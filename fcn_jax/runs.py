@@ -11,7 +11,7 @@ import json
 import operator
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -149,6 +149,7 @@ class Run:
         config: The run's config.
         stage: The stage it comes from.
         step: The step within the stage.
+        trained_on: Digests of all images that it, or a run that it started from, was trained on.
     """
 
     model: FCN
@@ -158,6 +159,7 @@ class Run:
     config: Config
     stage: str
     step: int
+    trained_on: frozenset[str] = frozenset()
 
 
 def build_model(config: Config, stage: str, heads: Mapping[str, ClassTable], inputs: Inputs) -> FCN:
@@ -166,13 +168,49 @@ def build_model(config: Config, stage: str, heads: Mapping[str, ClassTable], inp
     return stage_model(config, stage, num_classes=num_classes, inputs=inputs.channels)
 
 
-def describe_run(config: Config, heads: Mapping[str, ClassTable], inputs: Inputs) -> dict[str, Any]:
-    """What a checkpoint holds besides arrays, as plain values."""
+def describe_run(
+    config: Config,
+    heads: Mapping[str, ClassTable],
+    inputs: Inputs,
+    data: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What a checkpoint holds besides arrays, as plain values.
+
+    ``data`` tells the images: ``{"name": …, "train": {"ids": […], "digests": […], …}, "eval": …,
+    "earlier": [digests of others that it was trained on]}`` (`training.identity.describe_data`).
+    """
     return {
         "config": to_plain(config),
         "heads": {head: classes.to_dict() for head, classes in heads.items()},
         "inputs": inputs.to_dict(),
+        "data": data,
     }
+
+
+def trained_on(run: Mapping[str, Any]) -> frozenset[str]:
+    """Digests of all images that what `describe_run` describes was trained on."""
+    data = run.get("data") or {"train": {"digests": ()}, "earlier": ()}
+    return frozenset((*data["train"]["digests"], *data["earlier"]))
+
+
+class LastCheckpoint(NamedTuple):
+    """Where a run stands: the stage and step of its last checkpoint, and what that describes."""
+
+    stage: str
+    step: int
+    run: dict[str, Any]
+
+
+def last_checkpoint(workdir: str | Path) -> LastCheckpoint | None:
+    """The last checkpoint of a run, whatever else of its folder is lost; None if there is none."""
+    found = []
+    for stage in SEGMENTERS:
+        # Opening the folder of a stage that has not begun would make it.
+        if (Path(workdir).expanduser() / "checkpoints" / stage).is_dir():
+            with StageCheckpoints(workdir, stage, read_only=True) as checkpoints:
+                if (step := checkpoints.step()) is not None:
+                    found.append(LastCheckpoint(stage, step, checkpoints.run("last")))
+    return max(found, key=lambda c: c.run["config"]["stages"].index(c.stage), default=None)
 
 
 def read_config(workdir: str | Path) -> Config:
@@ -248,4 +286,5 @@ def load_run(
     heads = {head: ClassTable.from_dict(table) for head, table in fields["heads"].items()}
     inputs = Inputs.from_dict(fields["inputs"])
     model = build_model(config, stage, heads, inputs)
-    return Run(model, {"params": params}, inputs, heads, config, stage, step)
+    variables = {"params": params}
+    return Run(model, variables, inputs, heads, config, stage, step, trained_on(fields))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fcn_jax.data import records
-from fcn_jax.data.source import Source, check_disjoint, split_sizes
+from fcn_jax.data.source import Source, check_disjoint, split_sizes, unseen
 from fcn_jax.models.inputs import Preprocessing
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "open_source",
     "prepare",
     "row_of",
+    "unseen",
     "usual_names",
 ]
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -65,9 +66,19 @@ class Source:
         self.notes = tuple(metadata["notes"])
         sizes = {name: len(ids) for name, ids in metadata["ids"].items()}
         rows = _rows(split, sizes, self.name, self.notes)
+        self._positions = tuple(range(len(rows)))  # of the examples among those of the split
         self.ids = tuple(metadata["ids"][name][i] for name, i in rows)
         self.digests = tuple(metadata["digests"][name][i] for name, i in rows)
         self.sizes = tuple(tuple(metadata["sizes"][name][i]) for name, i in rows)
+
+    def without(self, digests: Collection[str]) -> Source:
+        """A source of the same split that leaves out the images of some digests."""
+        kept = [i for i, digest in enumerate(self.digests) if digest not in digests]
+        source = copy.copy(self)
+        source._positions = tuple(self._positions[i] for i in kept)
+        for name in ("ids", "digests", "sizes"):
+            setattr(source, name, tuple(getattr(self, name)[i] for i in kept))
+        return source
 
     @property
     def classes(self) -> ClassTable:
@@ -91,7 +102,7 @@ class Source:
         position = index.__index__()
         if not -len(self) <= position < len(self):
             raise IndexError(f"{self!r} has no example {position}")
-        record = self._reader[position % len(self)]
+        record = self._reader[self._positions[position % len(self)]]
         example_id = record["id"].decode()
         inputs = {
             name: (read_depth if kind == "depth" else read_image)(record[name], example_id)
@@ -112,6 +123,34 @@ class Source:
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_reader"}
+
+
+def unseen(source: Source, trained_on: Collection[str]) -> tuple[Source, str]:
+    """The images of a source that were not trained on, and what to tell of the others, or "".
+
+    Args:
+        trained_on: Digests of the images that a network was trained on (`fcn_jax.runs.Run`).
+
+    Raises:
+        ValueError: If none is left.
+    """
+    pairs = zip(source.digests, source.ids, strict=True)
+    seen = [name for digest, name in pairs if digest in trained_on]
+    if not seen:
+        return source, ""
+    text = f"of the {len(source)} images of {source!r} the run, or one that it started from, was "
+    text += f"trained on {examples_of(seen)}"
+    if len(seen) == len(source):
+        raise ValueError(
+            f"{text}, so that scores mean nothing: choose another split, or have fcn-jax eval "
+            "--include_training_images"
+        )
+    return source.without(trained_on), f"{text}: they are left out of the scores"
+
+
+def examples_of(names: Sequence[str]) -> str:
+    """How many there are, and three of them: ``5 (a, b, c, ...)``."""
+    return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
 def check_disjoint(train: Source, val: Source) -> None:

@@ -34,8 +34,8 @@ from fcn_jax.inference.predictor import Predictor
 from fcn_jax.models.decoders import SEGMENTERS
 from fcn_jax.models.fcn import FCN, abstract_params, initial_params
 from fcn_jax.models.inputs import Inputs
-from fcn_jax.runs import StageCheckpoints, available_stages, build_model, describe_run, read_config
-from fcn_jax.training import init
+from fcn_jax.runs import StageCheckpoints, build_model, describe_run, last_checkpoint
+from fcn_jax.training import identity, init
 from fcn_jax.training.journal import Journal
 from fcn_jax.training.optimizer import make_optimizer, make_schedule
 from fcn_jax.training.step import (
@@ -57,15 +57,23 @@ class Stage:
     steps: int
     batch_size: int
     model: FCN
+    schedule: optax.Schedule  # by update, of which one comes every `accumulate` steps
+    accumulate: int
     optimizer: optax.GradientTransformation
     batches: loader.TrainingBatches
     key: jax.Array
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, from 1."""
+        return float(self.schedule((step - 1) // self.accumulate))
 
 
 # ======================================================================== the run
 
 
-def train(config: configs.Config, workdir: str | Path) -> data.Source:
+def train(
+    config: configs.Config, workdir: str | Path, *, accept_changed_data: bool = False
+) -> data.Source:
     """Trains every stage of a config, or goes on where the folder's run was interrupted.
 
     The final parameters are the same bits whether or not the run was interrupted (on the same
@@ -74,13 +82,16 @@ def train(config: configs.Config, workdir: str | Path) -> data.Source:
 
     Args:
         config: See `fcn_jax.config.FIELDS`.
-        workdir: The run's folder; made if absent.
+        workdir: The run's folder; made if absent. Nothing in it is touched before all of the
+            config, the classes and the images have been compared with its run.
+        accept_changed_data: Go on although images, masks or names of classes are not the run's.
 
     Returns:
         The images that the stages were scored on, for a report.
 
     Raises:
-        ValueError: If the config has mistakes, or differs from the folder's run.
+        ValueError: If the config has mistakes, or it or the data differ from the folder's run; the
+            message lists the differences, and how to go on.
         Diverged: If the loss is not finite.
         Stopped: On SIGINT or SIGTERM, when all is saved.
 
@@ -101,16 +112,9 @@ def train(config: configs.Config, workdir: str | Path) -> data.Source:
             f"config.batch_size = {config.batch_size} cannot be split over {mesh.size} devices"
             f"{shared}; use a multiple of {parts}"
         )
-    inputs: Inputs | None = None
     start: dict[str, weights.Weights] = {}
-    if begun := available_stages(workdir) if (workdir / "config.json").exists() else []:
-        if changed := configs.changed_fields(read_config(workdir), config):
-            raise ValueError(
-                f"{workdir} holds a run of another config; use another --workdir, or set back:\n  "
-                + "\n  ".join(changed)
-            )
-        with StageCheckpoints(workdir, begun[-1], read_only=True) as checkpoints:
-            inputs = Inputs.from_dict(checkpoints.run("last")["inputs"])
+    if last := last_checkpoint(workdir):
+        identity.check_config(last, config, workdir)
     else:
         start = {name: weights.load(path) for name, path in configs.start_files(config).items()}
         first = configs.stage_model(config, config.stages[0])
@@ -127,10 +131,21 @@ def train(config: configs.Config, workdir: str | Path) -> data.Source:
             "training images"
         )
     heads = init.choose_heads(config.heads, config.loss_weights, train_source)
-    if inputs is None:
+    earlier = frozenset(digest for loaded in start.values() for digest in loaded.trained_on)
+    former_steps: dict[str, int] = {}
+    if last:
+        earlier = identity.check_data(
+            last, train_source, eval_source, heads, workdir, accept=accept_changed_data
+        )
+        former_steps = identity.check_steps(last, config, len(train_source), workdir)
+        inputs = Inputs.from_dict(last.run["inputs"])
+    else:
         usual = data.row_of(config.dataset).preprocessing
         inputs = init.choose_inputs(config.inputs.to_dict(), train_source, usual, start)
+    scored, left_out = data.unseen(eval_source, earlier)
     stages = make_stages(config, train_source, heads, inputs, mesh)
+    identified = identity.describe_data(train_source, eval_source, earlier)
+    description = describe_run(config, heads, inputs, identified)
 
     # ---- From here on the folder is this run's
     if jax.process_count() > 1:
@@ -146,12 +161,14 @@ def train(config: configs.Config, workdir: str | Path) -> data.Source:
         classes = " and ".join(str(table.num_classes) for table in heads.values())
         several = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
         journal.say(
-            f"{config.dataset}: {len(train_source)} training and {len(eval_source)} evaluation "
+            f"{config.dataset}: {len(train_source)} training and {len(scored)} evaluation "
             f"images, {classes} classes; {jax.device_count()} {jax.devices()[0].platform} "
             f"device(s){several}; in {workdir}"
         )
         for note in dict.fromkeys((*train_source.notes, *eval_source.notes)):
             journal.say(f"note: {note}")
+        if left_out:
+            journal.say(left_out)
 
         predictor_of = functools.partial(
             Predictor,
@@ -159,14 +176,13 @@ def train(config: configs.Config, workdir: str | Path) -> data.Source:
             heads=heads,
             scale=config.scale,
             batch_size=config.eval_batch_size,
-            canvas=rule_for(eval_source.sizes),
+            canvas=rule_for(scored.sizes),
             mesh=devices.local_mesh(),  # each process scores alone: sizes of images may differ
         )
-        description = describe_run(config, heads, inputs)
         for before, stage in zip((None, *stages), stages, strict=False):
             with StageCheckpoints(workdir, stage.name) as checkpoints:
                 done = checkpoints.step()
-                if done == stage.steps:
+                if done is not None and done >= stage.steps:
                     journal.say(f"{stage.name}: finished before, {done} steps")
                     continue
 
@@ -177,8 +193,11 @@ def train(config: configs.Config, workdir: str | Path) -> data.Source:
                         abstract_params(stage.model),
                     )
                     state, position = checkpoints.restore(like, devices.replicated(mesh))
-                    stage.batches.set_state(position)
+                    # Of changed data it takes the batches that would come next by their own order.
+                    stage.batches.set_state({**position, "examples": len(train_source)})
                     journal.say(f"{stage.name}: going on from step {done}")
+                    if then := former_steps.get(stage.name):
+                        journal.say(_another_length(config, stage, then, done))
                 else:
                     key = jax.random.fold_in(stage.key, 1)
                     if before is not None:
@@ -216,13 +235,13 @@ def train(config: configs.Config, workdir: str | Path) -> data.Source:
                         save_every=config.checkpoint_every,
                         score_every=config.eval_every,
                         score=functools.partial(
-                            _score, predictor_of, eval_source, heads, config.samples, journal, stage
+                            _score, predictor_of, scored, heads, config.samples, journal, stage
                         ),
                         save=functools.partial(checkpoints.save, run=description),
                         journal=journal,
                         stop=stop,
                     )
-    return eval_source
+    return scored
 
 
 def make_stages(
@@ -233,26 +252,14 @@ def make_stages(
     mesh: Mesh,
 ) -> list[Stage]:
     """Takes a config apart, into what each stage needs."""
-    rates = configs.per_stage(config, "learning_rate")
-    if config.steps:
-        steps = configs.per_stage(config, "steps")
-    else:
-        epochs = configs.per_stage(config, "epochs")
-        steps = tuple(max(1, round(e * len(source) / config.batch_size)) for e in epochs)
+    steps = configs.stage_steps(config, len(source))
     fields = ("scale", "scale_range", "flip", "jitter")
     augmentation = Augmentation(**{f: config[f] for f in fields}, crop=config.crop or None)
     part, parts = devices.batch_part(mesh)
     stages = []
     for index, name in enumerate(config.stages):
         model = build_model(config, name, heads, inputs)
-        schedule = make_schedule(
-            config.schedule,
-            rates[index],
-            -(-steps[index] // config.accumulate),
-            warmup=config.warmup,
-            step_size=config.schedule_step,
-            gamma=config.schedule_gamma,
-        )
+        schedule = stage_schedule(config, name, steps[index])
         optimizer = make_optimizer(
             config.optimizer,
             schedule,
@@ -275,8 +282,36 @@ def make_stages(
             process_count=parts,
         )
         key = jax.random.fold_in(jax.random.key(config.seed), index)
-        stages.append(Stage(name, steps[index], config.batch_size, model, optimizer, batches, key))
+        rates = schedule, config.accumulate
+        stages.append(
+            Stage(name, steps[index], config.batch_size, model, *rates, optimizer, batches, key)
+        )
     return stages
+
+
+def stage_schedule(config: configs.Config, stage: str, steps: int) -> optax.Schedule:
+    """The learning rate of every update of a stage that has so many steps."""
+    return make_schedule(
+        config.schedule,
+        configs.per_stage(config, "learning_rate")[config.stages.index(stage)],
+        -(-steps // config.accumulate),
+        warmup=config.warmup,
+        step_size=config.schedule_step,
+        gamma=config.schedule_gamma,
+    )
+
+
+def _another_length(config: configs.Config, stage: Stage, then: int, done: int) -> str:
+    """What to tell of a stage that has other steps than it was to have before."""
+    text = f"{stage.name}: {stage.steps} steps instead of {then}"
+    if config.schedule in ("constant", "step"):
+        return text
+    former = dataclasses.replace(stage, schedule=stage_schedule(config, stage.name, then))
+    was, now = former.rate(done), stage.rate(done + 1)
+    return (
+        f"{text}; the schedule '{config.schedule}' goes by their number: the learning rate was "
+        f"{was:.3g} and goes on at {now:.3g}; the result is not that of {stage.steps} steps at once"
+    )
 
 
 # ======================================================================== one stage
@@ -325,7 +360,8 @@ def _loop(
         # ---- Look at the steps since the last time
         values = mean_losses(stage.name, reports)
         rate = len(reports) * stage.batch_size / (time.perf_counter() - clock)
-        journal.record(stage.name, step, {**values, "images_per_second": rate})
+        values |= {"learning_rate": stage.rate(step), "images_per_second": rate}
+        journal.record(stage.name, step, values)
         journal.advance(stage.name, step, stage.steps, values["loss"], rate, stage.batch_size)
         reports.clear()
 

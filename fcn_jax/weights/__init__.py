@@ -99,7 +99,8 @@ def load(path: str | Path) -> Weights:
             path, stage = path.parents[1], path.name
         run = load_run(path, stage)
         arrays = {name: np.asarray(a) for name, a in flatten(run.variables["params"]).items()}
-        weights = Weights(arrays, run.inputs, f"fcn_jax {run.stage}")
+        kind = f"fcn_jax {run.stage}"
+        weights = Weights(arrays, run.inputs, kind, trained_on=run.trained_on)
     elif not path.is_file():
         raise FileNotFoundError(f"there is no weight file {path}")
     else:

@@ -24,6 +24,7 @@ class Weights(dict[str, np.ndarray]):
         inputs: What the network reads and how that is normalised; None where the file does not say.
         kind: What the file is, such as ``torchvision vgg16``.
         skipped: What else the file holds, in words.
+        trained_on: Digests of the images that it was trained on, where it is a run's.
     """
 
     def __init__(
@@ -32,11 +33,13 @@ class Weights(dict[str, np.ndarray]):
         inputs: Inputs | None = None,
         kind: str = "",
         skipped: Iterable[str] = (),
+        trained_on: Iterable[str] = (),
     ) -> None:
         super().__init__(arrays)
         self.inputs = inputs
         self.kind = kind
         self.skipped = tuple(skipped)
+        self.trained_on = frozenset(trained_on)
 
 
 def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
