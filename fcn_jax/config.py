@@ -189,8 +189,12 @@ FIELDS: dict[str, dict[str, Field]] = {
     "Training": {
         "batch_size": Field(1, whole(1), "Images in a minibatch, over all devices."),
         "accumulate": Field(1, whole(1), "Minibatches in an update (Caffe's iter_size)."),
-        "epochs": Field((), several(POSITIVE), "Per stage: passes over the training set.", free=True),
-        "steps": Field((), several(whole(1)), "Per stage: minibatches, instead of epochs.", free=True),
+        "epochs": Field(
+            (), several(POSITIVE), "Per stage: passes over the training set.", free=True
+        ),
+        "steps": Field(
+            (), several(whole(1)), "Per stage: minibatches, instead of epochs.", free=True
+        ),
         "optimizer": Field("sgd", choice(*OPTIMIZERS), "The optimiser."),
         "learning_rate": Field((1e-10,), several(POSITIVE), "Per stage: the rate at its start."),
         "schedule": Field("constant", choice(*SCHEDULES), "How the learning rate changes."),
@@ -208,7 +212,9 @@ FIELDS: dict[str, dict[str, Field]] = {
     },
     "Evaluation, checkpoints and logs": {
         "eval_batch_size": Field(1, whole(1), "Images at a time.", free=True),
-        "eval_every": Field(0, whole(0), "Steps between scores; 0: at the end of each stage.", free=True),
+        "eval_every": Field(
+            0, whole(0), "Steps between scores; 0: at the end of each stage.", free=True
+        ),
         "checkpoint_every": Field(1000, whole(1), "Steps between checkpoints.", free=True),
         "log_every": Field(20, whole(1), "Steps between records of the loss.", free=True),
         "samples": Field(4, whole(0), "Images that are drawn at each evaluation.", free=True),

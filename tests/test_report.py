@@ -45,18 +45,21 @@ class FakeSource(Source):
     """Images of noise and labels of the first two classes; ids that make poor file names."""
 
     ids = ("left/1", "left_1", "right: 2")
+    digests = ("a", "b", "c")
+    label_digests = digests
     sizes = tuple(SIZES)
 
     def __init__(self) -> None:
+        self._positions = (0, 1, 2)
         self.label_maps = {"label": CLASSES}
 
     def __getitem__(self, index: SupportsIndex) -> dict:
-        index = index.__index__()
+        index = self._positions[index.__index__()]
         rng = np.random.default_rng(index)
         return {
             "image": rng.integers(0, 256, (*SIZES[index], 3), np.uint8),
             "label": rng.choice(np.array([0, 1, 255], np.uint8), SIZES[index]),
-            "id": self.ids[index],
+            "id": FakeSource.ids[index],
         }
 
     def __repr__(self) -> str:

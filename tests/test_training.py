@@ -340,10 +340,14 @@ def test_a_platform_that_is_not_there(monkeypatch):
 
 def test_eval_scores_another_split(place, finished):
     argv = [f"--workdir={finished}"]
-    code, text, errors = run(
-        eval_command.main, [*argv, "--split=train", f"--output={place / 'report'}"]
-    )
+    output = ["--split=train", f"--output={place / 'report'}"]
+    code, _, errors = run(eval_command.main, [*argv, *output])
+    assert code == 2
+    assert "was trained on 12 (train_00000, train_00001, train_00002, ...)" in errors
+    assert not (place / "report").exists()
+    code, text, errors = run(eval_command.main, [*argv, *output, "--include_training_images"])
     assert code == 0, errors
+    assert "scores include images that were trained on: 12 (train_00000" in text
     for word in ("fcn32s", "fcn16s", "fcn8s", "mean IU", "background"):
         assert word in text
     assert (place / "report" / "scores.json").is_file()

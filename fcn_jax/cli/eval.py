@@ -42,6 +42,11 @@ def main(argv: list[str] | None = None) -> int:
     add("--limit", type=count, default=0, help="score the first N images only; 0: all")
     add("--pictures", type=count, default=8, help="images to draw; default: 8")
     add("--precision", choices=("float32", "tf32", "bfloat16"), help="default: as in training")
+    add(
+        "--include_training_images",
+        action="store_true",
+        help="score images as well that the run was trained on; default: they are left out",
+    )
     add("--output", type=path, help="the report's folder; default: WORKDIR/report")
     add("--data_dir", type=path, help="where data sets are prepared; default: as in training")
     add("--manual_dir", type=path, help="the data set's original files; default: as in training")
@@ -67,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
             limit=args.limit,
             pictures=args.pictures,
             precision=args.precision,
+            include_training_images=args.include_training_images,
         )
     except (ValueError, OSError) as error:
         print(f"{program('eval')}: {error}", file=sys.stderr)

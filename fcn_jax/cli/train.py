@@ -25,7 +25,7 @@ from ml_collections import config_flags
 
 from fcn_jax import config as configs
 from fcn_jax import devices
-from fcn_jax.cli import program
+from fcn_jax.cli import path, program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,10 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add("--num_processes", metavar="N", type=int, help="default: $JAX_NUM_PROCESSES")
     add("--process_id", metavar="I", type=int, help="from 0; default: $JAX_PROCESS_ID")
+    add(
+        "--accept_changed_data",
+        action="store_true",
+        help="go on although images, masks or names of classes are no longer the run's",
+    )
     args, fields = parser.parse_known_args(argv)
 
     argument = args.config.replace(":", "_").replace(",", "_")
-    workdir = Path(args.workdir or Path("runs") / Path(argument).name.replace(".py", ""))
+    workdir = path(args.workdir or f"runs/{Path(argument).name.replace('.py', '')}")
 
     try:
         config = configs.load_config(args.config)
@@ -72,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         devices.join_processes(args.coordinator, args.num_processes, args.process_id)
 
         # ---- Every stage, then the report
-        source = train(config, workdir)
+        source = train(config, workdir, accept_changed_data=args.accept_changed_data)
         if jax.process_count() == 1:
             report.evaluate_run(workdir, source)
         elif jax.process_index() == 0:  # reading checkpoints alone would wait for the others
@@ -92,8 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def describe_configs() -> str:
     """The config files and all fields, for ``--help``."""
     lines = ["Configs (arguments follow a colon, such as fcn8s:32s; each file tells its own):"]
-    for name, path in configs.config_files().items():
-        title = path.read_text().partition("\n")[0].strip('"')
+    for name, file in configs.config_files().items():
+        title = file.read_text().partition("\n")[0].strip('"')
         lines.append(f"  {name:<16}{title}")
     lines += ["", "Fields. Per stage: a tuple of one value, or of one for each stage."]
     for section, fields in configs.FIELDS.items():

@@ -9,6 +9,7 @@ needed. Order is the loader's business. TFDS reads the copy with `tfds.builder_f
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import shutil
 import sys
@@ -22,7 +23,7 @@ from jaxtyping import UInt8, UInt16
 from fcn_jax.classes import ClassTable
 from fcn_jax.data.images import Encoded, LabelKind, encode_png, pixel_digest, read_label
 
-VERSION = "2.2.0"
+VERSION = "2.3.0"
 """Of the prepared copies; those of another version are never read."""
 
 Kind = Literal["picture", "depth"]
@@ -36,6 +37,9 @@ STORED = {
 """Channels, type and file format of what is stored; pictures stay in the format they come in."""
 
 PICTURE: Mapping[str, Kind] = {"image": "picture"}
+
+LISTS = ("ids", "digests", "label_digests", "sizes")
+"""What the metadata list of every example of a split; see `fcn_jax.data.source.Source`."""
 
 Part = Encoded | UInt16[np.ndarray, "h w"] | UInt8[np.ndarray, "h w"]
 """One array of an example: a picture as the bytes of its file, a depth image, or a label map."""
@@ -160,7 +164,7 @@ def write(contents: Contents, path: Path, description: str) -> None:
         label_maps={name: table.to_dict() for name, table in contents.label_maps.items()},
         source=contents.source,
         notes=list(contents.notes),
-        **{key: {split: [] for split in contents.splits} for key in ("ids", "digests", "sizes")},
+        **{key: {split: [] for split in contents.splits} for key in LISTS},
     )
     info = tfds.core.DatasetInfo(
         builder=tfds.core.DatasetIdentity(
@@ -183,7 +187,7 @@ def write(contents: Contents, path: Path, description: str) -> None:
         writer.initialize_splits([*contents.splits])
         for split, entries in contents.splits.items():
             bar = tqdm_utils.tqdm(entries, desc=f"{name} {split}", unit=" images")
-            stored = {key: metadata[key][split] for key in ("ids", "digests", "sizes")}
+            stored = {key: metadata[key][split] for key in LISTS}
             examples: Any = _stored(bar, stored, f"{name}: two examples of {split} have the id")
             writer.add_examples({split: examples})  # It takes them one by one.
         writer.close_all()
@@ -210,5 +214,7 @@ def _stored(
         }
         stored["ids"].append(entry.id)
         stored["digests"].append(digest_of(parts["image"]))
+        others = [digest_of(parts[name]) for name in sorted(parts) if name != "image"]
+        stored["label_digests"].append(hashlib.sha256("".join(others).encode()).hexdigest()[:16])
         stored["sizes"].append(list(size_of(parts["image"])))
         yield {**{name: io.BytesIO(file) for name, file in files.items()}, "id": entry.id}

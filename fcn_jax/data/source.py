@@ -39,6 +39,7 @@ class Source:
         label_maps: The class table of every label map, by its name.
         ids: The id of every example.
         digests: The `fcn_jax.data.images.pixel_digest` of every image.
+        label_digests: A digest of all else of every example: its label maps, its depth.
         sizes: Height and width of every image.
         notes: What a person should know about this copy of the data, e.g. missing images.
 
@@ -53,7 +54,7 @@ class Source:
         metadata = json.loads((self.path / "metadata.json").read_text())
         info = json.loads((self.path / "dataset_info.json").read_text())
         self.name = "/".join(filter(None, (info["name"], info.get("configName"), info["version"])))
-        if not {"label_maps", "sizes"} <= set(metadata):
+        if not {"label_maps", "label_digests"} <= set(metadata):
             raise ValueError(
                 f"{self.path} was prepared by another version of fcn_jax; delete it and prepare "
                 "the data set again"
@@ -69,6 +70,7 @@ class Source:
         self._positions = tuple(range(len(rows)))  # of the examples among those of the split
         self.ids = tuple(metadata["ids"][name][i] for name, i in rows)
         self.digests = tuple(metadata["digests"][name][i] for name, i in rows)
+        self.label_digests = tuple(metadata["label_digests"][name][i] for name, i in rows)
         self.sizes = tuple(tuple(metadata["sizes"][name][i]) for name, i in rows)
 
     def without(self, digests: Collection[str]) -> Source:
@@ -76,7 +78,7 @@ class Source:
         kept = [i for i, digest in enumerate(self.digests) if digest not in digests]
         source = copy.copy(self)
         source._positions = tuple(self._positions[i] for i in kept)
-        for name in ("ids", "digests", "sizes"):
+        for name in ("ids", "digests", "label_digests", "sizes"):
             setattr(source, name, tuple(getattr(self, name)[i] for i in kept))
         return source
 

@@ -9,6 +9,7 @@ import functools
 import json
 import math
 import re
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,14 @@ from rich.table import Column, Table
 from fcn_jax import drawing
 from fcn_jax.canvas import rule_for
 from fcn_jax.classes import ClassTable
-from fcn_jax.data import Source, loader
+from fcn_jax.data import Source, loader, unseen
+from fcn_jax.data.source import examples_of
 from fcn_jax.data.transforms import Example
 from fcn_jax.devices import local_mesh
 from fcn_jax.inference.evaluation import evaluate
 from fcn_jax.inference.metrics import Metrics, compute_metrics
 from fcn_jax.inference.predictor import Predictor
-from fcn_jax.runs import Which, available_stages, load_run
+from fcn_jax.runs import Which, available_stages, last_checkpoint, load_run, trained_on
 
 METRICS = {
     "pixel_accuracy": "pixel acc.",
@@ -68,18 +70,25 @@ def evaluate_run(
     limit: int | None = None,
     pictures: int = 8,
     precision: str | None = None,
+    include_training_images: bool = False,
     console: Console | None = None,
 ) -> list[StageResult]:
     """Scores stages of a run on all local devices, prints the metrics and writes the report folder.
 
     Stages are all that have a checkpoint, unless some are given, such as ``["fcn8s"]``. ``limit``
     scores the first so many images only; ``pictures`` of those scored, spread evenly, are drawn.
-    The report's folder is ``workdir/report`` unless ``output`` is given.
+    The report's folder is ``workdir/report`` unless ``output`` is given; a report that is there
+    is replaced when the new one is complete.
+
+    Images that the run, or one that it started from, was trained on are left out and told of,
+    unless ``include_training_images``.
 
     Raises:
         FileNotFoundError: If the folder is no run's, or holds no checkpoint yet.
-        ValueError: If a stage has no checkpoint, or the data do not fit the run.
+        ValueError: If a stage has no checkpoint, the data do not fit the run, or the run was
+            trained on all images.
     """
+    workdir = Path(workdir).expanduser()
     present = available_stages(workdir)
     if not present:
         raise FileNotFoundError(f"{workdir} holds no checkpoint yet; let train.py reach the first")
@@ -88,9 +97,21 @@ def evaluate_run(
         raise ValueError(
             f"{workdir} has no checkpoint of {missing[0]!r}; it has {', '.join(present)}"
         )
-    count = min(limit or len(source), len(source))
-    drawn = set(np.linspace(0, count - 1, min(pictures, count)).round().astype(int).tolist())
     console = console or Console(soft_wrap=True)
+    last = last_checkpoint(workdir)
+    seen = trained_on(last.run) if last else frozenset[str]()
+    whole, remark = len(source), ""
+    if not include_training_images:
+        source, remark = unseen(source, seen)
+    count = min(limit or len(source), len(source))
+    learned = [source.ids[i] for i in range(count) if source.digests[i] in seen]
+    if learned:
+        remark = f"scores include images that were trained on: {examples_of(learned)} of {count}"
+    if remark:
+        console.print(remark, markup=False, highlight=False)
+    images = {"split": whole, "left_out": whole - len(source)}
+    images |= {"scored": count, "trained_on": len(learned)}
+    drawn = set(np.linspace(0, count - 1, min(pictures, count)).round().astype(int).tolist())
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     results = []
     with Progress(*columns, TextColumn("images"), TimeRemainingColumn(), console=console) as bar:
@@ -125,8 +146,8 @@ def evaluate_run(
             for head, table in run.heads.items():
                 labels = {index: maps[index][head] for index in sorted(maps)}
                 results.append(StageResult(stage, head, table, run.step, counts[head], labels))
-    folder = Path(workdir) / "report" if output is None else Path(output)
-    write(results, source, folder)
+    folder = workdir / "report" if output is None else Path(output).expanduser()
+    write(results, source, folder, images)
     show(results, console)
     console.print(f"report in {folder}", markup=False, highlight=False)
     return results
@@ -203,23 +224,48 @@ def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -
 # ======================================================================== in the folder
 
 
-def write(results: Sequence[StageResult], source: Source, folder: str | Path) -> None:
-    """Writes the report folder; the files of a report that was there before are replaced.
+def write(
+    results: Sequence[StageResult],
+    source: Source,
+    folder: str | Path,
+    images: Mapping[str, int] | None = None,
+) -> None:
+    """Writes the report folder; a report that was there before is replaced by the complete new one.
 
-    * ``scores.json``: the data, and each stage's metrics, overall and by class;
+    * ``scores.json``: the data, ``images`` (how many the split has, were left out, were scored, and
+      were trained on all the same), and each stage's metrics, overall and by class;
     * ``per_class.csv``: a row for each stage and class;
     * ``confusion_STAGE.csv``, ``.png``: pixel counts, and a plot normalised by row;
     * ``pictures/ID.png``: image, ground truth and each stage's labels, side by side.
 
     Where there are several heads, names have the head's as well.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-        for name in json.loads((folder / "scores.json").read_text())["files"]:
+    folder = Path(folder).expanduser()
+    new = folder / ".incomplete"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        files = _write_files(results, source, new, images)
+        former: list[str] = []
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            former = json.loads((folder / "scores.json").read_text())["files"]
+        for name in (*files, "scores.json"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (new / name).replace(folder / name)
+        for name in {*former} - {*files}:
             if (folder / name).resolve().is_relative_to(folder.resolve()):
                 (folder / name).unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
+
+def _write_files(
+    results: Sequence[StageResult],
+    source: Source,
+    folder: Path,
+    images: Mapping[str, int] | None,
+) -> list[str]:
+    """Writes all files of a report into a folder; returns the names of those beside scores.json."""
     heads, files, stages = by_head(results), ["per_class.csv"], {}
     for result in results:
         names = result.classes.names
@@ -248,8 +294,9 @@ def write(results: Sequence[StageResult], source: Source, folder: str | Path) ->
             (folder / file).parent.mkdir(exist_ok=True)
             drawing.side_by_side(panels, of_head[0].classes).save(folder / file)
             files.append(file)
-    content = {"data": repr(source), "stages": stages, "files": files}
+    content = {"data": repr(source), "images": images, "stages": stages, "files": files}
     (folder / "scores.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    return files
 
 
 def _as_json(result: StageResult) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class Stage:
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, from 1."""
-        return float(self.schedule((step - 1) // self.accumulate))
+        return float(np.asarray(self.schedule((step - 1) // self.accumulate)))
 
 
 # ======================================================================== the run
