@@ -187,6 +187,67 @@ def test_an_earlier_report_is_replaced_and_other_files_kept(evaluated, tmp_path)
     }
 
 
+def test_an_earlier_report_stays_where_the_new_one_fails(evaluated, tmp_path, monkeypatch) -> None:
+    _, results, _ = evaluated
+    report.write(results, FakeSource(), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def full(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(report.drawing, "side_by_side", full)  # the last but scores.json
+    with pytest.raises(OSError, match="No space"):
+        report.write(results[1:], FakeSource(), tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("trained", "limit", "scored", "counts"),
+    [
+        ("", 0, ["left/1", "left_1", "right: 2"], (3, 0, 3, 0)),
+        ("ax", 0, ["left_1", "right: 2"], (3, 1, 2, 0)),
+        ("ab", 1, ["right: 2"], (3, 2, 1, 0)),
+        ("abc", 0, None, None),
+        ("ab+", 0, ["left/1", "left_1", "right: 2"], (3, 0, 3, 2)),
+        ("b+", 1, ["left/1"], (3, 0, 1, 0)),
+    ],
+)
+def test_images_that_were_trained_on_do_not_count(
+    workdir, tmp_path, monkeypatch, trained, limit, scored, counts
+) -> None:
+    """Images of the digests a, b and c; + asks for them all the same."""
+    monkeypatch.setattr(report, "trained_on", lambda run: frozenset(trained))
+    text = io.StringIO()
+
+    def evaluate() -> list[report.StageResult]:
+        return report.evaluate_run(
+            workdir,
+            FakeSource(),
+            stages=["fcn32s"],
+            output=tmp_path,
+            limit=limit,
+            include_training_images="+" in trained,
+            console=Console(file=text, width=1000),
+        )
+
+    if counts is None:
+        with pytest.raises(ValueError, match=r"trained on 3 \(left/1, left_1, right: 2\), so that"):
+            evaluate()
+        assert not list(tmp_path.iterdir())
+        return
+    (result,) = evaluate()
+    keys = ("split", "left_out", "scored", "trained_on")
+    content = json.loads((tmp_path / "scores.json").read_text())
+    assert content["images"] == dict(zip(keys, counts, strict=True))
+    source = FakeSource()
+    expected = {name: source[source.ids.index(name)]["label"] for name in scored}
+    assert result.counts.sum() == sum((label != 255).sum() for label in expected.values())
+    assert len(result.labels) == len(scored)
+    told = text.getvalue()
+    assert ("are left out of the scores" in told) == (counts[1] > 0)
+    assert ("scores include images that were trained on" in told) == (counts[3] > 0)
+
+
 def test_other_classes_are_refused(workdir) -> None:
     source = FakeSource()
     source.label_maps = {

@@ -87,8 +87,8 @@ def run(main, argv: list[str]) -> tuple[int, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
-def train(place: Path, workdir: str, **fields) -> tuple[int, str, str]:
-    return run(train_command.main, arguments(place, workdir, **fields))
+def train(place: Path, workdir: str, *flags: str, **fields) -> tuple[int, str, str]:
+    return run(train_command.main, [*arguments(place, workdir, **fields), *flags])
 
 
 def parameters(workdir: Path, stage: str) -> dict[str, np.ndarray]:

@@ -14,10 +14,12 @@ machines that share the run's folder, start the same command on each:
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags, logging
@@ -116,6 +118,13 @@ def set_fields(config: configs.Config, given: Sequence[str]) -> None:
     """
     if strange := [text for text in given if text.startswith("-") and "config." not in text]:
         raise ValueError(f"unexpected argument {strange[0]!r}; --help lists those that there are")
+    given, options = list(given), config.dataset_options
+    for text in list(given):  # options that the config's file does not set; the data set knows them
+        option = re.fullmatch(r"--config\.dataset_options\.(\w+)=(.*)", text, re.DOTALL)
+        if option and option[1] not in options:
+            given.remove(text)
+            with options.unlocked():
+                options[option[1]] = _literal(option[2])
     values, argv = flags.FlagValues(), ["train", *given]
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
@@ -134,3 +143,11 @@ def set_fields(config: configs.Config, given: Sequence[str]) -> None:
         raise ValueError(" ".join(str(error).split())) from None
     if rest:
         raise ValueError(f"unexpected argument {rest[0]!r}; fields are --config.FIELD=VALUE")
+
+
+def _literal(text: str) -> Any:
+    """The Python value that a text is, or the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text

@@ -127,11 +127,12 @@ class Source:
         return {name: value for name, value in self.__dict__.items() if name != "_reader"}
 
 
-def unseen(source: Source, trained_on: Collection[str]) -> tuple[Source, str]:
+def unseen(source: Source, trained_on: Collection[str], remedy: str) -> tuple[Source, str]:
     """The images of a source that were not trained on, and what to tell of the others, or "".
 
     Args:
         trained_on: Digests of the images that a network was trained on (`fcn_jax.runs.Run`).
+        remedy: What to do if none is left.
 
     Raises:
         ValueError: If none is left.
@@ -143,10 +144,7 @@ def unseen(source: Source, trained_on: Collection[str]) -> tuple[Source, str]:
     text = f"of the {len(source)} images of {source!r} the run, or one that it started from, was "
     text += f"trained on {examples_of(seen)}"
     if len(seen) == len(source):
-        raise ValueError(
-            f"{text}, so that scores mean nothing: choose another split, or have fcn-jax eval "
-            "--include_training_images"
-        )
+        raise ValueError(f"{text}, so that scores mean nothing: {remedy}")
     return source.without(trained_on), f"{text}: they are left out of the scores"
 
 

@@ -102,7 +102,8 @@ def evaluate_run(
     seen = trained_on(last.run) if last else frozenset[str]()
     whole, remark = len(source), ""
     if not include_training_images:
-        source, remark = unseen(source, seen)
+        remedy = "give another --split, or --include_training_images"
+        source, remark = unseen(source, seen, remedy)
     count = min(limit or len(source), len(source))
     learned = [source.ids[i] for i in range(count) if source.digests[i] in seen]
     if learned:

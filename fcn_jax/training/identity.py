@@ -52,15 +52,15 @@ def check_data(
     workdir: Path,
     *,
     accept: bool,
-) -> frozenset[str]:
-    """Digests of the images that a run was trained on and would go on without.
+) -> tuple[frozenset[str], str]:
+    """What a run was trained on and goes on without, as digests, and what to tell of changed data.
 
     Raises:
         ValueError: If the data are not the run's, unless that is accepted; or if the classes have
             another number or order, which would change the meaning of the scores.
     """
     tables = {head: ClassTable.from_dict(table) for head, table in last.run["heads"].items()}
-    changed = []
+    changed, note = [], ""
     if tables.keys() != heads.keys():
         raise ValueError(
             f"{workdir} holds a run that learns {', '.join(tables)}, not {', '.join(heads)}: "
@@ -77,7 +77,9 @@ def check_data(
         changed += _class_differences(head, before, table)
     if stored := last.run.get("data"):
         changed += _image_differences("training images", stored["train"], _fingerprint(train))
-        changed += _image_differences("evaluation images", stored["eval"], _fingerprint(val))
+        if other := _image_differences("evaluation images", stored["eval"], _fingerprint(val)):
+            changed += other
+            note = "; scores of before are not of the same images, the best checkpoint's too"
     else:
         changed.append("its images were not recorded")
     if changed and not accept:
@@ -85,7 +87,8 @@ def check_data(
             f"{workdir} holds a run of other data: {'; '.join(changed)}. To go on with these give "
             f"--accept_changed_data; or {begin_anew(workdir)}"
         )
-    return trained_on(last.run) - set(train.digests)
+    told = f"goes on with changed data: {'; '.join(changed)}{note}" if changed else ""
+    return trained_on(last.run) - set(train.digests), told
 
 
 def check_steps(

@@ -133,8 +133,9 @@ def train(
     heads = init.choose_heads(config.heads, config.loss_weights, train_source)
     earlier = frozenset(digest for loaded in start.values() for digest in loaded.trained_on)
     former_steps: dict[str, int] = {}
+    changes = ""
     if last:
-        earlier = identity.check_data(
+        earlier, changes = identity.check_data(
             last, train_source, eval_source, heads, workdir, accept=accept_changed_data
         )
         former_steps = identity.check_steps(last, config, len(train_source), workdir)
@@ -142,7 +143,7 @@ def train(
     else:
         usual = data.row_of(config.dataset).preprocessing
         inputs = init.choose_inputs(config.inputs.to_dict(), train_source, usual, start)
-    scored, left_out = data.unseen(eval_source, earlier)
+    scored, left_out = data.unseen(eval_source, earlier, "choose another config.eval_split")
     stages = make_stages(config, train_source, heads, inputs, mesh)
     identified = identity.describe_data(train_source, eval_source, earlier)
     description = describe_run(config, heads, inputs, identified)
@@ -167,8 +168,8 @@ def train(
         )
         for note in dict.fromkeys((*train_source.notes, *eval_source.notes)):
             journal.say(f"note: {note}")
-        if left_out:
-            journal.say(left_out)
+        for text in filter(None, (changes, left_out)):
+            journal.say(text)
 
         predictor_of = functools.partial(
             Predictor,
