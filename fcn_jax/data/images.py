@@ -188,6 +188,12 @@ def _colors_to_ids(
     return ids[inverse].reshape(codes.shape)
 
 
+def stored_size(source: str | Path | bytes, name: str | None = None) -> tuple[int, int]:
+    """Height and width of an image as the file stores it, whatever its EXIF orientation."""
+    with _opened(source, name) as image:
+        return image.height, image.width
+
+
 def read_depth(source: str | Path | bytes, name: str | None = None) -> UInt16[np.ndarray, "h w"]:
     """Read a depth image: a 16-bit grey file in millimetres, 0 where nothing was measured."""
     with _opened(source, name) as image:
