@@ -1,25 +1,39 @@
-"""The folder of a run: its config, and one orbax directory a stage with the last and the best step.
+"""The folder of a run: its config, and for each stage its last two checkpoints and the best.
 
 Each checkpoint holds the train state, the position in the data, the config and the metrics, so
-that it alone suffices to go on or to predict.
+that it alone suffices to go on or to predict; and a digest of every array and of all else that is
+read of it, so that what is damaged is never taken for what was saved.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
+import errno
+import functools
+import hashlib
+import itertools
 import json
-import operator
-from collections.abc import Mapping
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from fcn_jax.classes import ClassTable
-from fcn_jax.config import Config, from_plain, stage_model, to_plain
+from fcn_jax.config import Config, changed_fields, from_plain, stage_model, to_plain
 from fcn_jax.models.decoders import SEGMENTERS
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.inputs import Inputs
@@ -28,55 +42,78 @@ Which = Literal["best", "last"]
 
 
 State = TypeVar("State")  # a tree of arrays, of which one branch is ``params``
+T = TypeVar("T")
+
+
+@functools.cache
+def note(text: str) -> None:
+    """Tells, once, what the user of a run's folder should know of it."""
+    print(f"note: {text}", file=sys.stderr)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is at any moment the old one or the new one, even if the power fails."""
+    temporary = path.with_name(f"{path.name}.part")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+# ======================================================================== checkpoints
+
+
+class Damaged(ValueError):
+    """A checkpoint is not what was saved; the message names the folder or the array."""
 
 
 class StageCheckpoints:
     """The checkpoints of one stage; a context manager that waits for saves on leaving.
 
     A save is atomic: it is written beside the others and renamed when complete, so that a kill
-    at any moment leaves the previous one in place.
+    at any moment leaves the previous ones in place. The last two and the best are kept. Whatever
+    reads one compares all of it with the digests that it carries; instead of a damaged one it
+    takes the one before, and tells so.
+
+    Args:
+        workdir: The run's folder.
+        stage: Such as ``fcn16s``.
+        read_only: Leave damaged checkpoints in place. Else they are set aside: renamed, never
+            deleted.
+        tell: Is given a line of each damaged checkpoint.
     """
 
-    def __init__(self, workdir: str | Path, stage: str, *, read_only: bool = False) -> None:
-        mean_iu = operator.itemgetter("mean_iu")
-        best = preservation_policy.BestN(
-            get_metric_fn=mean_iu, n=1, keep_checkpoints_without_metrics=False
-        )
-        self._manager = ocp.CheckpointManager(
-            # orbax takes absolute paths only, and says so in a background thread where nobody
-            # hears it.
-            Path(workdir).expanduser().absolute() / "checkpoints" / stage,
-            item_handlers={
-                "state": ocp.PyTreeCheckpointHandler(),
-                "data": ocp.JsonCheckpointHandler(),
-                "run": ocp.JsonCheckpointHandler(),
-            },
-            options=ocp.CheckpointManagerOptions(
-                read_only=read_only,
-                best_fn=mean_iu,
-                preservation_policy=preservation_policy.AnyPreservationPolicy(
-                    [preservation_policy.LatestN(1), best]
-                ),
-                cleanup_tmp_directories=not read_only,
-            ),
-        )
+    def __init__(
+        self,
+        workdir: str | Path,
+        stage: str,
+        *,
+        read_only: bool = False,
+        tell: Callable[[str], None] = note,
+    ) -> None:
+        # orbax takes absolute paths only, and says so in a background thread where nobody hears it.
+        self._directory = Path(workdir).expanduser().absolute() / "checkpoints" / stage
+        self._read_only = read_only
+        self._tell = tell
+        self._manager: ocp.CheckpointManager | None = None  # made by the first save
+        self._scores: dict[int, float | None] = {}  # of its checkpoints
 
     def __enter__(self) -> StageCheckpoints:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._manager.close()
+        if self._manager is not None:
+            with self._saving():
+                self._manager.close()
 
-    def step(self, which: Which = "last") -> int | None:
-        """The step of the last or the best checkpoint; None where there is none yet.
+    def steps(self) -> list[int]:
+        """The steps of all complete checkpoints in order; some may be damaged."""
+        if not self._directory.is_dir():
+            return []
+        return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdecimal())
 
-        Where no checkpoint was scored, the last counts as the best.
-        """
-        last = self._manager.latest_step()
-        if which == "last" or last is None:
-            return last
-        best = self._manager.best_step()
-        return last if best is None else best
+    # ------------------------------------------------------------------ writing
 
     def save(
         self,
@@ -90,48 +127,333 @@ class StageCheckpoints:
 
         Args:
             step: Number of the checkpoint.
-            state: A tree of arrays, of which one branch is ``params``.
+            state: A tree of arrays, of which one branch is ``params``; whole on every device.
             data: The data iterator's position.
             run: Config, classes and inputs, plain values (`describe_run`).
             metrics: ``{"mean_iu": …}`` and others where the state was scored.
+
+        Raises:
+            ValueError: If an array holds NaN or Inf.
+            OSError: If this checkpoint, or the one before in the background, cannot be written.
         """
+        digests, bad = digest_arrays(state)
+        if bad:
+            raise ValueError(
+                f"{self._directory / str(step)}: not saved, NaN or Inf in {', '.join(bad)}"
+            )
+        description = {"run": run, "data": data, "metrics": metrics, "arrays": digests}
+        description["digest"] = _digest_plain(description)
         items = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(state),
-            data=ocp.args.JsonSave(data),
-            run=ocp.args.JsonSave(run),
+            state=ocp.args.PyTreeSave(state), description=ocp.args.JsonSave(description)
         )
-        self._manager.save(step, args=items, metrics=metrics)
+        with self._saving():
+            if self._manager is None:
+                self._manager = self._open_manager()
+            self._scores[step] = _score(description)
+            if not self._manager.save(step, args=items):
+                raise ValueError(f"{step} is not beyond the steps {self.steps()}")
+
+    def _open_manager(self) -> ocp.CheckpointManager:
+        for step in self.steps():
+            try:
+                self._scores[step] = _score(self._describe(step))
+            except Damaged as damage:
+                self._tell(f"{damage}{self._set_aside(step)}")
+        return ocp.CheckpointManager(
+            self._directory,
+            item_handlers={
+                "state": ocp.PyTreeCheckpointHandler(),
+                "description": ocp.JsonCheckpointHandler(),
+            },
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=_LastTwoAndBest(self._scores),
+                cleanup_tmp_directories=True,
+                lightweight_initialize=True,  # reads none of the files, which may be damaged
+            ),
+        )
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Makes one line of all that orbax may raise, and removes what is half written."""
+        try:
+            yield
+        except Exception as error:
+            if jax.process_index() == 0:
+                for path in self._directory.glob("*.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(path, ignore_errors=True)
+            raise OSError(
+                f"cannot save a checkpoint in {self._directory}: {_in_short(error)}; those saved "
+                "before are untouched"
+            ) from error
+
+    # ------------------------------------------------------------------ reading
 
     def restore(self, like: State, sharding: jax.sharding.Sharding) -> tuple[State, dict[str, Any]]:
-        """The last checkpoint's state, of the shapes in ``like``, and its position in the data."""
-        like = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
+        """The last state, of the shapes in ``like``, and its position in the data.
+
+        Raises:
+            FileNotFoundError: If there is no checkpoint.
+            Damaged: If none is whole.
+            ValueError: If its arrays are others than those of ``like``.
+        """
+
+        def read(step: int) -> tuple[State, dict[str, Any]]:
+            description = self._describe(step)
+            expected = description["arrays"]
+            _check_shapes(self._directory / str(step), like, expected)
+            return self._read_arrays(step, like, expected), description["data"]
+
+        state, data = self._first_whole("last", read)
+        # Copies, not views of what was read: the train step donates its state.
+        return jax.tree.map(jnp.copy, jax.device_put(state, sharding)), data
+
+    def load(self, which: Which) -> tuple[int, dict[str, Any], dict[str, Any]]:
+        """A checkpoint's step, what `save` was given as ``run``, and the parameters in numpy.
+
+        Where no checkpoint was scored, the last counts as the best.
+
+        Raises:
+            FileNotFoundError: If there is no checkpoint.
+            Damaged: If none is whole.
+        """
+
+        def read(step: int) -> tuple[int, dict[str, Any], dict[str, Any]]:
+            description = self._describe(step)
+            arrays = description["arrays"]
+            expected = {name: text for name, text in arrays.items() if name.startswith("params/")}
+            like: Any = {}
+            for name in expected:
+                layer, _, kind = name.removeprefix("params/").rpartition("/")
+                like.setdefault(layer, {})[kind] = 0
+            arrays = self._read_arrays(step, {"params": like}, expected)
+            return step, description["run"], arrays["params"]
+
+        return self._first_whole(which, read)
+
+    def last(self) -> tuple[int, dict[str, Any]] | None:
+        """The step of the last checkpoint, and what `save` was given as ``run``; None without any.
+
+        Of damaged ones it tells nothing: `restore` and `load` do, which read all of a checkpoint.
+
+        Raises:
+            Damaged: If there are some, and none tells it.
+        """
+        damage = None
+        for step in reversed(self.steps()):
+            try:
+                return step, self._describe(step)["run"]
+            except Damaged as error:
+                damage = damage or error
+        if damage:
+            raise self._none_whole(str(damage))
+        return None
+
+    def _first_whole(self, which: Which, read: Callable[[int], T]) -> T:
+        """What ``read`` makes of the best or last checkpoint, or of the next that is whole."""
+        damages: dict[int, str] = {}
+        for step in self._in_order(which):
+            try:
+                found = read(step)
+            except Damaged as error:
+                found = error
+            elsewhere = f"another process finds {self._directory / str(step)} damaged"
+            damaged = self._anywhere(isinstance(found, Damaged))
+            if damaged or isinstance(found, Damaged):
+                damages[step] = str(found) if isinstance(found, Damaged) else elsewhere
+                continue
+            for bad, text in damages.items():
+                self._tell(f"{text}{self._set_aside(bad)}; step {step} is used instead")
+            return found
+        if not damages:
+            raise FileNotFoundError(f"{self._directory} holds no checkpoint")
+        raise self._none_whole(next(iter(damages.values())))
+
+    def _none_whole(self, damage: str) -> Damaged:
+        return Damaged(
+            f"{damage}, and no checkpoint in {self._directory} is whole; bring one back from a "
+            "copy, or remove that folder, and training begins the stage anew"
         )
-        restore_args = ocp.checkpoint_utils.construct_restore_args(like)
-        state = ocp.args.PyTreeRestore(like, restore_args=restore_args)
-        restored = self._read("last", state=state, data=ocp.args.JsonRestore())
-        return restored["state"], restored["data"]
 
-    def restore_params(self, which: Which) -> dict[str, Any]:
-        """The parameters alone, as numpy arrays, without the optimiser's state."""
-        tree = self._manager.item_metadata(self._require(which))["state"].tree
-        item = {"params": tree["params"]}
-        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-        state = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
-        return self._read(which, state=state)["state"]["params"]
+    def _in_order(self, which: Which) -> list[int]:
+        """All steps, the best or last one first."""
 
-    def run(self, which: Which) -> dict[str, Any]:
-        """What `save` was given as ``run``."""
-        return self._read(which, run=ocp.args.JsonRestore())["run"]
+        def rank(step: int) -> tuple[float, int]:
+            try:
+                score = _score(self._describe(step))
+            except Damaged:
+                return math.inf, step  # first, so that it is told: it may have been the best
+            return -math.inf if score is None else score, step
 
-    def _read(self, which: Which, **items: Any) -> Any:
-        return self._manager.restore(self._require(which), args=ocp.args.Composite(**items))
+        return sorted(self.steps(), key=rank if which == "best" else None, reverse=True)
 
-    def _require(self, which: Which) -> int:
-        step = self.step(which)
-        if step is None:
-            raise FileNotFoundError(f"{self._manager.directory} holds no checkpoint")
-        return step
+    def _set_aside(self, step: int) -> str:
+        """Renames a damaged checkpoint, and says so."""
+        if self._read_only:
+            return ""
+        path = self._directory / str(step)
+        names = (f"{step}.damaged{number or ''}" for number in itertools.count())
+        aside = next(name for name in names if not path.with_name(name).exists())
+        if jax.process_index() == 0:
+            path.rename(path.with_name(aside))
+        return f"; set aside as {aside}"
+
+    def _anywhere(self, damaged: bool) -> bool:
+        """Whether a process of the run finds a checkpoint damaged; all must use the same one."""
+        if self._read_only or jax.process_count() == 1:
+            return damaged
+        return bool(multihost_utils.process_allgather(np.bool_(damaged)).any())
+
+    def _describe(self, step: int) -> dict[str, Any]:
+        """What `save` wrote beside the arrays. Raises Damaged."""
+        path = self._directory / str(step) / "description"
+        with _reading(path):
+            description: Any = ocp.JsonCheckpointHandler().restore(epath.Path(path))
+            if description.pop("digest") != _digest_plain(description):
+                raise Damaged(f"{path} is damaged: it is not what was saved")
+            return description
+
+    def _read_arrays(self, step: int, like: Any, expected: Mapping[str, str]) -> Any:
+        """The arrays of a tree in numpy, of which the digests are known. Raises Damaged."""
+        path = self._directory / str(step) / "state"
+        types = ocp.type_handlers
+        registry = types.create_type_handler_registry(
+            (np.ndarray, _Reader()),
+            (jax.Array, types.ArrayHandler()),  # orbax warns where there is none
+        )
+        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+        in_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
+        args = ocp.args.PyTreeRestore(like, restore_args=in_numpy, partial_restore=True)
+        with _reading(path):
+            arrays = handler.restore(epath.Path(path), args=args)
+            found, bad = digest_arrays(arrays)
+        if wrong := sorted(
+            name for name in {*found, *expected} if found.get(name) != expected.get(name)
+        ):
+            raise Damaged(f"{path} is damaged: {_some(wrong)} not what was saved")
+        if bad:
+            raise Damaged(f"{path} is unusable: NaN or Inf in {_some(bad)}")
+        return arrays
+
+
+class _Reader(ocp.type_handlers.NumpyHandler):
+    """Reads arrays; where one cannot be read, it still waits for the others.
+
+    orbax would end the event loop that they come to, and each would print a traceback.
+    """
+
+    async def deserialize(self, infos: Any, args: Any = None) -> Any:
+        one = super().deserialize
+        reads = [one([info], [arg]) for info, arg in zip(infos, args, strict=True)]
+        arrays = []
+        for found in await asyncio.gather(*reads, return_exceptions=True):
+            if isinstance(found, BaseException):
+                raise found
+            arrays += found
+        return arrays
+
+
+class _LastTwoAndBest(preservation_policy.PreservationPolicy):
+    """Keeps the last two checkpoints, and the one of the highest score."""
+
+    def __init__(self, scores: Mapping[int, float | None]) -> None:
+        self._scores = scores
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        scored = [(score, step) for step in steps if (score := self._scores.get(step)) is not None]
+        kept = {*steps[-2:], *(step for _, step in sorted(scored)[-1:])}
+        return [step in kept for step in steps]
+
+
+def _score(description: Mapping[str, Any]) -> float | None:
+    """By what the best checkpoint is chosen; None where there is nothing to compare."""
+    score = (description["metrics"] or {}).get("mean_iu", math.nan)
+    return None if math.isnan(score) else score
+
+
+# ------------------------------------------------------------------------ digests
+
+
+def digest_arrays(tree: Any) -> tuple[dict[str, str], list[str]]:
+    """Type, shape and digest of every array of a tree by its name, and those with NaN or Inf.
+
+    Example:
+        >>> digest_arrays({"params": {"fc": {"bias": np.zeros(3, np.float32)}}})[0]
+        {'params/fc/bias': 'float32 (3,) 15ec7bf0b50732b4'}
+    """
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        leaves = list(pool.map(_digest_array, jax.tree.leaves(tree)))
+    names = _names(tree)
+    digests = {name: text for name, (text, _) in zip(names, leaves, strict=True)}
+    return digests, [name for name, (_, good) in zip(names, leaves, strict=True) if not good]
+
+
+def _digest_array(given: Any) -> tuple[str, bool]:
+    array = np.asarray(given.addressable_data(0) if isinstance(given, jax.Array) else given)
+    raw: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    digest = hashlib.sha256(raw).hexdigest()[:16]
+    # Smallest and largest values tell it without a second array of that size.
+    floating = array.size and jnp.issubdtype(array.dtype, jnp.inexact)
+    finite = not floating or np.isfinite([array.min(), array.max()]).all()
+    return f"{array.dtype.name} {array.shape} {digest}", bool(finite)
+
+
+def _names(tree: Any) -> list[str]:
+    """The names of a tree's leaves, such as ``params/conv1_1/kernel``."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+
+
+def _digest_plain(value: Any) -> str:
+    """The digest of plain values, whatever the order in dictionaries."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _check_shapes(path: Path, like: Any, saved: Mapping[str, str]) -> None:
+    """Raises ValueError if a checkpoint is of another network or optimiser."""
+    shapes = {
+        name: f"{leaf.dtype.name} {leaf.shape}"
+        for name, leaf in zip(_names(like), jax.tree.leaves(like), strict=True)
+    }
+    found = {name: text.rpartition(" ")[0] for name, text in saved.items()}
+    if wrong := sorted(name for name in {*shapes, *found} if shapes.get(name) != found.get(name)):
+        raise ValueError(
+            f"{path} is of another network or optimiser: {wrong[0]} is "
+            f"{found.get(wrong[0], 'absent')}, not {shapes.get(wrong[0], 'absent')}"
+        )
+
+
+# ------------------------------------------------------------------------ errors
+
+_NO_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+"""Errors of reading that do not mean that a file is damaged."""
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Makes `Damaged` of what orbax and its libraries raise of damaged files: anything."""
+    try:
+        yield
+    except (Damaged, MemoryError):
+        raise
+    except Exception as error:
+        text = _in_short(error)
+        known = getattr(error, "errno", None) in _NO_DAMAGE
+        if known or any(os.strerror(number) in text for number in _NO_DAMAGE):
+            raise OSError(f"{path} cannot be read: {text}") from error
+        raise Damaged(f"{path} is damaged ({text})") from error
+
+
+def _in_short(error: BaseException) -> str:
+    """The beginning of an error's message, on one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else f"{text[:160]}…"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}"
 
 
 # ======================================================================== finished runs
@@ -202,34 +524,62 @@ class LastCheckpoint(NamedTuple):
 
 
 def last_checkpoint(workdir: str | Path) -> LastCheckpoint | None:
-    """The last checkpoint of a run, whatever else of its folder is lost; None if there is none."""
-    found = []
+    """The last checkpoint of a run, whatever else of its folder is lost; None if there is none.
+
+    Raises:
+        Damaged: If there are some, and none tells what the run is.
+    """
+    found: list[LastCheckpoint] = []
+    damaged = ""
     for stage in SEGMENTERS:
-        # Opening the folder of a stage that has not begun would make it.
-        if (Path(workdir).expanduser() / "checkpoints" / stage).is_dir():
-            with StageCheckpoints(workdir, stage, read_only=True) as checkpoints:
-                if (step := checkpoints.step()) is not None:
-                    found.append(LastCheckpoint(stage, step, checkpoints.run("last")))
+        with StageCheckpoints(workdir, stage, read_only=True) as checkpoints:
+            try:
+                if last := checkpoints.last():
+                    found.append(LastCheckpoint(stage, *last))
+            except Damaged as error:
+                damaged = str(error)
+    if damaged and not found:
+        raise Damaged(damaged)
     return max(found, key=lambda c: c.run["config"]["stages"].index(c.stage), default=None)
 
 
 def read_config(workdir: str | Path) -> Config:
-    """The config of a run.
+    """The config of a run: that of its newest checkpoint, which digests protect.
+
+    config.json counts where there is no checkpoint, and for the fields that are free to change.
+    If it is damaged or contradicts the checkpoint, a note tells so.
 
     Raises:
         FileNotFoundError: If the folder is no run's.
-        ValueError: If its config.json is damaged.
+        ValueError: If its config.json is damaged and no checkpoint is whole.
     """
     path = Path(workdir).expanduser() / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{workdir} is no folder of a training run (it has no config.json); "
-            "give the --workdir of train.py"
-        )
+    last = last_checkpoint(workdir) if (path.parent / "checkpoints").is_dir() else None
+    saved = from_plain(last.run["config"]) if last else None
     try:
-        return from_plain(json.loads(path.read_text()))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); restore it or use another folder") from None
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        written = from_plain(fields)
+        if saved is None:
+            return written
+        if fields.keys() != to_plain(saved).keys():
+            problem = "has other fields than the checkpoint"
+        elif changed := changed_fields(saved, written):
+            problem = f"differs from the checkpoint ({'; '.join(changed)})"
+        else:
+            return written
+    except FileNotFoundError:
+        if saved is None:
+            raise FileNotFoundError(
+                f"{workdir} is no folder of a training run (it has no config.json); "
+                "give the --workdir of train.py"
+            ) from None
+        problem = "is missing"
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        problem = f"is damaged ({_in_short(error)})"
+        if saved is None:
+            raise ValueError(f"{path} {problem}; restore it or use another folder") from None
+    note(f"{path} {problem}; the config in the checkpoint counts")
+    return saved
 
 
 def available_stages(workdir: str | Path) -> list[str]:
@@ -238,14 +588,8 @@ def available_stages(workdir: str | Path) -> list[str]:
     Raises:
         FileNotFoundError, ValueError: As `read_config`.
     """
-    found = []
-    for stage in read_config(workdir).stages:
-        # Opening the folder of a stage that has not begun would make it.
-        if (Path(workdir).expanduser() / "checkpoints" / stage).is_dir():
-            with StageCheckpoints(workdir, stage, read_only=True) as checkpoints:
-                if checkpoints.step() is not None:
-                    found.append(stage)
-    return found
+    stages = read_config(workdir).stages
+    return [s for s in stages if StageCheckpoints(workdir, s, read_only=True).steps()]
 
 
 def load_run(
@@ -276,10 +620,7 @@ def load_run(
         known = "" if stage in SEGMENTERS else f"; networks are {', '.join(SEGMENTERS)}"
         raise ValueError(f"{workdir} has no checkpoint of {stage!r}, only {stages}{known}")
     with StageCheckpoints(workdir, stage, read_only=True) as checkpoints:
-        fields = checkpoints.run(which)
-        params = checkpoints.restore_params(which)
-        step = checkpoints.step(which)
-    assert step is not None
+        step, fields, params = checkpoints.load(which)
     config = from_plain(fields["config"])
     if precision is not None:
         config.precision = precision

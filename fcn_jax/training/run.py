@@ -34,7 +34,13 @@ from fcn_jax.inference.predictor import Predictor
 from fcn_jax.models.decoders import SEGMENTERS
 from fcn_jax.models.fcn import FCN, abstract_params, initial_params
 from fcn_jax.models.inputs import Inputs
-from fcn_jax.runs import StageCheckpoints, build_model, describe_run, last_checkpoint
+from fcn_jax.runs import (
+    StageCheckpoints,
+    build_model,
+    describe_run,
+    last_checkpoint,
+    write_whole,
+)
 from fcn_jax.training import identity, init
 from fcn_jax.training.journal import Journal
 from fcn_jax.training.optimizer import make_optimizer, make_schedule
@@ -154,9 +160,7 @@ def train(
     first_process = jax.process_index() == 0
     if first_process:
         workdir.mkdir(parents=True, exist_ok=True)
-        temporary = workdir / "config.tmp"
-        temporary.write_text(json.dumps(configs.to_plain(config), indent=2))
-        temporary.replace(workdir / "config.json")
+        write_whole(workdir / "config.json", json.dumps(configs.to_plain(config), indent=2))
     silent = not first_process
     with Journal(workdir, tuple(config.stages), silent=silent) as journal, noted_signals() as stop:
         classes = " and ".join(str(table.num_classes) for table in heads.values())
@@ -180,20 +184,24 @@ def train(
             canvas=rule_for(scored.sizes),
             mesh=devices.local_mesh(),  # each process scores alone: sizes of images may differ
         )
+        finished = config.stages[: config.stages.index(last.stage)] if last else ()
         for before, stage in zip((None, *stages), stages, strict=False):
-            with StageCheckpoints(workdir, stage.name) as checkpoints:
-                done = checkpoints.step()
-                if done is not None and done >= stage.steps:
-                    journal.say(f"{stage.name}: finished before, {done} steps")
-                    continue
-
+            if stage.name in finished:
+                journal.say(f"{stage.name}: finished before")
+                continue
+            with StageCheckpoints(workdir, stage.name, tell=journal.say) as checkpoints:
                 # ---- Its last state, or its first: from the stage before or the start weights
-                if done is not None:
+                done = 0
+                if checkpoints.steps():
                     like = jax.eval_shape(
                         functools.partial(init_state, optimizer=stage.optimizer),
                         abstract_params(stage.model),
                     )
                     state, position = checkpoints.restore(like, devices.replicated(mesh))
+                    done = int(state.step)
+                    if done >= stage.steps:
+                        journal.say(f"{stage.name}: finished before, {done} steps")
+                        continue
                     # Of changed data it takes the batches that would come next by their own order.
                     stage.batches.set_state({**position, "examples": len(train_source)})
                     journal.say(f"{stage.name}: going on from step {done}")
@@ -202,8 +210,13 @@ def train(
                 else:
                     key = jax.random.fold_in(stage.key, 1)
                     if before is not None:
-                        with StageCheckpoints(workdir, before.name, read_only=True) as finished:
-                            params = finished.restore_params("last")
+                        with StageCheckpoints(workdir, before.name, read_only=True) as former:
+                            step, _, params = former.load("last")
+                        if step < before.steps:
+                            raise ValueError(
+                                f"{workdir}: the last checkpoint of {before.name} was damaged just "
+                                "now; the same command trains its last steps again"
+                            )
                         start = {"": weights.Weights(weights.flatten(params))}
                     if start:
                         params, report = init.params_from(stage.model, start, key)
@@ -214,7 +227,7 @@ def train(
                         journal.say(f"{stage.name}: starts from random weights")
                     state = create_state(params, stage.optimizer, mesh)
                     params, start = {}, {}  # a step need not keep them in memory
-                journal.rewind(stage.name, done or 0)
+                journal.rewind(stage.name, done)
 
                 # ---- Its steps
                 train_step = make_train_step(
@@ -227,7 +240,7 @@ def train(
                     cell_fraction=config.cell_fraction,
                     loss_weights=config.loss_weights.to_dict(),
                 )
-                with stage.batches, journal.progress(stage.name, done or 0, stage.steps):
+                with stage.batches, journal.progress(stage.name, done, stage.steps):
                     _loop(
                         stage,
                         train_step,

@@ -95,7 +95,7 @@ def load(path: str | Path) -> Weights:
         from fcn_jax.runs import load_run  # brings in orbax
 
         stage = None  # the last
-        if path.parent.name == "checkpoints" and (path.parents[1] / "config.json").is_file():
+        if path.parent.name == "checkpoints" and not (path / "config.json").exists():
             path, stage = path.parents[1], path.name
         run = load_run(path, stage)
         arrays = {name: np.asarray(a) for name, a in flatten(run.variables["params"]).items()}
