@@ -1,0 +1,382 @@
+"""What a person's images and masks hold, from one reading of all of them.
+
+`fcn_jax.data.folder` refuses data in which a `Survey` finds problems, and ``fcn-jax check`` prints
+what it finds. Nothing is kept of an image but numbers.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import dataclasses
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from fcn_jax.classes import NO_ID, VOID, ClassTable
+from fcn_jax.data.images import LabelKind, encoded_image, read_mask
+from fcn_jax.data.layouts import Drawing
+
+READERS = 4
+STRIP = 1 << 20  # pixels
+SHOWN = 3  # examples of a problem
+RARE = 1e-3  # of the pixels that count
+MUCH_VOID = 0.5
+BACKGROUNDS = ("background", "bg", "void", "unlabeled", "unlabelled", "none", "other", "others")
+
+
+class Problems:
+    """What is wrong, each with the files that it is true of; equal ones become one line."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, tuple[str, list[str]]] = {}
+
+    def add(self, what: str, where: str = "") -> None:
+        """Adds a file to those of a problem. Problems that differ by numbers alone are equal."""
+        _, places = self._of.setdefault(re.sub(r"\d+", "0", what), (what, []))
+        places.append(where)
+
+    def lines(self) -> list[str]:
+        """A line for every kind, with a count and three examples where there are several."""
+        return [
+            f"{places[0]}: {what}" if places[0] and len(places) == 1
+            else f"{len(places)} files: {what}: {examples(places)}" if places[0]
+            else what
+            for what, places in self._of.values()
+        ]
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+
+def examples(names: Collection[str]) -> str:
+    """The first of many names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(list(names)[:SHOWN]) + more
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """An image with its mask, as they were read.
+
+    Attributes:
+        image: The image's path, as messages show it.
+        mask: The mask's path; the image's where masks are drawn.
+        digest: See `fcn_jax.data.images.pixel_digest`; empty if the image cannot be read.
+        ids: The pixels of every id in the mask.
+        colors: See `fcn_jax.data.images.Mask`.
+        stored: Whether the mask's numbers are its ids; they are not where colours were looked up.
+        problems: What is wrong with either, and with which.
+    """
+
+    image: str
+    mask: str
+    digest: str
+    ids: Mapping[int, int]
+    colors: Mapping[int, tuple[int, int, int]] | None
+    stored: bool
+    problems: tuple[tuple[str, str], ...]
+
+
+def read_all(
+    pairs: Collection[tuple[Path, Path | Drawing]],
+    root: Path,
+    colors: ClassTable | None,
+    kind: LabelKind,
+) -> list[Reading]:
+    """Reads all images and masks, in four threads: decoding leaves Python's lock."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
+        readings = pool.map(lambda pair: _read(*pair, root, colors, kind), pairs)
+        return list(
+            track(
+                readings,
+                "Reading images and masks",
+                total=len(pairs),
+                console=console,
+                transient=True,
+                disable=not console.is_terminal,
+            )
+        )
+
+
+def _read(
+    image: Path, mask: Path | Drawing, root: Path, colors: ClassTable | None, kind: LabelKind
+) -> Reading:
+    names = [_short(image, root), _short(mask if isinstance(mask, Path) else image, root)]
+    problems = []
+    size, digest = None, ""
+    ids, palette, by_color = np.zeros((0, 0), np.int32), None, not isinstance(mask, Path)
+    try:
+        encoded = encoded_image(image)
+        size, digest = encoded.size, encoded.digest
+        del encoded
+    except (ValueError, OSError) as error:
+        problems.append((_without_path(error, image), names[0]))
+    try:
+        if isinstance(mask, Path):
+            ids, palette, by_color = read_mask(mask, colors, kind)
+        elif size:
+            ids = mask(size)
+    except (ValueError, OSError) as error:
+        problems.append((_without_path(error, mask), names[1]))
+    else:
+        if size and ids.shape != size:
+            sizes = "{1}x{0}, its image {3}x{2}".format(*ids.shape, *size)
+            turned = "; width and height are exchanged" if ids.shape == size[::-1] else ""
+            problems.append((f"not of its image's size{turned}", f"{names[1]} ({sizes})"))
+    return Reading(*names, digest, _counts(ids), palette, not by_color, tuple(problems))
+
+
+def _short(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def _without_path(error: Exception, path: Path | Drawing) -> str:
+    return str(error).removeprefix(f"{path}: ")
+
+
+def _counts(ids: Integer[np.ndarray, "h w"]) -> dict[int, int]:
+    """The pixels of every id; a strip at a time, as counting takes 8 bytes a pixel."""
+    pixels: collections.Counter[int] = collections.Counter()
+    flat = ids.reshape(-1)
+    for start in range(0, flat.size, STRIP):
+        strip = flat[start : start + STRIP]
+        if strip.min() >= 0 and strip.max() < 65536:
+            counts = np.bincount(strip)
+            values = np.flatnonzero(counts)
+            counts = counts[values]
+        else:
+            values, counts = np.unique(strip, return_counts=True)
+        pixels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+    return dict(pixels)
+
+
+# ======================================================================== what it means
+
+
+class Survey:
+    """All readings of a folder, and what follows from them.
+
+    Args:
+        readings: Of every split, by id.
+        table: The classes.
+        numbered: Whether their ids are given, and need not be guessed at.
+        colored: Whether their colours are given.
+        void: Further ids that are void.
+        kind: How masks store classes.
+
+    Attributes:
+        classes: The classes with the ids that the masks turned out to have.
+        pixels: The pixels of every label in each split.
+        masks: The masks that hold the label, likewise.
+        unknown: Ids of no class: their pixels, and the masks that hold them.
+        problems: What must be mended before training.
+        warnings: What a person should look at.
+        notes: What was understood without being told.
+        proposals: Options that mend problems.
+    """
+
+    def __init__(
+        self,
+        readings: Mapping[str, Mapping[str, Reading]],
+        table: ClassTable,
+        *,
+        numbered: bool,
+        colored: bool,
+        void: Sequence[int],
+        kind: LabelKind,
+    ) -> None:
+        self.readings = readings
+        self.problems = Problems()
+        self.warnings: list[str] = []
+        self.notes: list[str] = []
+        self.proposals: dict[str, Any] = {}
+        self._all = [reading for ids in readings.values() for reading in ids.values()]
+        stored = {i for reading in self._all if reading.stored for i in reading.ids}
+        self._stored = stored - {NO_ID, *void}  # the ids that files hold, and that may count
+        shaded = colored and kind != "index"
+        table = table if VOID in void else self._black_and_white(table, numbered, shaded)
+        self.classes = table.with_void(void)
+        for reading in self._all:
+            for what, where in reading.problems:
+                self.problems.add(what, where)
+        self._count()
+        if not numbered:
+            self._find_shift(table)
+        if kind != "index":
+            self._compare_palettes()
+        self._find_copies()
+        if not self.unknown:
+            self._weigh()
+
+    def _black_and_white(self, table: ClassTable, numbered: bool, shaded: bool) -> ClassTable:
+        """The table with the ids of masks in black and white, or in the greys of its colours."""
+        if not all(reading.stored for reading in self._all) or self._stored <= set(table.ids):
+            return table
+        greys = [row.color[0] for row in table.rows if len(set(row.color)) == 1]
+        if shaded and len(set(greys)) == len(table.rows) and self._stored <= set(greys):
+            self.notes.append("masks hold the grey values that the class file gives as colours")
+            return table.with_ids(greys)
+        if not numbered and table.ids == (0, 1) and self._stored == {0, VOID}:
+            self.notes.append(
+                f"masks hold 0 and {VOID} alone: {VOID} is the class {table.rows[1].name}, not void"
+            )
+            return table.with_ids((0, VOID))
+        return table
+
+    def _count(self) -> None:
+        known = {*self.classes.ids, *self.classes.void_ids}
+        label_of = dict(zip(known, self.classes.to_labels(np.array([*known])).tolist(), strict=True))
+        self.pixels = {split: np.zeros(256, np.int64) for split in self.readings}
+        self.masks = {split: np.zeros(256, np.int64) for split in self.readings}
+        self.unknown: dict[int, tuple[int, int]] = {}
+        holders = []
+        for split, readings in self.readings.items():
+            for reading in readings.values():
+                present = set()
+                for raw_id, count in reading.ids.items():
+                    if raw_id in known:
+                        self.pixels[split][label_of[raw_id]] += count
+                        present.add(label_of[raw_id])
+                    else:
+                        pixels, masks = self.unknown.get(raw_id, (0, 0))
+                        self.unknown[raw_id] = pixels + count, masks + 1
+                self.masks[split][[*present]] += 1
+                holders += [reading.mask] if reading.ids.keys() - known else []
+        if self.unknown:
+            ids = sorted(self.unknown)
+            what = f"label values {', '.join(map(str, ids[:10]))}{', ...' * (len(ids) > 10)} "
+            what += f"belong to no class (known ids: {ranges(self.classes.ids)}; "
+            what += f"void: {ranges(self.classes.void_ids)}). "
+            if len(ids) > 20:
+                what += (
+                    "So many look like a photograph, or like masks that were resized smoothly or "
+                    "kept as JPEG"
+                )
+            else:
+                what += f"If they do not count, give void={tuple(ids)}; else add them as classes"
+            for mask in holders:
+                self.problems.add(what, mask)
+
+    def _find_shift(self, table: ClassTable) -> None:
+        """Whether the masks' ids begin with another number than the class file's."""
+        ids = self._stored - {VOID} | (self._stored & set(table.ids))
+        if not ids or len(self.unknown) > 20:
+            return
+        first, low, high, many = table.rows[0].name, min(ids), max(ids), len(table.rows)
+        has_background = table.rows[0].ignored or first.lower() in BACKGROUNDS
+        start = 1 if high <= many else low
+        if low > 0 and high < many and not has_background:
+            self.problems.add(
+                f"no mask holds 0, the id of the first class {first}. If masks number the classes "
+                "from 1, give first_id=1; if it does not occur, first_id=0"
+            )
+            self.proposals["first_id"] = 1
+        elif 0 < low and many <= high < start + many:
+            self.problems.add(
+                f"masks hold ids from {low} to {high}, the class file has {many} classes: "
+                f"give first_id={start}"
+            )
+            self.proposals["first_id"] = start
+        elif low == 0 and high == many and not has_background:
+            self.problems.add(
+                f"masks hold 0 beside 1 to {many}, the class file has {many} classes. If 0 is "
+                "background, write it into the first line of the class file; if it is void, give "
+                "first_id=1 and void=0"
+            )
+
+    def _compare_palettes(self) -> None:
+        first: dict[int, tuple[tuple[int, int, int], str]] = {}
+        for reading in self._all:
+            for raw_id, color in (reading.colors or {}).items() if reading.stored else ():
+                known, other = first.setdefault(raw_id, (color, reading.mask))
+                if known != color:
+                    self.problems.add(
+                        f"palettes differ: {raw_id} is {color} here and {known} in {other}. Give "
+                        "the classes' colours in a class file (name,r,g,b), or mask_kind='index' "
+                        "if the colours mean nothing",
+                        reading.mask,
+                    )
+                    break
+
+    def _find_copies(self) -> None:
+        first: dict[str, tuple[str, str]] = {}
+        twice = []
+        for split, readings in self.readings.items():
+            for reading in filter(lambda reading: reading.digest, readings.values()):
+                other_split, other = first.setdefault(reading.digest, (split, reading.image))
+                if other_split != split:
+                    what = f"the same image is in {other_split} and in {split}"
+                    self.problems.add(what, f"{reading.image} (= {other})")
+                elif other != reading.image:
+                    twice.append(f"{reading.image} (= {other})")
+        if twice:
+            self.warnings.append(f"{len(twice)} images are there twice: {examples(twice)}")
+
+    def _weigh(self) -> None:
+        """What the shares of the classes mean for training."""
+        names = self.classes.names
+        total, train = sum(self.pixels.values()), self.pixels.get("train", np.zeros(256, np.int64))
+        present = [names[label] for label in np.flatnonzero(train[: len(names)])]
+        if not train.any():
+            return
+        if len(present) < 2:
+            what = f"all pixels of all masks to train on are {present[0] if present else 'void'}"
+            if present and train[VOID]:
+                what += " or void"
+            if self._stored == {0, VOID} and len(names) == 1:
+                what += (
+                    ": give the other pixels a class too, such as background in the first line of "
+                    "the class file"
+                )
+            elif VOID in self._stored and VOID not in self.classes.ids:
+                what += (
+                    f". {VOID} is void; if it is a class in your masks, give its id in classes.csv "
+                    f"(name,id, then background,0 and thing,{VOID})"
+                )
+            self.problems.add(what)
+            return
+        counted = max(int(total[: len(names)].sum()), 1)
+        absent = [name for label, name in enumerate(names) if not total[label]]
+        if absent:
+            self.warnings.append(
+                f"{len(absent)} of {len(names)} classes have no pixel: {examples(absent)}. They "
+                "cannot be learned or scored: add images of them, or give scored=false"
+            )
+        for split in self.pixels:
+            missing = [
+                name
+                for label, name in enumerate(names)
+                if total[label] and not self.pixels[split][label]
+            ]
+            if missing:
+                effect = "cannot be learned" if split == "train" else "have no score there"
+                self.warnings.append(
+                    f"{len(missing)} classes have no pixel in {split} and {effect}: "
+                    f"{examples(missing)}. Move images of them there"
+                )
+        for label, name in enumerate(names):
+            if 0 < total[label] < RARE * counted:
+                masks = sum(self.masks.values())
+                self.warnings.append(
+                    f"{name} is rare: {total[label]} pixels in {masks[label]} of {len(self._all)} "
+                    "masks. What helps: more images of it; a larger scale where it is small; "
+                    "joining it with another class"
+                )
+        if total[VOID] > MUCH_VOID * total.sum():
+            self.warnings.append(f"{100 * total[VOID] / total.sum():.0f} % of all pixels are void")
+
+
+def ranges(ids: Iterable[int]) -> str:
+    """Ids in few words: "0..20, 255"."""
+    values = np.sort([*ids])
+    runs = np.split(values, np.flatnonzero(np.diff(values) > 1) + 1)
+    return ", ".join(f"{r[0]}..{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs)
