@@ -285,6 +285,11 @@ def has_colors(path: str | Path) -> bool:
     return all(_given_color(fields) is not None for fields in _read_fields(Path(path)))
 
 
+def has_ids(path: str | Path) -> bool:
+    """Whether a class file gives the ids of masks for any of its classes."""
+    return any(fields.get("id") not in (None, "") for fields in _read_fields(Path(path)))
+
+
 def _read_text(path: Path) -> str:
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)

@@ -1,49 +1,147 @@
-"""``fcn-jax check DIR``: checks your own images and masks before training."""
+"""``fcn-jax check DIR``: what your own images and masks hold, and what is wrong with them.
+
+Prints the layout, every class with its share of the pixels and the number of masks that hold it,
+what is wrong, what may be, and the command that trains on the folder.
+"""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fcn_jax.classes import VOID
 from fcn_jax.data import folder
+from fcn_jax.data.survey import Survey, ranges
+
+SHOWN_IDS = 20
+BATCH_SIZE = 4  # of the config `folder`
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints what a folder holds and all of its problems; returns 0 if there are none."""
     parser = argparse.ArgumentParser(
         prog="fcn-jax check",
-        description="Check your own images and masks before training.",
+        description="Check your own images and masks before training. Every option but "
+        "--write_classes is one of training too, as --config.dataset_options.OPTION=VALUE.",
         argument_default=argparse.SUPPRESS,  # what is not given is left to `folder.plan`
     )
-    parser.add_argument("dir", type=Path, help="the folder of the data (manual_dir)")
-    parser.add_argument("--classes", help="class file: csv, json, or one name a line")
-    parser.add_argument("--images", help="glob of the images, relative to DIR")
-    parser.add_argument("--masks", help="glob of the masks, relative to DIR")
-    parser.add_argument("--mask_kind", help="auto, index or color")
-    parser.add_argument("--first_id", type=int, help="id of the first class in masks")
-    parser.add_argument("--void", type=int, nargs="*", help="further void ids")
-    parser.add_argument("--seed", type=int, help="of the cut 8:1:1")
+    add = parser.add_argument
+    add("dir", type=Path, help="the folder of the data (manual_dir)")
+    add("--classes", help="class file: csv, json, or one name a line")
+    add("--images", help="glob of the images, relative to DIR")
+    add("--masks", help="glob of the masks, relative to DIR")
+    add("--mask_kind", help="auto, index or color")
+    add("--first_id", type=int, help="id of the first class in masks")
+    add("--void", type=int, nargs="*", help="further void ids")
+    add("--skip_unlabeled", action="store_true", help="leave out images that have no mask")
+    add("--val_fraction", type=float, help="share of val, where images have no splits (0.1)")
+    add("--test_fraction", type=float, help="share of test, likewise (0.1)")
+    add("--seed", type=int, help="of the cut into train, val and test")
+    add(
+        "--write_classes",
+        metavar="FILE",
+        nargs="?",
+        const="",
+        help="write a class file, to be edited, from the values found in the masks; "
+        "default: DIR/classes.csv",
+    )
     options = vars(parser.parse_args(argv))
+    root = options.pop("dir").expanduser().absolute()
+    write_to = options.pop("write_classes", None)
 
     try:
-        found = folder.plan(options.pop("dir").expanduser().absolute(), **options)
+        if write_to is not None:
+            kept = ("images", "masks", "mask_kind")
+            options = {name: options[name] for name in kept if name in options}
+            print(folder.write_classes(root, write_to, **options))
+            return 0
+        plan = folder.plan(root, **options)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    problems, pixels = found.check()
-    sizes = ", ".join(f"{split} {len(pairs)}" for split, pairs in found.splits.items())
-    print(f"{found.root}: {sizes}")
-    print(f"layout: {found.found.layout}")
-    for note in found.found.notes:
+    survey = plan.survey
+    print(plan.root)
+    print(f"layout: {plan.found.layout}")
+    print(f"splits: {sizes_of(survey)}")
+    print(f"classes: {plan.class_file or 'of the layout'}")
+    print_classes(survey)
+    for note in survey.notes:
         print(f"note: {note}")
-    print(f"classes from {found.class_file or 'the layout'}, in % of the pixels:")
-    total = max(int(pixels.sum()), 1)
-    for label, name in (*enumerate(found.classes.names), (VOID, "void")):
-        print(f"  {label:3} {100 * pixels[label] / total:6.2f}  {name}")
+    sys.stdout.flush()
+    for warning in survey.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    problems = survey.problems.lines()
     for problem in problems:
         print(f"problem: {problem}", file=sys.stderr)
-    print(f"{len(problems)} problems" if problems else "no problems", file=sys.stderr)
+    count = len(problems)
+    print(f"{count} problem{'s' * (count > 1)}" if problems else "no problems", file=sys.stderr)
+    if survey.proposals:
+        given = options | survey.proposals
+        print(f"\nThis may help:\n  fcn-jax check {shlex.quote(str(root))} {as_arguments(given)}")
+    if problems:
+        print("\nWhen all is mended, train with:")
+    else:
+        print("\nTrain with:")
+    print(f"  {train_command(root, options | survey.proposals, survey)}")
     return 1 if problems else 0
+
+
+def sizes_of(survey: Survey) -> str:
+    """The number of images in every split."""
+    return ", ".join(f"{split} {len(ids)}" for split, ids in survey.readings.items())
+
+
+def print_classes(survey: Survey) -> None:
+    """A line for every class, for void, and for every id that no class has."""
+    splits = [*survey.readings]
+    total = sum(int(pixels.sum()) for pixels in survey.pixels.values())
+    total = max(total + sum(pixels for pixels, _ in survey.unknown.values()), 1)
+    print(f"  label     id     pixels   masks of {' / '.join(splits)}")
+    ids = [
+        str(i)
+        for i, row in zip(survey.classes.ids, survey.classes.rows, strict=True)
+        if not row.ignored
+    ]
+    names = [*survey.classes.names]
+    rows = [
+        *zip(range(len(names)), ids, names, strict=True),
+        (VOID, ranges(survey.classes.void_ids), "void"),
+    ]
+    for label, raw_id, name in rows:
+        share = 100 * sum(int(pixels[label]) for pixels in survey.pixels.values()) / total
+        masks = " / ".join(f"{survey.masks[split][label]:4}" for split in splits)
+        print(f"  {label:5}  {raw_id:>5}  {share:7.3f} %  {masks}   {name}")
+    for raw_id, (pixels, masks) in sorted(survey.unknown.items())[:SHOWN_IDS]:
+        print(f"      ?  {raw_id:5}  {100 * pixels / total:7.3f} %  {masks:4} in all   of no class")
+    if len(survey.unknown) > SHOWN_IDS:
+        print(f"      ?  {len(survey.unknown) - SHOWN_IDS} more ids of no class")
+
+
+def as_arguments(options: Mapping[str, Any], prefix: str = "--") -> str:
+    """Options as the shell takes them."""
+    words = []
+    for name, value in options.items():
+        if prefix == "--" and value is True:
+            words.append(f"--{name}")
+        elif prefix == "--" and isinstance(value, (list, tuple)):
+            words += [f"--{name}", *map(str, value)]
+        else:
+            text = str(tuple(value)) if isinstance(value, (list, tuple)) else str(value)
+            words.append(f"{prefix}{name}={text}")
+    return shlex.join(words)
+
+
+def train_command(root: Path, options: Mapping[str, Any], survey: Survey) -> str:
+    """The command that trains on the folder with these options."""
+    fields: dict[str, Any] = {"manual_dir": root}
+    fields |= {f"dataset_options.{name}": value for name, value in options.items()}
+    sizes = {split: len(ids) for split, ids in survey.readings.items()}
+    if "val" not in sizes and "test" in sizes:
+        fields["eval_split"] = "test"
+    if 0 < sizes.get("train", 0) < BATCH_SIZE:
+        fields["batch_size"] = sizes["train"]
+    return f"fcn-jax train --config=folder {as_arguments(fields, '--config.')}"

@@ -1,19 +1,21 @@
 """`folder`: your own images and masks, without writing code.
 
-Three layouts are found by themselves (`labels` or `annotations` may stand for `masks`):
+These layouts are found by themselves; `labels`, `annotations` and other usual names may stand for
+`masks`, `valid` or `validation` for `val`:
 
     DIR/train/images  DIR/train/masks  DIR/val/images  DIR/val/masks  (and test)
     DIR/images/train  DIR/masks/train  DIR/images/val  DIR/masks/val  (and test)
-    DIR/images        DIR/masks                  cut 8:1:1 into train, val and test by a seed
+    DIR/images        DIR/masks                  cut into train, val and test
+    X.jpg with X_mask.png, X_gt.png, X_label.png … side by side, in any of these or in DIR
 
-Any other is given as two globs, `images` and `masks`, relative to DIR. An image and a mask belong
-together where the stars matched the same text, whatever the extensions: with `*_rgb.jpg` and
-`*_gt.png`, `a_rgb.jpg` belongs to `a_gt.png`. Where the globs hold `{split}`, it stands for train,
-val and test.
+and the exports of Roboflow, CVAT and Supervisely, COCO and LabelMe. Any other layout is given as
+two globs, `images` and `masks`, relative to DIR. An image and a mask belong together where the
+stars matched the same text, whatever the extensions: with `*_rgb.jpg` and `*_gt.png`, `a_rgb.jpg`
+belongs to `a_gt.png`. Where the globs hold `{split}`, it stands for train, val and test.
 
 Class names come from `DIR/classes.csv`, `.json` or `.txt` (see
-`fcn_jax.classes.load_class_table`). Masks hold ids (grey or palette PNG), or colours where the
-class file gives them.
+`fcn_jax.classes.load_class_table`). Masks hold ids (grey or palette PNG, .npy), or colours where
+the class file gives them.
 
 Before anything is prepared all files are read once and every problem is reported in one list. To
 do only that:
@@ -23,19 +25,33 @@ do only that:
 
 from __future__ import annotations
 
-import concurrent.futures
-from collections.abc import Sequence
+import collections
+import csv
+import functools
+import hashlib
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import UInt8
 
-from fcn_jax.classes import VOID, has_colors, load_class_table
+from fcn_jax.classes import (
+    MAX_CLASSES,
+    NO_ID,
+    VOID,
+    VOID_COLOR,
+    ClassTable,
+    has_colors,
+    has_ids,
+    load_class_table,
+)
 from fcn_jax.data import layouts
 from fcn_jax.data.files import fingerprint
-from fcn_jax.data.images import Encoded, LabelKind, encoded_image
-from fcn_jax.data.layouts import Drawing, Pairs
+from fcn_jax.data.images import LabelKind, encoded_image
+from fcn_jax.data.layouts import Drawing, Found
 from fcn_jax.data.records import Contents, Entry, Part, file_entry, read_labels
+from fcn_jax.data.survey import Reading, Survey, examples, ranges, read_all, read_values
 
 CLASS_FILES = ("classes.csv", "classes.json", "classes.txt")
 SHOWN_PROBLEMS = 100
@@ -50,9 +66,13 @@ class FolderPlan:
         masks: Glob of the masks.
         mask_kind: "index": masks hold ids; "color": colours, also in grey and palette files;
             "auto": RGB files hold colours, all others ids.
-        first_id: The id in masks of the first class, where the class file gives no ids.
+        first_id: The id in masks of the first class, where the class file gives no ids. None: 0,
+            unless the masks look otherwise; then it is asked for.
         void: Ids in masks that are void, beside 255.
-        seed: Of the cut into train, val and test, for layouts without splits.
+        skip_unlabeled: Leave out images that have no mask.
+        val_fraction, test_fraction: The shares of val and test where images have no splits; 0 for
+            none. See `cut`.
+        seed: Of that cut.
     """
 
     def __init__(
@@ -63,134 +83,134 @@ class FolderPlan:
         images: str | None = None,
         masks: str | None = None,
         mask_kind: str = "auto",
-        first_id: int = 0,
-        void: Sequence[int] = (),
+        first_id: int | None = None,
+        void: int | Sequence[int] = (),
+        skip_unlabeled: bool = False,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
         seed: int = 0,
     ) -> None:
-        if manual_dir is None or not manual_dir.is_dir():
-            there = f"there is no folder {manual_dir}" if manual_dir else "no data"
-            raise FileNotFoundError(
-                f"folder: {there}; give the folder of your images and masks as manual_dir"
-            )
+        self.void = (void,) if isinstance(void, int) else tuple(void)
+        self.fractions, self.seed = {"val": val_fraction, "test": test_fraction}, seed
         if mask_kind not in ("auto", "index", "color"):
             raise ValueError(f"folder: mask_kind '{mask_kind}' is not one of auto, index, color")
-        self.root = root = manual_dir
-        if (images is None) != (masks is None):
-            raise ValueError("folder: give both globs, images and masks, or neither")
-        class_file = _class_file(root, classes)
-        table = load_class_table(class_file, first_id) if class_file else None
-        if images is not None and masks is not None:
-            found = layouts.from_globs(root, images, masks)
-            if not found.splits and not found.unlabeled:
-                raise FileNotFoundError(f"folder: {root} has no image {images}")
-        else:
-            found = layouts.find(root, table)
-        if found is None:
-            raise FileNotFoundError(
-                f"folder: found no images with masks in {root}. Put them into train/images and "
-                "train/masks, val/images and val/masks; or all into images and masks, to be cut "
-                "8:1:1; or give two globs, e.g. images='photos/*.jpg' and masks='labels/*_mask.png'"
+        if not (min(val_fraction, test_fraction) >= 0 and val_fraction + test_fraction < 1):
+            raise ValueError(
+                f"folder: val_fraction={val_fraction} and test_fraction={test_fraction} must be at "
+                "least 0, and less than 1 together"
             )
-        if found.classes is None and class_file is None:
+        self.root = root = existing(manual_dir)
+        self.mask_kind: LabelKind = mask_kind
+        self.class_file = _class_file(root, classes)
+        own = load_class_table(self.class_file, first_id or 0) if self.class_file else None
+        self.found = found = find(root, images, masks, own)
+        table = found.classes or own
+        if found.classes is not None:
+            self.numbered, self.colored = True, found.colored
+        elif self.class_file is not None:
+            self.numbered, self.colored = has_ids(self.class_file), has_colors(self.class_file)
+        if table is None:
             raise FileNotFoundError(
                 f"folder: {root} has no classes.csv, classes.json or classes.txt. For masks that "
                 "hold ids write classes.txt with one class name a line, the first being id 0 "
                 "(option first_id); for masks that hold colours write classes.csv with the first "
-                "line name,r,g,b"
+                "line name,r,g,b. One to be edited is written from the masks by\n"
+                f"  fcn-jax check {shlex.quote(str(root))} --write_classes"
             )
-        self.found = found
-        self.class_file = class_file
-        classes_ = found.classes or table
-        assert classes_ is not None
-        self.classes = classes_.with_void(void)
-        self.mask_kind: LabelKind = mask_kind
-        in_colors = mask_kind == "color" or (
-            found.colored if found.classes else class_file and has_colors(class_file)
-        )
-        self.colors = self.classes if in_colors else None  # that masks may hold
-        # What is wrong before any file has been read.
-        self.problems = [f"{path.relative_to(root)}: {what}" for what, path in found.problems]
-        self.problems += [f"{path.relative_to(root)}: no mask" for path in found.unlabeled]
-        splits = dict(found.splits)
-        splits |= _cut(splits.pop(layouts.UNCUT, {}), seed) if layouts.UNCUT in splits else {}
-        self.splits: dict[str, Pairs] = {split: pairs for split, pairs in splits.items() if pairs}
-        if not splits.get("train") and not self.problems:
-            raise FileNotFoundError(f"folder: {root} has no image to train on: {found.layout}")
-        pairs = [pair for split in splits.values() for pair in split.values()]
+        self.table = table
+        if self.numbered and first_id:
+            raise ValueError(
+                f"folder: first_id={first_id} has no effect, as "
+                f"{self.class_file if found.classes is None else 'the layout'} gives the ids"
+            )
+        self.counted = first_id is not None
+        self.colors = table if mask_kind == "color" or self.colored else None
+        self.skip_unlabeled = skip_unlabeled
+        if not found.splits.keys() & {"train", layouts.UNCUT} and not found.unlabeled:
+            there = ", ".join(f"{split} ({len(ids)} images)" for split, ids in found.splits.items())
+            raise FileNotFoundError(
+                f"folder: {root} has no image to train on; it has {there or found.layout}"
+            )
+        pairs = [pair for split in found.splits.values() for pair in split.values()]
         files = {path for pair in pairs for path in pair if isinstance(path, Path)}
-        files |= {*found.files, *filter(None, [class_file])}
-        options = (classes, images, masks, mask_kind, first_id, tuple(void), seed)
-        self.copy = f"files-{fingerprint(files, options)}"
+        files |= {*found.files, *filter(None, [self.class_file])}
+        options = (classes, images, masks, mask_kind, first_id, self.void, skip_unlabeled)
+        self.copy = f"files-{fingerprint(files, options, val_fraction, test_fraction, seed)}"
+
+    @functools.cached_property
+    def survey(self) -> Survey:
+        """What all images and masks hold, and their splits. Reads them all."""
+        tasks = [
+            (split, name, *pair)
+            for split, ids in self.found.splits.items()
+            for name, pair in ids.items()
+        ]
+        pairs = [(image, mask) for _, _, image, mask in tasks]
+        read = read_all(pairs, self.root, self.colors, self.mask_kind)
+        uncut = {
+            name: reading.digest or name
+            for (split, name, *_), reading in zip(tasks, read, strict=True)
+            if split == layouts.UNCUT
+        }
+        place = cut(uncut, self.fractions, self.seed)
+        readings: dict[str, dict[str, Reading]] = {split: {} for split in layouts.SPLITS}
+        for (split, name, *_), reading in zip(tasks, read, strict=True):
+            readings[split or place[name]][name] = reading
+        survey = Survey(
+            {split: readings[split] for split in layouts.SPLITS if readings[split]},
+            self.table,
+            numbered=self.numbered,
+            counted=self.counted,
+            colored=self.colored,
+            void=self.void,
+            kind=self.mask_kind,
+        )
+        for what, path in self.found.problems:
+            survey.problems.add(what, self._short(path))
+        unlabeled = [self._short(path) for path in self.found.unlabeled]
+        if self.skip_unlabeled and unlabeled:
+            survey.notes.append(
+                f"{len(unlabeled)} images without a mask are left out: {examples(unlabeled)}"
+            )
+        else:
+            for path in unlabeled:
+                survey.problems.add("no mask; skip_unlabeled=True leaves such images out", path)
+        leftover = [self._short(path) for path in self.found.leftover]
+        if leftover:
+            survey.warnings.append(f"{len(leftover)} masks without an image: {examples(leftover)}")
+        survey.notes += self.found.notes
+        return survey
+
+    def _short(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
 
     def contents(self) -> Contents:
-        """All examples, for the prepared copy; a ValueError lists what `check` finds."""
-        problems, _ = self.check()
-        if problems:
+        """All examples, for the prepared copy; a ValueError lists what ``fcn-jax check`` finds."""
+        survey = self.survey
+        if problems := survey.problems.lines():
             count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
             lines = [f"  {problem}" for problem in problems[:SHOWN_PROBLEMS]]
             if len(problems) > SHOWN_PROBLEMS:
-                lines.append(f"  ... and {len(problems) - SHOWN_PROBLEMS} more; all are listed by")
-                lines.append(f"  fcn-jax check {self.root}")
+                lines.append(f"  ... and {len(problems) - SHOWN_PROBLEMS} more")
+            lines.append(f"More is told by: fcn-jax check {shlex.quote(str(self.root))}")
             raise ValueError("\n".join([f"folder: {count} in {self.root}:", *lines]))
-        splits = {
-            split: [self._entry(name, *pair) for name, pair in pairs.items()]
-            for split, pairs in self.splits.items()
-        }
-        return Contents(splits, {"label": self.classes}, source=str(self.root))
-
-    def check(self) -> tuple[list[str], Int64[np.ndarray, "256"]]:
-        """Read every image and mask once: all problems, and how many pixels have each label."""
-        from tensorflow_datasets.core.utils import tqdm_utils
-
-        problems = list(self.problems)
-        pixels = np.zeros(256, np.int64)
-        first_of: dict[str, tuple[str, Path]] = {}
-        tasks = [(split, *pair) for split, ids in self.splits.items() for pair in ids.values()]
-        with concurrent.futures.ThreadPoolExecutor(4) as pool:  # decoding leaves Python's lock
-            results = pool.map(lambda task: self._read(*task[1:]), tasks)
-            bar = tqdm_utils.tqdm(results, total=len(tasks), desc="folder check", unit=" images")
-            for (split, image, _), (problem, counts, digest) in zip(tasks, bar, strict=True):
-                pixels += counts
-                if problem:
-                    problems.append(problem.replace(f"{self.root}/", ""))
-                other_split, other = first_of.setdefault(digest, (split, image))
-                if digest and other_split != split:
-                    problems.append(
-                        f"{image.relative_to(self.root)}: the same image as "
-                        f"{other.relative_to(self.root)}, in {split} and in {other_split}"
-                    )
-        present = [self.classes.names[i] for i in np.flatnonzero(pixels[:VOID])]
-        if not problems and len(present) < 2 and self.classes.num_classes > 1:
-            text = f"all pixels of all masks are {present[0] if present else 'void'}"
-            if pixels[VOID]:
-                text += (
-                    f" or void ({VOID}). If {VOID} is a class in your masks, give the classes' "
-                    "colours in classes.csv (name,r,g,b, e.g. background,0,0,0 and "
-                    "thing,255,255,255) and the option mask_kind='color'"
-                )
-            problems.append(text)
-        return problems, pixels
-
-    def _read(self, image: Path, mask: Path | Drawing) -> tuple[str, Int64[np.ndarray, "256"], str]:
-        """The problem of a pair or "", pixels of each label, and the image's digest."""
-        try:
-            parts = self._entry("", image, mask).load()
-        except (ValueError, OSError) as error:
-            return str(error), np.zeros(256, np.int64), ""
-        picture, label = parts["image"], parts["label"]
-        assert isinstance(picture, Encoded)
-        assert isinstance(label, np.ndarray)
-        counts = np.bincount(label.ravel(), minlength=256)
-        return "", counts, picture.digest
+        splits = {}
+        for split, names in survey.readings.items():
+            of = self.found.splits
+            pairs = {**of.get(layouts.UNCUT, {}), **of.get(split, {})}
+            splits[split] = [self._entry(name, *pairs[name]) for name in names]
+        return Contents(splits, {"label": survey.classes}, str(self.root), (*survey.notes,))
 
     def _entry(self, name: str, image: Path, mask: Path | Drawing) -> Entry:
+        classes = self.survey.classes
+
         def read(path: Path) -> UInt8[np.ndarray, "h w"]:
-            return read_labels(path, self.classes, self.mask_kind, self.colors)
+            return read_labels(path, classes, self.mask_kind, self.colors)
 
         def draw() -> dict[str, Part]:
             assert not isinstance(mask, Path)
             picture = encoded_image(image)
-            return {"image": picture, "label": self.classes.to_labels(mask(picture.size))}
+            return {"image": picture, "label": classes.to_labels(mask(picture.size))}
 
         if not isinstance(mask, Path):
             return Entry(name, draw)
@@ -200,7 +220,42 @@ class FolderPlan:
 plan = FolderPlan
 
 
+def existing(manual_dir: Path | None) -> Path:
+    """The folder of a person's data; a FileNotFoundError if there is none."""
+    if manual_dir is not None and manual_dir.is_dir():
+        return manual_dir
+    there = f"there is no folder {manual_dir}" if manual_dir else "no data"
+    raise FileNotFoundError(
+        f"folder: {there}; give the folder of your images and masks as manual_dir"
+    )
+
+
+def find(root: Path, images: str | None, masks: str | None, table: ClassTable | None) -> Found:
+    """What lies in a folder: by two globs, or by the first layout that is there.
+
+    Raises:
+        ValueError: if only one glob is given, or one is wrong.
+        FileNotFoundError: if nothing is found.
+    """
+    if (images is None) != (masks is None):
+        raise ValueError("folder: give both globs, images and masks, or neither")
+    if images is not None and masks is not None:
+        found = layouts.from_globs(root, images, masks)
+        if not found.splits and not found.unlabeled:
+            raise FileNotFoundError(f"folder: {root} has no image {images}")
+        return found
+    if found := layouts.find(root, table):
+        return found
+    raise FileNotFoundError(
+        f"folder: found no images with masks in {root}. Put them into train/images and "
+        "train/masks, val/images and val/masks; or all into images and masks, to be cut into "
+        "train, val and test; or give two globs, e.g. images='photos/*.jpg' and "
+        "masks='labels/*_mask.png'"
+    )
+
+
 def _class_file(root: Path, classes: str | Path | None) -> Path | None:
+    """The class file given, or one of the usual names, if there is one."""
     if classes is None:
         places = [root / name for name in CLASS_FILES]
     else:
@@ -214,13 +269,85 @@ def _class_file(root: Path, classes: str | Path | None) -> Path | None:
     return None
 
 
-def _cut(pairs: Pairs, seed: int) -> dict[str, Pairs]:
-    """Cut 8:1:1 into train, val and test, at least one each; fewer than three are all train."""
-    names = sorted(pairs)
-    order = np.random.default_rng(seed).permutation(len(names))
-    tenth = max(1, round(len(names) / 10)) if len(names) >= 3 else 0
-    places = {"train": order[2 * tenth :], "val": order[:tenth], "test": order[tenth : 2 * tenth]}
-    return {
-        split: {names[i]: pairs[names[i]] for i in sorted(place.tolist())}
-        for split, place in places.items()
+def cut(digests: Mapping[str, str], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
+    """The split of every image, which depends on its digest and the seed alone.
+
+    So no image changes place when others come or go, and copies of one stay together. Of fewer than
+    three different images all are in train. Of three and more none of the splits stays empty: the
+    image nearest to it joins, which may change when more come.
+
+    Args:
+        digests: Of every image, by id.
+        fractions: The shares of "val" and "test"; the rest is train.
+
+    Example:
+        >>> cut({"a": "60f1", "b": "0c2e", "c": "60f1"}, {"val": 0.1, "test": 0.1}, seed=0)
+        {'a': 'train', 'b': 'train', 'c': 'train'}
+    """
+    places = {
+        digest: int(hashlib.sha256(f"{seed} {digest}".encode()).hexdigest()[:13], 16) / 16**13
+        for digest in digests.values()
     }
+    if len(places) < 3:
+        return dict.fromkeys(digests, "train")
+    bounds, low = {}, 0.0
+    for split, fraction in fractions.items():
+        bounds[split] = (low, low + fraction)
+        low += fraction
+    bounds["train"] = (low, 1.0)
+    split_of = {
+        digest: next(split for split, (_, high) in bounds.items() if place < high or high == 1)
+        for digest, place in places.items()
+    }
+    for split, (low, high) in bounds.items():
+        if low == high or split in split_of.values():
+            continue
+        sizes = collections.Counter(split_of.values())
+        distance = {
+            digest: max(low - place, place - high)
+            for digest, place in places.items()
+            if sizes[split_of[digest]] > 1
+        }
+        split_of[min(distance, key=lambda digest: (distance[digest], digest))] = split
+    return {name: split_of[digest] for name, digest in digests.items()}
+
+
+def write_classes(
+    root: Path,
+    path: str = "",
+    *,
+    images: str | None = None,
+    masks: str | None = None,
+    mask_kind: LabelKind = "auto",
+) -> str:
+    """Writes a class file, to be edited, from the values in a folder's masks; says what it wrote.
+
+    It is `classes.csv` in the folder where no path is given.
+
+    Raises:
+        ValueError: if there is one, the layout brings its own classes, or masks cannot be read.
+    """
+    found = find(existing(root), images, masks, None)
+    if found.classes is not None:
+        raise ValueError(f"folder: the layout brings its classes ({found.layout})")
+    target = Path(path).expanduser() if path else root / CLASS_FILES[0]
+    for there in [target] if path else [root / name for name in CLASS_FILES]:
+        if there.exists():
+            raise ValueError(f"folder: {there} exists; give another name, --write_classes=FILE")
+    files = [mask for ids in found.splits.values() for _, mask in ids.values()]
+    ids, colors = read_values([mask for mask in files if isinstance(mask, Path)], mask_kind)
+    void = [raw_id for raw_id in (NO_ID, VOID) if raw_id in ids and set(ids) != {0, VOID}]
+    if colors:
+        columns = ["name", "r", "g", "b"]
+        rows = [[f"class {i}", *color] for i, color in enumerate(sorted(colors - {VOID_COLOR}))]
+        what = f"{len(rows)} colours"
+    else:
+        counted = sorted(set(ids) - set(void))
+        columns = ["name", "id", "r", "g", "b"] if any(ids.values()) else ["name", "id"]
+        rows = [[f"class {raw_id}", raw_id, *(ids[raw_id] or ())] for raw_id in counted]
+        what = f"ids {ranges(counted)}" + "".join(f"; {raw_id} is void" for raw_id in void)
+    if not 0 < len(rows) <= MAX_CLASSES:
+        raise ValueError(f"folder: the masks hold {len(rows)} values, which are no classes")
+    with target.open("x", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns, *rows])
+    return f"wrote {target}: {what}, of {len(files)} masks. Put in the names of the classes"

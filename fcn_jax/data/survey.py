@@ -12,13 +12,13 @@ import dataclasses
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Integer
 
 from fcn_jax.classes import NO_ID, VOID, ClassTable
-from fcn_jax.data.images import LabelKind, encoded_image, read_mask
+from fcn_jax.data.images import LabelKind, encoded_image, read_image, read_mask
 from fcn_jax.data.layouts import Drawing
 
 READERS = 4
@@ -26,27 +26,31 @@ STRIP = 1 << 20  # pixels
 SHOWN = 3  # examples of a problem
 RARE = 1e-3  # of the pixels that count
 MUCH_VOID = 0.5
+MANY = 1000  # colours; more are a photograph's
 BACKGROUNDS = ("background", "bg", "void", "unlabeled", "unlabelled", "none", "other", "others")
+
+Color: TypeAlias = tuple[int, int, int]
 
 
 class Problems:
     """What is wrong, each with the files that it is true of; equal ones become one line."""
 
     def __init__(self) -> None:
-        self._of: dict[str, tuple[str, list[str]]] = {}
+        self._of: dict[str, tuple[str, str, list[str]]] = {}
 
-    def add(self, what: str, where: str = "") -> None:
-        """Adds a file to those of a problem. Problems that differ by numbers alone are equal."""
-        _, places = self._of.setdefault(re.sub(r"\d+", "0", what), (what, []))
-        places.append(where)
+    def add(self, what: str, where: str = "", alone: str = "") -> None:
+        """Adds a file to those of a problem. Problems that differ by numbers alone are equal.
+
+        `alone` is the line where no other file has the problem.
+        """
+        line = alone or (f"{where}: {what}" if where else what)
+        self._of.setdefault(re.sub(r"\d+", "0", what), (what, line, []))[2].append(where)
 
     def lines(self) -> list[str]:
         """A line for every kind, with a count and three examples where there are several."""
         return [
-            f"{places[0]}: {what}" if places[0] and len(places) == 1
-            else f"{len(places)} files: {what}: {examples(places)}" if places[0]
-            else what
-            for what, places in self._of.values()
+            line if len(places) == 1 else f"{len(places)} files: {what}: {examples(places)}"
+            for what, line, places in self._of.values()
         ]
 
     def __len__(self) -> int:
@@ -70,16 +74,16 @@ class Reading:
         ids: The pixels of every id in the mask.
         colors: See `fcn_jax.data.images.Mask`.
         stored: Whether the mask's numbers are its ids; they are not where colours were looked up.
-        problems: What is wrong with either, and with which.
+        problems: What is wrong with either, as `Problems.add` takes it.
     """
 
     image: str
     mask: str
     digest: str
     ids: Mapping[int, int]
-    colors: Mapping[int, tuple[int, int, int]] | None
+    colors: Mapping[int, Color] | None
     stored: bool
-    problems: tuple[tuple[str, str], ...]
+    problems: tuple[tuple[str, ...], ...]
 
 
 def read_all(
@@ -94,7 +98,7 @@ def read_all(
 
     console = Console(stderr=True)
     with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
-        readings = pool.map(lambda pair: _read(*pair, root, colors, kind), pairs)
+        readings = pool.map(lambda pair: _read(pair[0], pair[1], root, colors, kind), pairs)
         return list(
             track(
                 readings,
@@ -110,7 +114,7 @@ def read_all(
 def _read(
     image: Path, mask: Path | Drawing, root: Path, colors: ClassTable | None, kind: LabelKind
 ) -> Reading:
-    names = [_short(image, root), _short(mask if isinstance(mask, Path) else image, root)]
+    names = _short(image, root), _short(mask if isinstance(mask, Path) else image, root)
     problems = []
     size, digest = None, ""
     ids, palette, by_color = np.zeros((0, 0), np.int32), None, not isinstance(mask, Path)
@@ -129,10 +133,60 @@ def _read(
         problems.append((_without_path(error, mask), names[1]))
     else:
         if size and ids.shape != size:
-            sizes = "{1}x{0}, its image {3}x{2}".format(*ids.shape, *size)
-            turned = "; width and height are exchanged" if ids.shape == size[::-1] else ""
-            problems.append((f"not of its image's size{turned}", f"{names[1]} ({sizes})"))
+            own, other = ("{1}x{0}".format(*shape) for shape in (ids.shape, size))
+            turned = " (width and height are exchanged)" if ids.shape == size[::-1] else ""
+            problems.append(
+                (
+                    f"masks of another size than their image{turned}",
+                    f"{names[1]} ({own}, not {other})",
+                    f"{names[1]}: {own} pixels, but its image {names[0]} has {other}{turned}",
+                )
+            )
     return Reading(*names, digest, _counts(ids), palette, not by_color, tuple(problems))
+
+
+def read_values(
+    files: Collection[Path], kind: LabelKind
+) -> tuple[dict[int, Color | None], set[Color]]:
+    """The values in masks, without a class table.
+
+    Returns:
+        The ids, with the colours that palettes give them; and the colours, where masks are RGB or
+        palettes differ, else none.
+    """
+    ids: dict[int, Color | None] = {}
+    colors: set[Color] = set()
+    in_colors = False
+    with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
+        for values in pool.map(lambda path: _values(path, kind), files):
+            if isinstance(values, set):
+                in_colors, colors = True, (colors | values if len(colors) < MANY else colors)
+                continue
+            for raw_id, color in values.items():
+                known = ids.get(raw_id)
+                in_colors = in_colors or (None not in (known, color) and known != color)
+                grey = raw_id % 256
+                colors.add(color or (grey, grey, grey))
+                ids[raw_id] = color or known
+    return ids, (colors if in_colors else set())
+
+
+def _values(path: Path, kind: LabelKind) -> dict[int, Color | None] | set[Color]:
+    """The ids of a mask with their colours in a palette, or the colours of an RGB mask."""
+    try:
+        if kind != "color":
+            mask = read_mask(path, None, kind)
+            return {raw_id: (mask.colors or {}).get(raw_id) for raw_id in _counts(mask.ids)}
+    except ValueError as error:
+        if "RGB mask" not in str(error):
+            raise
+    codes: set[int] = set()
+    pixels = read_image(path).reshape(-1, 3)
+    for start in range(0, len(pixels), STRIP):
+        strip = pixels[start : start + STRIP].astype(np.int32)
+        codes.update(np.unique(strip @ np.array([1 << 16, 1 << 8, 1], np.int32))[:MANY].tolist())
+    red_green_blue = ((code >> 16, code >> 8 & 255, code & 255) for code in codes)
+    return set(red_green_blue)
 
 
 def _short(path: Path, root: Path) -> str:
@@ -168,7 +222,8 @@ class Survey:
     Args:
         readings: Of every split, by id.
         table: The classes.
-        numbered: Whether their ids are given, and need not be guessed at.
+        numbered: Whether the class file gives ids.
+        counted: Whether the id of the first class is given.
         colored: Whether their colours are given.
         void: Further ids that are void.
         kind: How masks store classes.
@@ -190,6 +245,7 @@ class Survey:
         table: ClassTable,
         *,
         numbered: bool,
+        counted: bool,
         colored: bool,
         void: Sequence[int],
         kind: LabelKind,
@@ -206,10 +262,10 @@ class Survey:
         table = table if VOID in void else self._black_and_white(table, numbered, shaded)
         self.classes = table.with_void(void)
         for reading in self._all:
-            for what, where in reading.problems:
-                self.problems.add(what, where)
+            for problem in reading.problems:
+                self.problems.add(*problem)
         self._count()
-        if not numbered:
+        if not numbered and not counted:
             self._find_shift(table)
         if kind != "index":
             self._compare_palettes()
@@ -234,7 +290,9 @@ class Survey:
 
     def _count(self) -> None:
         known = {*self.classes.ids, *self.classes.void_ids}
-        label_of = dict(zip(known, self.classes.to_labels(np.array([*known])).tolist(), strict=True))
+        label_of = dict(
+            zip(known, self.classes.to_labels(np.array([*known])).tolist(), strict=True)
+        )
         self.pixels = {split: np.zeros(256, np.int64) for split in self.readings}
         self.masks = {split: np.zeros(256, np.int64) for split in self.readings}
         self.unknown: dict[int, tuple[int, int]] = {}
@@ -255,7 +313,7 @@ class Survey:
             ids = sorted(self.unknown)
             what = f"label values {', '.join(map(str, ids[:10]))}{', ...' * (len(ids) > 10)} "
             what += f"belong to no class (known ids: {ranges(self.classes.ids)}; "
-            what += f"void: {ranges(self.classes.void_ids)}). "
+            what += f"{VOID if VOID in self.classes.void_ids else NO_ID} is void). "
             if len(ids) > 20:
                 what += (
                     "So many look like a photograph, or like masks that were resized smoothly or "
@@ -280,7 +338,7 @@ class Survey:
                 "from 1, give first_id=1; if it does not occur, first_id=0"
             )
             self.proposals["first_id"] = 1
-        elif 0 < low and many <= high < start + many:
+        elif low > 0 and many <= high < start + many:
             self.problems.add(
                 f"masks hold ids from {low} to {high}, the class file has {many} classes: "
                 f"give first_id={start}"
@@ -294,7 +352,7 @@ class Survey:
             )
 
     def _compare_palettes(self) -> None:
-        first: dict[int, tuple[tuple[int, int, int], str]] = {}
+        first: dict[int, tuple[Color, str]] = {}
         for reading in self._all:
             for raw_id, color in (reading.colors or {}).items() if reading.stored else ():
                 known, other = first.setdefault(raw_id, (color, reading.mask))
@@ -314,8 +372,12 @@ class Survey:
             for reading in filter(lambda reading: reading.digest, readings.values()):
                 other_split, other = first.setdefault(reading.digest, (split, reading.image))
                 if other_split != split:
-                    what = f"the same image is in {other_split} and in {split}"
-                    self.problems.add(what, f"{reading.image} (= {other})")
+                    where = f"in {split} and in {other_split}"
+                    self.problems.add(
+                        f"the same image {where}",
+                        f"{reading.image} (= {other})",
+                        f"{reading.image}: the same image as {other}, {where}",
+                    )
                 elif other != reading.image:
                     twice.append(f"{reading.image} (= {other})")
         if twice:
@@ -324,7 +386,8 @@ class Survey:
     def _weigh(self) -> None:
         """What the shares of the classes mean for training."""
         names = self.classes.names
-        total, train = sum(self.pixels.values()), self.pixels.get("train", np.zeros(256, np.int64))
+        nothing = np.zeros(256, np.int64)
+        total, train = sum(self.pixels.values(), nothing), self.pixels.get("train", nothing)
         present = [names[label] for label in np.flatnonzero(train[: len(names)])]
         if not train.any():
             return
@@ -365,7 +428,7 @@ class Survey:
                 )
         for label, name in enumerate(names):
             if 0 < total[label] < RARE * counted:
-                masks = sum(self.masks.values())
+                masks = sum(self.masks.values(), nothing)
                 self.warnings.append(
                     f"{name} is rare: {total[label]} pixels in {masks[label]} of {len(self._all)} "
                     "masks. What helps: more images of it; a larger scale where it is small; "
