@@ -100,20 +100,20 @@ def print_classes(survey: Survey) -> None:
     splits = [*survey.readings]
     total = sum(int(pixels.sum()) for pixels in survey.pixels.values())
     total = max(total + sum(pixels for pixels, _ in survey.unknown.values()), 1)
-    print(f"  label     id     pixels   masks of {' / '.join(splits)}")
-    ids = [
-        str(i)
-        for i, row in zip(survey.classes.ids, survey.classes.rows, strict=True)
-        if not row.ignored
-    ]
-    names = [*survey.classes.names]
+    held = {i for ids in survey.readings.values() for one in ids.values() for i in one.ids}
     rows = [
-        *zip(range(len(names)), ids, names, strict=True),
-        (VOID, ranges(survey.classes.void_ids), "void"),
+        (label, str(raw_id), row.name)
+        for label, (raw_id, row) in enumerate(
+            (raw_id, row)
+            for raw_id, row in zip(survey.classes.ids, survey.classes.rows, strict=True)
+            if not row.ignored
+        )
     ]
+    rows.append((VOID, ranges(held & {*survey.classes.void_ids}), "void"))
+    print(f"  label     id     pixels   masks of {' / '.join(splits)}")
     for label, raw_id, name in rows:
         share = 100 * sum(int(pixels[label]) for pixels in survey.pixels.values()) / total
-        masks = " / ".join(f"{survey.masks[split][label]:4}" for split in splits)
+        masks = " / ".join(f"{survey.masks[split][label]:5}" for split in splits)
         print(f"  {label:5}  {raw_id:>5}  {share:7.3f} %  {masks}   {name}")
     for raw_id, (pixels, masks) in sorted(survey.unknown.items())[:SHOWN_IDS]:
         print(f"      ?  {raw_id:5}  {100 * pixels / total:7.3f} %  {masks:4} in all   of no class")

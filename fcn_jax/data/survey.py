@@ -26,6 +26,7 @@ STRIP = 1 << 20  # pixels
 SHOWN = 3  # examples of a problem
 RARE = 1e-3  # of the pixels that count
 MUCH_VOID = 0.5
+MANY_IDS = 20  # of no class; more are no ids
 MANY = 1000  # colours; more are a photograph's
 BACKGROUNDS = ("background", "bg", "void", "unlabeled", "unlabelled", "none", "other", "others")
 
@@ -36,21 +37,22 @@ class Problems:
     """What is wrong, each with the files that it is true of; equal ones become one line."""
 
     def __init__(self) -> None:
-        self._of: dict[str, tuple[str, str, list[str]]] = {}
+        self._of: dict[str, tuple[str, str, str, list[str]]] = {}
 
-    def add(self, what: str, where: str = "", alone: str = "") -> None:
+    def add(self, what: str, where: str = "", alone: str = "", hint: str = "") -> None:
         """Adds a file to those of a problem. Problems that differ by numbers alone are equal.
 
-        `alone` is the line where no other file has the problem.
+        `alone` is the line where no other file has the problem; `hint` comes last.
         """
-        line = alone or (f"{where}: {what}" if where else what)
-        self._of.setdefault(re.sub(r"\d+", "0", what), (what, line, []))[2].append(where)
+        alone = alone or (f"{where}: {what}" if where else what)
+        self._of.setdefault(re.sub(r"\d+", "0", what), (what, alone, hint, []))[-1].append(where)
 
     def lines(self) -> list[str]:
         """A line for every kind, with a count and three examples where there are several."""
         return [
-            line if len(places) == 1 else f"{len(places)} files: {what}: {examples(places)}"
-            for what, line, places in self._of.values()
+            (alone if len(places) == 1 else f"{len(places)} files: {what}: {examples(places)}")
+            + (hint and f". {hint}")
+            for what, alone, hint, places in self._of.values()
         ]
 
     def __len__(self) -> int:
@@ -264,9 +266,9 @@ class Survey:
         for reading in self._all:
             for problem in reading.problems:
                 self.problems.add(*problem)
-        self._count()
-        if not numbered and not counted:
-            self._find_shift(table)
+        holders = self._count()
+        hint = "" if numbered or counted else self._find_shift(table)
+        self._find_unknown(holders, hint)
         if kind != "index":
             self._compare_palettes()
         self._find_copies()
@@ -288,7 +290,8 @@ class Survey:
             return table.with_ids((0, VOID))
         return table
 
-    def _count(self) -> None:
+    def _count(self) -> list[str]:
+        """Counts labels; returns the masks that hold ids of no class."""
         known = {*self.classes.ids, *self.classes.void_ids}
         label_of = dict(
             zip(known, self.classes.to_labels(np.array([*known])).tolist(), strict=True)
@@ -309,47 +312,44 @@ class Survey:
                         self.unknown[raw_id] = pixels + count, masks + 1
                 self.masks[split][[*present]] += 1
                 holders += [reading.mask] if reading.ids.keys() - known else []
-        if self.unknown:
-            ids = sorted(self.unknown)
-            what = f"label values {', '.join(map(str, ids[:10]))}{', ...' * (len(ids) > 10)} "
-            what += f"belong to no class (known ids: {ranges(self.classes.ids)}; "
-            what += f"{VOID if VOID in self.classes.void_ids else NO_ID} is void). "
-            if len(ids) > 20:
-                what += (
-                    "So many look like a photograph, or like masks that were resized smoothly or "
-                    "kept as JPEG"
-                )
-            else:
-                what += f"If they do not count, give void={tuple(ids)}; else add them as classes"
-            for mask in holders:
-                self.problems.add(what, mask)
+        return holders
 
-    def _find_shift(self, table: ClassTable) -> None:
-        """Whether the masks' ids begin with another number than the class file's."""
+    def _find_unknown(self, holders: Iterable[str], hint: str) -> None:
+        ids = sorted(self.unknown)
+        void = VOID if VOID in self.classes.void_ids else NO_ID
+        what = f"label values {', '.join(map(str, ids[:10]))}{', ...' * (len(ids) > 10)} "
+        what += f"belong to no class (known ids: {ranges(self.classes.ids)}; {void} is void)"
+        if len(ids) > MANY_IDS:
+            hint = "So many look like a photograph, or like masks resized smoothly or kept as JPEG"
+        elif not hint:
+            hint = f"If they do not count, give void={(*ids,)}; else give them classes"
+        for mask in holders:
+            self.problems.add(what, mask, hint=hint)
+
+    def _find_shift(self, table: ClassTable) -> str:
+        """A hint where the masks' ids begin with another number than the class file's."""
         ids = self._stored - {VOID} | (self._stored & set(table.ids))
-        if not ids or len(self.unknown) > 20:
-            return
+        if not ids:
+            return ""
         first, low, high, many = table.rows[0].name, min(ids), max(ids), len(table.rows)
         has_background = table.rows[0].ignored or first.lower() in BACKGROUNDS
         start = 1 if high <= many else low
         if low > 0 and high < many and not has_background:
+            self.proposals["first_id"] = 1
             self.problems.add(
                 f"no mask holds 0, the id of the first class {first}. If masks number the classes "
                 "from 1, give first_id=1; if it does not occur, first_id=0"
             )
-            self.proposals["first_id"] = 1
         elif low > 0 and many <= high < start + many:
-            self.problems.add(
-                f"masks hold ids from {low} to {high}, the class file has {many} classes: "
-                f"give first_id={start}"
-            )
             self.proposals["first_id"] = start
+            return f"Masks hold ids from {low} to {high}; give first_id={start}"
         elif low == 0 and high == many and not has_background:
-            self.problems.add(
-                f"masks hold 0 beside 1 to {many}, the class file has {many} classes. If 0 is "
-                "background, write it into the first line of the class file; if it is void, give "
-                "first_id=1 and void=0"
+            return (
+                f"If {high} does not count, give void=({high},). If the classes are 1 to {high} "
+                "and 0 is background, write background in the first line of the class file; if 0 "
+                "does not count, give first_id=1 and void=(0,)"
             )
+        return ""
 
     def _compare_palettes(self) -> None:
         first: dict[int, tuple[Color, str]] = {}
@@ -440,6 +440,7 @@ class Survey:
 
 def ranges(ids: Iterable[int]) -> str:
     """Ids in few words: "0..20, 255"."""
-    values = np.sort([*ids])
+    if not (values := np.sort([*ids])).size:
+        return ""
     runs = np.split(values, np.flatnonzero(np.diff(values) > 1) + 1)
     return ", ".join(f"{r[0]}..{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs)
