@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from fcn_jax.cli import check
-from fcn_jax.data import open_source, prepare
+from fcn_jax.data import Source, folder, open_source, prepare
+from fcn_jax.data.source import split_sizes
 
 NAMES = ("ground", "cat", "dog")
 COLORS = np.array([(0, 0, 0), (255, 0, 0), (0, 200, 100)], np.uint8)
@@ -77,21 +81,64 @@ def test_layouts_with_splits(tree, tmp_path, layout, masks):
     tree.check(tmp_path / "d", splits)
 
 
+def splits_of(tree: Tree, data_dir: Path, **options) -> dict[str, str]:
+    """The split of every image of a folder."""
+    path = prepare("folder", data_dir=data_dir, manual_dir=tree.root, **options)
+    return {name: split for split in split_sizes(path) for name in Source(path, split).ids}
+
+
 def test_one_folder_is_cut_by_a_seed(tree, tmp_path):
-    for i in range(20):
+    for i in range(12):
         tree.add(f"{i:02}", f"images/{i:02}.png", f"masks/{i:02}.png")
+    halves = {"val_fraction": 0.5, "test_fraction": 0}
+    first = splits_of(tree, tmp_path / "d", **halves)
+    assert sorted(first) == [f"{i:02}" for i in range(12)]
+    assert set(first.values()) == {"train", "val"}
+    assert splits_of(tree, tmp_path / "e", **halves) == first  # another computer
+    assert splits_of(tree, tmp_path / "d", seed=1, **halves) != first
+    assert set(splits_of(tree, tmp_path / "d").values()) == {"train", "val", "test"}
 
-    def cut(seed):
-        return [
-            open_source(
-                "folder", split, data_dir=tmp_path / "d", manual_dir=tree.root, seed=seed
-            ).ids
-            for split in ("train", "val", "test")
-        ]
+    # An image under another name, or with other metadata, stays where it is, and its copy with it.
+    for kind in ("images", "masks"):
+        (tree.root / kind / "05.png").rename(tree.root / folder / "zz.png")
+        shutil.copy(tree.root / kind / "03.png", tree.root / folder / "a copy.png")
+    with Image.open(tree.root / "images/07.png") as image:
+        info = PngInfo()
+        info.add_text("Software", "an editor")
+        image.save(tree.root / "images/07.png", pnginfo=info, compress_level=1)
+    again = splits_of(tree, tmp_path / "d", **halves)
+    assert again.pop("a copy") == again["03"]
+    assert again.pop("zz") == first.pop("05")
+    assert again == first
 
-    assert [len(ids) for ids in cut(0)] == [16, 2, 2]
-    assert sorted(name for ids in cut(0) for name in ids) == [f"{i:02}" for i in range(20)]
-    assert cut(0) == cut(0) != cut(1)
+
+def test_the_cut_holds_when_images_come_and_go(rng):
+    digests = {f"{i}": f"{digest:016x}" for i, digest in enumerate(rng.integers(0, 2**63, 105))}
+    fractions = {"val": 0.1, "test": 0.1}
+    first = folder.cut(dict(list(digests.items())[:100]), fractions, 0)
+    grown = folder.cut(digests, fractions, 0)
+    assert {name: grown[name] for name in first} == first
+    gone = rng.choice(105, 10, replace=False).astype(str)
+    fewer = folder.cut({n: d for n, d in digests.items() if n not in gone}, fractions, 0)
+    assert fewer == {name: split for name, split in grown.items() if name not in gone}
+
+
+@pytest.mark.parametrize("many", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize(
+    "fractions", [{"val": 0.1, "test": 0.1}, {"val": 0.4, "test": 0}, {"val": 0, "test": 0}]
+)
+def test_no_split_is_empty_unless_asked_to(rng, many, fractions):
+    for seed in range(20):
+        digests = {str(i): str(rng.integers(2**63)) for i in range(many)}
+        wanted = {split for split, fraction in fractions.items() if fraction and many >= 3}
+        assert set(folder.cut(digests, fractions, seed).values()) == {"train", *wanted}
+
+
+def test_shares_of_a_large_cut(rng):
+    digests = {str(i): str(rng.integers(2**63)) for i in range(4000)}
+    sizes = Counter(folder.cut(digests, {"val": 0.2, "test": 0.05}, 0).values())
+    assert abs(sizes["val"] / 4000 - 0.2) < 0.03  # 4.7 standard deviations
+    assert abs(sizes["test"] / 4000 - 0.05) < 0.017
 
 
 def test_globs_pair_what_the_stars_match(tree, tmp_path):
@@ -136,11 +183,18 @@ def test_grey_masks_with_255_as_a_class(tree, tmp_path):
     mask = tree.rng.choice([0, 255], size).astype(np.uint8)
     Image.fromarray(mask).save(tree.root / "train/masks/a.png")
     where = {"data_dir": tmp_path / "d", "manual_dir": tree.root}
-    with pytest.raises(ValueError, match=r"all masks are ground or void.*mask_kind='color'"):
+    with pytest.raises(ValueError, match=r"to train on are ground or void.*thing,255"):
         prepare("folder", **where)
-    tree.write("two.csv", "name,color\nground,#000000\nthing,#ffffff\n")
-    source = open_source("folder", "train", **where, classes="two.csv", mask_kind="color")
-    np.testing.assert_array_equal(source[0]["label"], mask == 255)
+    for text, options in (
+        ("name,color\nground,#000000\nthing,#ffffff\n", {"mask_kind": "color"}),
+        ("name,color\nground,#000000\nthing,#ffffff\n", {}),
+        ("name,color\nground,#000000\nthing,#ff0000\n", {}),
+        ("name\nground\nthing", {}),
+        ("name,id\nground,0\nthing,255", {}),
+    ):
+        tree.write("two.csv", text)
+        source = open_source("folder", "train", **where, classes="two.csv", **options)
+        np.testing.assert_array_equal(source[0]["label"], mask == 255)
 
 
 def test_all_problems_come_in_one_list(tree, tmp_path, capsys):

@@ -12,8 +12,9 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class DataSet:
             folders that it does not use.
         from_files: Whether it is made from a person's files or a download, which need not be at
             hand any more once it has been prepared.
+        named: Whether the set is what `manual_dir` names, so that it cannot be left out.
         aliases: Split names that stand for others: {"trainval": "train+val"}.
         preprocessing: The normalisation of inputs that the published networks were trained with,
             by the input's name; `Preprocessing()` for those it does not list.
@@ -51,6 +53,7 @@ class DataSet:
 
     module: str
     from_files: bool = True
+    named: bool = False
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     preprocessing: Mapping[str, Preprocessing] = dataclasses.field(default_factory=dict)
 
@@ -80,7 +83,7 @@ DATASETS: dict[str, DataSet] = {
         aliases=TRAINVAL,
         preprocessing={"image": Preprocessing(mean=(104.007, 116.669, 122.679))},
     ),
-    "folder": DataSet("fcn_jax.data.folder"),
+    "folder": DataSet("fcn_jax.data.folder", named=True),
 }
 
 TFDS_PREFIX = "tfds:"
@@ -119,7 +122,8 @@ def prepare(
         name: A name in `DATASETS`, or `tfds:NAME`.
         data_dir: Where prepared data sets lie, each in `NAME/CONFIG/VERSION`.
         manual_dir: The person's own copy of the original files, where the data set needs one.
-            Once prepared, it can be left out, as long as only one copy lies in `data_dir`.
+            Once prepared, it can be left out (but for "folder"), or lie elsewhere, if one copy
+            alone in `data_dir` was made from it with these options.
         **options: Options of the data set, see its module. None means the default.
 
     Returns:
@@ -134,8 +138,6 @@ def prepare(
     data_dir = Path(data_dir).expanduser().absolute()
     manual_dir = None if manual_dir is None else Path(manual_dir).expanduser().absolute()
     options = {key: value for key, value in options.items() if value is not None}
-    if manual_dir is not None and not manual_dir.is_dir():
-        raise FileNotFoundError(f"{name}: there is no folder {manual_dir} (manual_dir)")
     module = importlib.import_module(row.module)
     asked = inspect.signature(module.plan).parameters
     in_tfds = name.removeprefix(TFDS_PREFIX)
@@ -146,8 +148,14 @@ def prepare(
             f"{name} has no option '{unknown[0]}'; it has {', '.join(known) or 'none'}"
         )
     folder = data_dir / ("tfds" if row is TFDS else name)
-    if manual_dir is None and row.from_files and (copy := records.prepared_copy(folder)):
-        return copy
+    defaults = {option: asked[option].default for option in known}
+    made_from = {"manual_dir": str(manual_dir or ""), "options": _as_json(defaults | options)}
+    if row.from_files and not (manual_dir and manual_dir.is_dir()):
+        if copy := _former_copy(row, folder, made_from, options):
+            print(f"{name}: the copy that was prepared before, in {copy}", file=sys.stderr)
+            return copy
+        if manual_dir is not None:
+            raise FileNotFoundError(f"{name}: there is no folder {manual_dir} (manual_dir)")
     plan = module.plan(**{key: given[key] for key in given if key in asked}, **options)
     path = folder / plan.copy / records.VERSION
     if path.exists():
@@ -162,8 +170,52 @@ def prepare(
             contents = plan.contents()
             for note in contents.notes:
                 print(f"{name}: {note}", file=sys.stderr)
-            records.write(contents, path, inspect.getdoc(module) or name)
+            records.write(contents, path, inspect.getdoc(module) or name, made_from)
     return path
+
+
+def _as_json(options: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(options, default=str))
+
+
+def _former_copy(
+    row: DataSet, folder: Path, asked: Mapping[str, Any], given: Collection[str]
+) -> Path | None:
+    """The prepared copy to be used where the files are not at hand.
+
+    It must have been made from the same `manual_dir`, with the same options. Where the data set is
+    the same for everybody `manual_dir` may be left out, and options that are not given are the
+    copy's.
+
+    Raises:
+        ValueError: if there are copies, but of other options; or if there are several.
+    """
+    if row.named and not asked["manual_dir"]:
+        return None
+    options = asked["options"]
+    compared = options if asked["manual_dir"] else given
+
+    def of_this_source(made: Mapping[str, Any]) -> bool:
+        return asked["manual_dir"] in ("", made.get("manual_dir"))
+
+    def fits(made: Mapping[str, Any]) -> bool:
+        known = made.get("options", {})
+        return of_this_source(made) and all(options[n] == known.get(n) for n in compared)
+
+    if copy := records.prepared_copy(folder, fits=fits):
+        return copy
+    if compared and (other := records.prepared_copy(folder, fits=of_this_source)):
+        known = records.made_from(other).get("options", {})
+        differing = ", ".join(
+            f"{n}={known.get(n)!r}, not {options[n]!r}"
+            for n in compared
+            if options[n] != known.get(n)
+        )
+        raise ValueError(
+            f"{folder.name}: the copy in {other} was prepared with {differing}; give the folder of "
+            "the original files as manual_dir"
+        )
+    return None
 
 
 def open_source(

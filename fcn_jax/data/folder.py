@@ -226,7 +226,8 @@ def existing(manual_dir: Path | None) -> Path:
         return manual_dir
     there = f"there is no folder {manual_dir}" if manual_dir else "no data"
     raise FileNotFoundError(
-        f"folder: {there}; give the folder of your images and masks as manual_dir"
+        f"folder: {there}; give the folder of your images and masks as manual_dir "
+        "(--config.manual_dir=DIR)"
     )
 
 

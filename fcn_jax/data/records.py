@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -130,9 +131,15 @@ def read_labels(
         raise ValueError(f"{path}: {error}") from None
 
 
-def prepared_copy(folder: Path, name: str = "*") -> Path | None:
-    """The one copy of this version of the data set in `folder` whose name matches, if any."""
+def prepared_copy(
+    folder: Path, name: str = "*", fits: Callable[[Mapping[str, Any]], bool] = lambda made: True
+) -> Path | None:
+    """The one copy of this version of the data set in `folder` whose name matches, if any.
+
+    `fits` is asked of what it was made from, as `write` was told.
+    """
     copies = [info.parent for info in folder.glob(f"{name}/{VERSION}/dataset_info.json")]
+    copies = [copy for copy in copies if fits(made_from(copy))]
     if len(copies) > 1:
         raise ValueError(
             f"several copies of {folder.name} have been prepared: give the folder of the files of "
@@ -142,8 +149,18 @@ def prepared_copy(folder: Path, name: str = "*") -> Path | None:
     return copies[0] if copies else None
 
 
-def write(contents: Contents, path: Path, description: str) -> None:
-    """Write a data set at DIR/NAME/COPY/VERSION, a folder that is there once it is complete."""
+def made_from(copy: Path) -> Mapping[str, Any]:
+    """What a prepared copy was made from, as `write` was told."""
+    return json.loads((copy / "metadata.json").read_text()).get("made_from", {})
+
+
+def write(
+    contents: Contents, path: Path, description: str, made_from: Mapping[str, Any] | None = None
+) -> None:
+    """Write a data set at DIR/NAME/COPY/VERSION, a folder that is there once it is complete.
+
+    `made_from`, of JSON's types, is kept for `prepared_copy`.
+    """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.utils import tqdm_utils
 
@@ -163,6 +180,7 @@ def write(contents: Contents, path: Path, description: str) -> None:
         modalities=dict(contents.modalities),
         label_maps={name: table.to_dict() for name, table in contents.label_maps.items()},
         source=contents.source,
+        made_from=dict(made_from or {}),
         notes=list(contents.notes),
         **{key: {split: [] for split in contents.splits} for key in LISTS},
     )

@@ -42,6 +42,7 @@ class Source:
         label_digests: A digest of all else of every example: its label maps, its depth.
         sizes: Height and width of every image.
         notes: What a person should know about this copy of the data, e.g. missing images.
+        origin: Where the data come from, in words.
 
     Raises:
         ValueError: if the split does not exist; the message lists those that do. If the copy was
@@ -65,6 +66,7 @@ class Source:
         self._kinds: dict[str, str] = metadata["modalities"]
         self.modalities = tuple(self._kinds)
         self.notes = tuple(metadata["notes"])
+        self.origin: str = metadata["source"]
         sizes = {name: len(ids) for name, ids in metadata["ids"].items()}
         rows = _rows(split, sizes, self.name, self.notes)
         self._positions = tuple(range(len(rows)))  # of the examples among those of the split

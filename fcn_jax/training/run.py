@@ -166,8 +166,9 @@ def train(
         classes = " and ".join(str(table.num_classes) for table in heads.values())
         several = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
         journal.say(
-            f"{config.dataset}: {len(train_source)} training and {len(scored)} evaluation "
-            f"images, {classes} classes; {jax.device_count()} {jax.devices()[0].platform} "
+            f"{config.dataset} ({train_source.origin}): {len(train_source)} training and "
+            f"{len(scored)} evaluation images, {classes} classes; "
+            f"{jax.device_count()} {jax.devices()[0].platform} "
             f"device(s){several}; in {workdir}"
         )
         for note in dict.fromkeys((*train_source.notes, *eval_source.notes)):
