@@ -100,8 +100,8 @@ def test_one_folder_is_cut_by_a_seed(tree, tmp_path):
 
     # An image under another name, or with other metadata, stays where it is, and its copy with it.
     for kind in ("images", "masks"):
-        (tree.root / kind / "05.png").rename(tree.root / folder / "zz.png")
-        shutil.copy(tree.root / kind / "03.png", tree.root / folder / "a copy.png")
+        (tree.root / kind / "05.png").rename(tree.root / kind / "zz.png")
+        shutil.copy(tree.root / kind / "03.png", tree.root / kind / "a copy.png")
     with Image.open(tree.root / "images/07.png") as image:
         info = PngInfo()
         info.add_text("Software", "an editor")
