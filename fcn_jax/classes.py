@@ -35,7 +35,7 @@ VOID_COLOR = (224, 224, 192)
 
 MAX_CLASSES = VOID  # labels travel as uint8, and 255 is taken
 MAX_BYTES = 1 << 22  # of a class file; 65535 rows take less
-_STRIP = 1 << 20  # ids looked up at a time, which bounds the memory
+_STRIP = 1 << 17  # ids looked up at a time, which bounds the memory
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,8 @@
 Files may be grey, have alpha, a palette, 16 bits or an EXIF orientation, or be CMYK. Here they
 become what the rest of the package works with: uint8 RGB images, and integer label maps with one id
 per pixel. Pillow alone decodes, so that training and prediction see the same pixels on every
-machine (OpenCV silently turns palette masks into colours).
+machine (OpenCV silently turns palette masks into colours), and only the formats listed here: of
+others some would start a program. What is large is read in strips, to bound the memory.
 
 A file is a path or its bytes; messages call it `name`, or the path where that is None. Where there
 is no such file the functions raise FileNotFoundError; where it cannot be read, ValueError.
@@ -14,12 +15,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Int32, Integer, Shaped, UInt8, UInt16
+from jaxtyping import Array, Integer, Shaped, UInt8, UInt16
 
 from fcn_jax.classes import VOID, VOID_COLOR, ClassTable
 
@@ -27,13 +29,25 @@ if TYPE_CHECKING:
     import PIL.Image
 
 LabelKind = Literal["auto", "index", "color"]
-"""How a label file stores classes: as ids, as colours, or as its mode suggests."""
+"""How a mask stores classes: as ids, as colours, or as the file suggests."""
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp"),
-    *(".pbm", ".pgm", ".pnm", ".ppm", ".tga", ".jp2"),
+    *(".pbm", ".pgm", ".pnm", ".ppm", ".tga", ".jp2", ".avif", ".heic", ".heif"),
 )
-"""Files that count as images when a folder is searched."""
+"""Files that count as images when a folder is searched, for whatever purpose."""
+
+MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
+"""Files that count as masks."""
+
+_FORMATS = (
+    *("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "TGA", "JPEG2000", "AVIF"),
+)  # Pillow's names; HEIF is a package of its own
+_OTHER_SUFFIXES = (
+    *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2", ".raw", ".psd", ".xcf"),
+    *(".svg", ".eps", ".exr", ".hdr", ".dds", ".ico", ".jxl", ".jxr", ".dcm", ".nii", ".img"),
+)  # of pictures that are not read
+_STRIP = 1 << 17  # pixels
 
 EXIF_ORIENTATION = 0x0112
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
@@ -63,11 +77,12 @@ def to_rgb(
     if isinstance(image, (np.ndarray, Array)):
         values = np.asarray(image)
     else:
-        from PIL import ImageOps
-
-        image = ImageOps.exif_transpose(image)
+        image = _upright(image)
         if image.mode not in (*SIXTEEN_BIT_MODES, "F"):
-            return np.array(image.convert("RGB"))
+            rgb = np.empty((image.height, image.width, 3), np.uint8)
+            for rows, colors in _strips(image):
+                rgb[rows] = colors
+            return rgb
         values = np.asarray(image) if image.mode == "F" else _sixteen_bits(image)
     pixels = values[..., None] if values.ndim == 2 else values
     if pixels.ndim != 3 or pixels.size == 0 or pixels.shape[2] > 4:
@@ -90,6 +105,23 @@ def to_rgb(
             f"an image of {values.dtype} may hold 8 or 16 bits; convert it to uint8 or uint16"
         )
     return np.repeat(values, 3, axis=2) if values.shape[2] == 1 else values
+
+
+def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    """The image as a viewer shows it."""
+    from PIL import ImageOps
+
+    turned = image.getexif().get(EXIF_ORIENTATION, 1) != 1
+    return ImageOps.exif_transpose(image) if turned else image  # which copies in any case
+
+
+def _strips(image: PIL.Image.Image) -> Iterator[tuple[slice, UInt8[np.ndarray, "h w 3"]]]:
+    """An image's RGB colours, a few rows at a time."""
+    step = max(1, _STRIP // image.width)
+    for top in range(0, image.height, step):
+        bottom = min(top + step, image.height)
+        strip = image.crop((0, top, image.width, bottom)).convert("RGB")
+        yield slice(top, bottom), np.asarray(strip)
 
 
 def _sixteen_bits(image: PIL.Image.Image) -> UInt16[np.ndarray, "h w"]:
@@ -131,61 +163,149 @@ def read_mask(
     kind: LabelKind = "auto",
     name: str | None = None,
 ) -> Mask:
-    """Read a label file as the class ids it stores, one per pixel.
+    """Read a mask file as the class ids it stores, one per pixel.
 
-    * Grey files of 1, 8 or 16 bits hold ids; so do palette files, whose colours are decoration.
+    * Grey files of 1, 8, 16 or 32 bits and `.npy` files of two axes hold ids.
     * RGB files hold colours, which are looked up in `table`. Without a table they are refused,
       unless the three channels are equal everywhere: then the file is a map of ids stored as RGB.
+    * Palette files hold ids, too. But programs renumber palettes, so that colours decide where
+      `table` knows them and they contradict the indices. Where it knows some of these colours only
+      the file is refused. A palette of other colours is decoration. GIF files, which every program
+      renumbers, are read by colour or refused.
     * `kind="color"` also reads palette and grey files by colour; `kind="index"` never does.
 
-    Alpha is dropped. The void colour of VOC, (224, 224, 192), and the colours of ignored rows
-    become the ids of void.
+    An EXIF orientation is applied as to images; alpha is dropped. The void colour of VOC,
+    (224, 224, 192), and the colours of ignored rows become the ids of void. Formats that change
+    values, such as JPEG, and files of several pictures are refused.
     """
-    with _opened(source, name) as image:
-        if image.format in ("JPEG", "MPO"):
-            raise ValueError(f"{image.format} blurs label values; store masks as PNG")
+    if not isinstance(source, bytes) and Path(source).suffix.lower() == ".npy":
+        return Mask(_npy_ids(Path(source), name or str(source)), None, False)
+    with _opened(source, name, as_mask=True) as opened:
+        in_gif, image = opened.format == "GIF", _upright(opened)
         if image.mode in ("LA", "La"):
             image = image.convert("L")
-        if kind == "color" or image.mode in ("RGB", "RGBA", "RGBX", "RGBa"):
-            return Mask(_colors_to_ids(np.asarray(image.convert("RGB")), table, kind), None, True)
-        values = np.asarray(image.getchannel("P") if image.mode == "PA" else image)
-        if values.ndim != 2:
-            channels = values.shape[-1]
-            raise ValueError(f"mode {image.mode} has {channels} channels; masks have 1 or RGB")
+        if image.mode in ("P", "PA") and kind != "color":
+            return _palette_mask(image, table if kind == "auto" else None, in_gif)
+        if image.mode in ("RGB", "RGBA", "RGBX", "RGBa"):
+            return Mask(_rgb_ids(image, table, kind), None, True)
+        if kind == "color" and image.mode in ("1", "L", "P", "PA"):
+            return Mask(_rgb_ids(image, table, kind), None, True)
+        values = np.asarray(image)
+        if values.ndim != 2 or kind == "color":
+            raise ValueError(f"mode {image.mode} is neither one id per pixel nor RGB")
+        return Mask(whole_ids(values), None, False)
+
+
+def whole_ids(values: Shaped[np.ndarray, "h w"]) -> Integer[np.ndarray, "h w"]:
+    """Numbers of any type as integers; a ValueError names one that is no id."""
+    if values.dtype.kind == "b" or values.dtype in (np.uint8, np.uint16, np.int8, np.int16):
+        return values.astype(np.uint8) if values.dtype.kind == "b" else values
+    with np.errstate(invalid="ignore"):  # infinity and NaN become something else, and are refused
         ids = values.astype(np.int32)
-        if not np.array_equal(ids, values):
-            raise ValueError("holds fractions, which are no class ids")
-        colors = None
-        if image.mode in ("P", "PA"):
-            palette = np.array(image.getpalette("RGB") or []).reshape(-1, 3).tolist()
-            used = np.flatnonzero(np.bincount(values.ravel(), minlength=256)).tolist()
-            colors = {i: tuple(palette[i]) for i in used if i < len(palette)}
-        return Mask(ids, colors, False)
+    if (wrong := ids != values).any():
+        raise ValueError(f"holds {values[wrong][0]}, which is no class id")
+    return ids
 
 
-def _colors_to_ids(
-    colors: UInt8[np.ndarray, "h w 3"], table: ClassTable | None, kind: LabelKind
-) -> Int32[np.ndarray, "h w"]:
-    if table is None or kind == "index":
-        if np.array_equal(colors.min(-1), colors.max(-1)):
-            return colors[..., 0].astype(np.int32)
-        if kind == "index":
-            raise ValueError("is an RGB picture, not one id per pixel")
+def _npy_ids(path: Path, name: str) -> Integer[np.ndarray, "h w"]:
+    if not path.exists():
+        raise FileNotFoundError(f"{name}: no such file")
+    _ignore_warnings()
+    try:
+        # Mapped, so that a header cannot claim more than there is; objects are refused.
+        values = np.lib.format.open_memmap(path, mode="r")
+        if values.ndim != 2 or values.dtype.kind not in "uibf" or not values.size:
+            raise ValueError(f"{values.dtype} of shape {values.shape} is not one id per pixel")
+        return whole_ids(np.asarray(values).astype(values.dtype.newbyteorder("="), copy=False))
+    except Exception as error:  # NumPy raises many types for broken headers
+        raise ValueError(f"{name}: {_words(error)}") from error
+
+
+def _ids_by_color(table: ClassTable) -> dict[tuple[int, ...], list[int]]:
+    """The ids of each colour: several where rows that count share it."""
+    ids: dict[tuple[int, ...], list[int]] = {}
+    for row, raw_id in zip(table.rows, table.ids, strict=True):
+        ids.setdefault(row.color, []).append(raw_id)
+    if VOID in table.void_ids:
+        ids.setdefault(VOID_COLOR, [VOID])
+    return {c: i[:1] if set(i) <= set(table.void_ids) else i for c, i in ids.items()}
+
+
+def _palette_mask(image: PIL.Image.Image, table: ClassTable | None, in_gif: bool) -> Mask:
+    """The mask of a palette file, by its indices or by its colours."""
+    band = image.getchannel("P") if image.mode == "PA" else image
+    flat = image.getpalette("RGB") or []
+    palette = dict(enumerate(zip(flat[::3], flat[1::3], flat[2::3], strict=True)))
+    used = [index for index, count in enumerate(band.histogram()[:256]) if count]
+    colors = {index: palette[index] for index in used if index in palette}
+    in_gif = in_gif and any(color != (i, i, i) for i, color in colors.items())  # no grey levels
+    by_color = _ids_by_color(table) if table else {}
+    known = {i: by_color[color] for i, color in colors.items() if color in by_color}
+    void = set(table.void_ids) if table else set()
+    # A palette that has a class's colour in its place, too, is padded with it and not renumbered.
+    padded = {i for i, ids in known.items() if any(palette.get(own) == palette[i] for own in ids)}
+    indices_fit = all(i in {*ids, *padded} or {i, *ids} <= void for i, ids in known.items())
+    if indices_fit and not in_gif:
+        return Mask(np.asarray(band), colors, False)
+    if unclear := [i for i in used if len(known.get(i, ())) != 1 or i in padded - {*known[i]}]:
+        shown = ", ".join(f"{i} {colors.get(i, 'without a colour')}" for i in unclear[:3])
+        if in_gif:
+            raise ValueError(
+                f"GIF renumbers ids; store masks as PNG, or give the colour of each class (the "
+                f"palette entries {shown} have that of no one class)"
+            )
         raise ValueError(
-            "is an RGB mask: give the colour of each class in a csv file with the columns "
-            "name,r,g,b (or json)"
+            f"the colours of its palette contradict its indices, but the entries {shown} have the "
+            "colour of no one class: give each colour in the class file, or mask_kind='index' if "
+            "the indices are the ids"
         )
-    codes = colors.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
-    by_code = {int.from_bytes(VOID_COLOR): VOID} if VOID in table.void_ids else {}
-    by_code |= {
-        int.from_bytes(row.color): raw_id for row, raw_id in zip(table.rows, table.ids, strict=True)
-    }
-    present, inverse = np.unique(codes, return_inverse=True)
-    if unknown := [tuple(code.to_bytes(3)) for code in present.tolist() if code not in by_code]:
+    lookup = np.zeros(256, _smallest_type(ids[0] for ids in known.values()))
+    lookup[used] = [known[index][0] for index in used]
+    return Mask(lookup[np.asarray(band)], colors, not indices_fit)
+
+
+def _rgb_ids(
+    image: PIL.Image.Image, table: ClassTable | None, kind: LabelKind
+) -> Integer[np.ndarray, "h w"]:
+    """The ids of an image's colours, in strips."""
+    if table is None or kind == "index":
+        ids = np.empty((image.height, image.width), np.uint8)
+        for rows, colors in _strips(image):
+            ids[rows] = colors[..., 0]
+            if not np.array_equal(colors.min(-1), colors.max(-1)):
+                if kind == "index":
+                    raise ValueError("is an RGB picture, not one id per pixel")
+                raise ValueError(
+                    "is an RGB mask: give the colour of each class in a csv file with the columns "
+                    "name,r,g,b (or json)"
+                )
+        return ids
+    by_color = _ids_by_color(table)
+    if shared := [color for color, ids in by_color.items() if len(ids) > 1]:
+        names = [row.name for row in table.rows if row.color == shared[0]]
+        raise ValueError(f"colours cannot tell the classes {', '.join(names)}: all are {shared[0]}")
+    ids_by_code = {int.from_bytes(color): ids[0] for color, ids in sorted(by_color.items())}
+    codes = np.array([*ids_by_code], np.int32)
+    code_ids = np.array([*ids_by_code.values()], _smallest_type(ids_by_code.values()))
+    ids = np.empty((image.height, image.width), code_ids.dtype)
+    unknown = np.zeros(0, np.int32)
+    for rows, colors in _strips(image):
+        red, green, blue = (colors[..., channel].astype(np.int32) for channel in range(3))
+        strip = (red << 16) | (green << 8) | blue
+        places = np.minimum(np.searchsorted(codes, strip), len(codes) - 1)
+        ids[rows] = code_ids[places]
+        if (wrong := codes[places] != strip).any():
+            unknown = np.union1d(unknown, strip[wrong])[:1000]
+    if unknown.size:
+        shown = ", ".join(str(tuple(code.to_bytes(3))) for code in unknown[:5].tolist())
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        raise ValueError(f"colours of no class: {', '.join(map(str, unknown[:5]))}{more}")
-    ids = np.array([by_code[code] for code in present.tolist()], np.int32)
-    return ids[inverse].reshape(codes.shape)
+        raise ValueError(f"colours of no class: {shown}{more}")
+    return ids
+
+
+def _smallest_type(ids: Iterable[int]) -> np.dtype:
+    values = [*ids]
+    return np.result_type(np.min_scalar_type(min(values)), np.min_scalar_type(max(values)))
 
 
 def stored_size(source: str | Path | bytes, name: str | None = None) -> tuple[int, int]:
@@ -205,15 +325,36 @@ def read_depth(source: str | Path | bytes, name: str | None = None) -> UInt16[np
         return _sixteen_bits(image)
 
 
-def image_files(folder: Path, pattern: str = "*") -> list[Path]:
+def image_files(
+    folder: Path, pattern: str = "*", suffixes: Sequence[str] = IMAGE_SUFFIXES
+) -> list[Path]:
     """The files in a folder that have the suffix of an image, in the order of their names."""
     return sorted(
         path
         for path in folder.glob(pattern)
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not path.name.startswith(".")
-        and path.is_file()
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
     )
+
+
+def skipped_files(folder: Path, pattern: str = "*") -> dict[Path, str]:
+    """The files that look like images but that `image_files` leaves out, and why."""
+    from PIL import Image
+
+    _ignore_warnings()
+    skipped = {}
+    for path in sorted(path for path in folder.glob(pattern) if path.is_file()):
+        suffix = path.suffix.lower()
+        if suffix in MASK_SUFFIXES:
+            if path.name.startswith("."):
+                skipped[path] = "its name begins with a dot"
+        elif suffix in _OTHER_SUFFIXES:
+            skipped[path] = f"{suffix} files are not read; convert it to PNG or TIFF"
+        else:
+            # PPM and TGA, which hardly have a header, would be found in any file.
+            formats = [name for name in _FORMATS if name not in ("PPM", "TGA")]
+            with contextlib.suppress(Exception), Image.open(path, formats=formats) as file:
+                skipped[path] = f"holds a {file.format} image, but its name does not say so"
+    return skipped
 
 
 class Encoded(NamedTuple):
@@ -267,19 +408,80 @@ def encode_png(pixels: UInt8[np.ndarray, "h w *c"] | UInt16[np.ndarray, "h w"]) 
 
 
 @contextlib.contextmanager
-def _opened(source: str | Path | bytes, name: str | None) -> Iterator[PIL.Image.Image]:
+def _opened(
+    source: str | Path | bytes, name: str | None, as_mask: bool = False
+) -> Iterator[PIL.Image.Image]:
     """A decoded Pillow image; every failure becomes a ValueError that names the file."""
     from PIL import Image
 
     name = name or (str(source) if not isinstance(source, bytes) else "image")
     if not isinstance(source, bytes) and not Path(source).exists():
         raise FileNotFoundError(f"{name}: no such file")
+    _ignore_warnings()
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with (
+            io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file,
+            Image.open(file, formats=_formats(file)) as image,
+        ):
+            if as_mask:
+                _refuse_as_mask(image, file)
             image.load()
             yield image
     except Image.UnidentifiedImageError:
         raise ValueError(f"{name}: not an image file that can be read") from None
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise ValueError(
+            f"{name}: more than the {most} pixels that are read at once; cut it into smaller images"
+        ) from None
     # Pillow's decoders raise many types for broken files, SyntaxError and struct.error among them.
     except Exception as error:
-        raise ValueError(f"{name}: {error}") from error
+        raise ValueError(f"{name}: {_words(error)}") from error
+
+
+def _formats(file: io.BufferedIOBase) -> list[str]:
+    """What Pillow may take a file for. HEIF, which is large, is loaded once such a file is met."""
+    start = file.read(12)
+    file.seek(0)
+    if start[4:] not in [b"ftyp" + kind for kind in (b"heic", b"heix", b"heim", b"heis", b"mif1")]:
+        return [*_FORMATS]
+    try:
+        import pillow_heif
+    except ImportError:
+        raise ValueError("a HEIC image, which needs pip install 'fcn-jax[heic]'") from None
+    pillow_heif.register_heif_opener()
+    return [*_FORMATS, "HEIF"]
+
+
+def _refuse_as_mask(image: PIL.Image.Image, file: io.BufferedIOBase) -> None:
+    """Raises a ValueError for files that blur ids, or hold more pictures than one."""
+    compression = image.info.get("compression")  # of TIFF
+    lossy = image.format in ("JPEG", "MPO", "JPEG2000", "AVIF", "HEIF")
+    if image.format == "WEBP":
+        file.seek(12)
+        lossy = file.read(4) != b"VP8L"
+    if lossy or compression in ("jpeg", "tiff_jpeg", "webp"):
+        raise ValueError(f"{image.format} blurs label values; store masks as PNG")
+    frames = range(getattr(image, "n_frames", 1))
+    if image.format == "TIFF" and len(frames) > 1:
+        frames = [i for i in frames if not _is_preview(image, i)]
+        image.seek(0)
+    if len(frames) > 1:
+        raise ValueError(f"holds {len(frames)} pictures; a mask is one: store it as PNG")
+
+
+def _is_preview(image: Any, page: int) -> bool:
+    image.seek(page)
+    return bool(image.tag_v2.get(254, 0) & 1)  # NewSubfileType: of reduced resolution
+
+
+def _ignore_warnings() -> None:
+    """Libraries warn of odd headers and of many pixels; a file is read, or refused in one line.
+
+    Threads share filters, so that none may be set and taken back around a call.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.|numpy\.lib")
+
+
+def _words(error: Exception) -> str:
+    return " ".join((str(error) or type(error).__name__).split())

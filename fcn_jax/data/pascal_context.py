@@ -28,10 +28,9 @@ from jaxtyping import UInt8
 
 from fcn_jax.classes import load_class_table
 from fcn_jax.data.files import by_stem, complete, find_folder, package_file, plan_files, split_lists
-from fcn_jax.data.images import encoded_image
+from fcn_jax.data.images import IMAGE_SUFFIXES, encoded_image
 from fcn_jax.data.matlab import read_mat
 from fcn_jax.data.records import Plan
-from fcn_jax.data.voc import PHOTOGRAPHS
 
 PASCAL_CONTEXT = load_class_table(package_file("pascal_context_classes.txt"))
 """PASCAL-Context: background and the 59 most frequent classes, VOC's twenty first."""
@@ -71,7 +70,7 @@ def plan(manual_dir: Path | None, *, context: str | Path | None = None) -> Plan:
         )
     lists = split_lists("pascal_context", devkit / "ImageSets/Main", FULL_SIZES)
     files = {
-        "image": by_stem(devkit / "JPEGImages", PHOTOGRAPHS),
+        "image": by_stem(devkit / "JPEGImages", IMAGE_SUFFIXES),
         "label": by_stem(labelled / "trainval", (".mat",)),
     }
     names = labelled / "labels.txt"

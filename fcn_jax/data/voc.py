@@ -36,7 +36,7 @@ from jaxtyping import UInt8
 
 from fcn_jax.classes import load_class_table
 from fcn_jax.data import files
-from fcn_jax.data.images import encoded_image
+from fcn_jax.data.images import IMAGE_SUFFIXES, encoded_image
 from fcn_jax.data.matlab import read_mat_labels
 from fcn_jax.data.records import Contents, Plan, Read, read_labels
 
@@ -52,7 +52,6 @@ SBD_URL = (
 )
 FULL_SIZES = {"train": 1464, "val": 1449, "seg11valid": 736, "sbd_train": 8498}
 SBD_PLACES = ("benchmark_RELEASE/dataset", "benchmark_RELEASE", "SBD", "sbd")
-PHOTOGRAPHS = (".jpg", ".jpeg", ".png")
 
 
 def plan(manual_dir: Path | None, data_dir: Path, *, sbd: str | Path | None = None) -> Plan:
@@ -96,7 +95,7 @@ def _plan_extracted(
     lists = files.split_lists("voc2012", devkit / "ImageSets/Segmentation", ("train", "val"))
     held_out = files.read_ids(files.package_file("seg11valid.txt"))
     paths = {
-        "image": files.by_stem(devkit / "JPEGImages", PHOTOGRAPHS),
+        "image": files.by_stem(devkit / "JPEGImages", IMAGE_SUFFIXES),
         "label": files.by_stem(devkit / "SegmentationClass", (".png",)),
     }
     splits = files.complete({**lists, "seg11valid": held_out}, paths)
@@ -169,7 +168,7 @@ def sbd_files(root: Path) -> dict[str, dict[str, Path]]:
     """SBD's photographs and its labels, by id."""
     folder = root / "cls" if (root / "cls").is_dir() else root
     return {
-        "image": files.by_stem(root / "img", PHOTOGRAPHS),
+        "image": files.by_stem(root / "img", IMAGE_SUFFIXES),
         "label": files.by_stem(folder, (".mat", ".png")),
     }
 
