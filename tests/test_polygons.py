@@ -12,7 +12,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from fcn_jax.classes import ClassRow, ClassTable, load_class_table
-from fcn_jax.data import coco, labelme
+from fcn_jax.cli import check
+from fcn_jax.data import coco, labelme, open_source
 from fcn_jax.data.layouts import UNCUT
 
 pycocotools = pytest.importorskip("pycocotools.mask")
@@ -136,9 +137,7 @@ def test_coco_refuses_what_is_no_object(tmp_path, monkeypatch, segmentation, mes
     found = Coco(tmp_path).image(size=(3, 4)).add(segmentation, id=77).find()
     with pytest.raises(ValueError, match=message) as caught:
         drawn(found, (4, 3))
-    assert str(caught.value).startswith(
-        f"{tmp_path}/annotations.json: annotation 77 of image a.png"
-    )
+    assert str(caught.value).startswith("annotations.json: annotation 77 of image a.png: ")
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -614,7 +613,7 @@ def test_labelme_refuses_what_is_no_shape(tmp_path, monkeypatch, wrong, message)
     monkeypatch.setattr(labelme, "MAX_WORK", 20000)
     with pytest.raises(ValueError, match=message) as caught:
         labelme_drawn(tmp_path, [shape([[1, 1], [5, 5], [5, 1]]), wrong])
-    assert str(caught.value).startswith(f"{tmp_path}/a.json: shapes[1] 'plate': ")
+    assert str(caught.value).startswith("a.json shapes[1] 'plate': ")
     assert len(str(caught.value)) < 300
 
 
@@ -652,7 +651,7 @@ def test_labelme_image_in_the_file(tmp_path):
     write_labelme(tmp_path, one, imageData=png(pixels))
     found = labelme.find(tmp_path, None)
     assert [path for path, _ in found.splits[UNCUT].values()] == [tmp_path / "a.json"]
-    with Image.open(io.BytesIO(labelme.embedded_image(tmp_path / "a.json"))) as image:
+    with Image.open(io.BytesIO(labelme.image_source(tmp_path / "a.json"))) as image:
         np.testing.assert_array_equal(np.asarray(image), pixels)
 
 
@@ -695,3 +694,60 @@ def test_labelme_class_file(tmp_path):
     assert problems(labelme.find(tmp_path, None)) == [
         "the class file lacks the label 'cpu' of 1 (a.json shapes[2] 'cpu')"
     ]
+
+
+# ======================================================================== as data sets
+
+
+def test_coco_is_checked_and_prepared(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for split in ("train", "valid"):
+        one = Coco(tmp_path / "d", f"{split}/_annotations.coco.json", split)
+        for i in (1, 2):
+            one.image(f"{i}.png")
+            one.add([square(0, 0, 4 * i, 5)], 3, i).add([square(9, 9, 12, 12)], 7, i)
+            pixels = rng.integers(0, 256, (20, 20, 3), np.uint8)
+            Image.fromarray(pixels).save(one.place / f"{i}.png")
+        one.write()
+    assert check.main([str(tmp_path / "d")]) == 0
+    out = capsys.readouterr().out
+    assert "layout: COCO annotations of train/_annotations.coco.json, valid/_annotations" in out
+    assert "table" in out
+    source = open_source("folder", "val", data_dir=tmp_path, manual_dir=tmp_path / "d")
+    assert source.ids == ("1", "2")
+    assert source.classes.names == ("background", "plate", "table")
+    for i, example in enumerate(source, start=1):
+        expected = np.zeros((20, 20), int)
+        expected[:5, : 4 * i], expected[9:12, 9:12] = 1, 2
+        np.testing.assert_array_equal(example["label"], expected)
+
+
+def test_labelme_is_checked_and_prepared(tmp_path, capsys):
+    """Images beside the files, and one in its file; the same wrong shape in two is one line."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (4, 20, 20, 3), np.uint8)
+    (tmp_path / "d").mkdir()
+    for i in range(4):
+        shapes = [shape([[i, 2], [i + 3, 4]], "plate", "rectangle")]
+        fields = {"imageData": png(pixels[i])} if i == 3 else {}
+        if i < 3:
+            Image.fromarray(pixels[i]).save(tmp_path / f"d/{i}.png")
+        write_labelme(tmp_path / "d", shapes, str(i), image=f"{i}.png", **fields)
+    assert check.main([str(tmp_path / "d")]) == 0
+    capsys.readouterr()
+    options = {"val_fraction": 0, "test_fraction": 0}
+    source = open_source("folder", "train", data_dir=tmp_path, manual_dir=tmp_path / "d", **options)
+    assert source.ids == ("0", "1", "2", "3")
+    for i, example in enumerate(source):
+        np.testing.assert_array_equal(example["image"], pixels[i])
+        expected = np.zeros((20, 20), int)
+        expected[2:5, i : i + 4] = 1
+        np.testing.assert_array_equal(example["label"], expected)
+
+    for i in range(2):
+        wrong = [shape([[1, 1], [2, 2], [3, math.nan]])]
+        write_labelme(tmp_path / "d", wrong, str(i), image=f"{i}.png")
+    assert check.main([str(tmp_path / "d")]) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if "coordinate nan" in line]
+    assert len(lines) == 1
+    assert all(f"{i}.json shapes[0] 'plate'" in lines[0] for i in range(2))

@@ -19,7 +19,7 @@ from jaxtyping import Int32, Int64
 from fcn_jax.classes import NO_ID, ClassTable
 from fcn_jax.data import polygons
 from fcn_jax.data.images import stored_size
-from fcn_jax.data.layouts import Drawing, Found, files_below
+from fcn_jax.data.layouts import Drawing, DrawingError, Found, files_below
 from fcn_jax.data.polygons import NO_OBJECT, Frame, Images, Told, named
 
 KEPT = (
@@ -97,7 +97,7 @@ def find(root: Path, table: ClassTable | None) -> Found | None:
                 if not entry.objects:
                     told.add("images without an annotation, which are background", entry.name)
                 drawings[split][places[0]] = functools.partial(
-                    _draw, path, at[path], places[0], entry, told
+                    _draw, at[path], places[0], entry, told
                 )
         found.problems += [(f"{text}: {named(items)}", path) for text, items in wrong.items()]
     polygons.gather(found, drawings)
@@ -221,13 +221,13 @@ def _entries(
 
 
 def _draw(
-    path: Path, at: str, image: Path, entry: _Entry, told: Told, size: tuple[int, int]
+    at: str, image: Path, entry: _Entry, told: Told, size: tuple[int, int]
 ) -> Int32[np.ndarray, "h w"]:
     """The class ids of an image of this size: a `fcn_jax.data.layouts.Drawing`."""
     try:
         frame = Frame.of(entry.stated, size, lambda: stored_size(image))
     except ValueError as error:
-        raise ValueError(f"{path}: image {entry.name}: {error}") from None
+        raise DrawingError(str(error), f"{at}: image {entry.name}") from None
     frame.tell(told, f"{entry.name} in {at}")
     drawn = []
     for found in entry.objects:
@@ -235,8 +235,8 @@ def _draw(
         try:
             counts = _counts(found.segmentation, frame, told, where)
         except ValueError as error:
-            raise ValueError(
-                f"{path}: annotation {found.id} of image {entry.name}: {error}"
+            raise DrawingError(
+                str(error), f"{at}: annotation {found.id} of image {entry.name}"
             ) from None
         if area := int(counts[1::2].sum()):
             drawn.append((area, counts, found.label, where))

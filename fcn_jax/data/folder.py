@@ -46,12 +46,17 @@ from fcn_jax.classes import (
     has_ids,
     load_class_table,
 )
-from fcn_jax.data import layouts
+from fcn_jax.data import coco, labelme, layouts
 from fcn_jax.data.files import fingerprint
 from fcn_jax.data.images import LabelKind, encoded_image
 from fcn_jax.data.layouts import Drawing, Found
 from fcn_jax.data.records import Contents, Entry, Part, file_entry, read_labels
 from fcn_jax.data.survey import Reading, Survey, examples, ranges, read_all, read_values
+
+FINDERS: tuple[layouts.Finder, ...] = (
+    *(layouts.find_folders, coco.find, labelme.find, layouts.find_unmatched),
+)
+"""The finders of all layouts, in the order in which they are tried; masks come first."""
 
 CLASS_FILES = ("classes.csv", "classes.json", "classes.txt")
 SHOWN_PROBLEMS = 100
@@ -209,7 +214,7 @@ class FolderPlan:
 
         def draw() -> dict[str, Part]:
             assert not isinstance(mask, Path)
-            picture = encoded_image(image)
+            picture = encoded_image(labelme.image_source(image), str(image))
             return {"image": picture, "label": classes.to_labels(mask(picture.size))}
 
         if not isinstance(mask, Path):
@@ -245,8 +250,9 @@ def find(root: Path, images: str | None, masks: str | None, table: ClassTable | 
         if not found.splits and not found.unlabeled:
             raise FileNotFoundError(f"folder: {root} has no image {images}")
         return found
-    if found := layouts.find(root, table):
-        return found
+    for finder in FINDERS:
+        if found := finder(root, table):
+            return found
     raise FileNotFoundError(
         f"folder: found no images with masks in {root}. Put them into train/images and "
         "train/masks, val/images and val/masks; or all into images and masks, to be cut into "

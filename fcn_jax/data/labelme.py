@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float64, Int32, Int64
 from fcn_jax.classes import ClassTable, load_class_table
 from fcn_jax.data import polygons
 from fcn_jax.data.images import IMAGE_SUFFIXES, read_label, stored_size
-from fcn_jax.data.layouts import Drawing, Found, files_below
+from fcn_jax.data.layouts import Drawing, DrawingError, Found, files_below
 from fcn_jax.data.polygons import NO_OBJECT, Frame, Images, Told, named
 
 AREAS = ("polygon", "rectangle", "circle", "oriented_rectangle", "rotation", "mask")
@@ -33,9 +33,10 @@ MAX_WORK = 10**9  # points of a polygon times rows of its image; Pillow goes thr
 
 
 class _File(NamedTuple):
-    """What is kept of a JSON file: all but the image."""
+    """What is kept of a JSON file: all but the image. `name` is its path in the folder."""
 
     path: Path
+    name: str
     image: str
     stated: tuple[Any, Any]
     embedded: bool
@@ -61,13 +62,13 @@ def find(root: Path, table: ClassTable | None) -> Found | None:
     below = files_below(root)
     files, damaged, others = [], [], []
     for path in below:
-        if path.suffix.lower() == ".json":
+        if path.suffix.lower() == ".json" and path.name != "classes.json":
             try:
-                file = _read(path)
+                file = _read(path, root)
             except ValueError as error:
                 damaged.append((str(error).removeprefix(f"{path}: "), path))
             else:
-                files.append(file) if file else others.append(path.name)
+                files.append(file) if file else others.append(path.relative_to(root).as_posix())
     if not files and not damaged:
         return None
     found = Found(
@@ -84,7 +85,7 @@ def find(root: Path, table: ClassTable | None) -> Found | None:
     for file in files:
         for shape in file.shapes:
             if shape.kind in AREAS:
-                used[shape.label].append(f"{file.path.name} {shape.name}")
+                used[shape.label].append(f"{file.name} {shape.name}")
     found.classes, ids = polygons.class_ids(sorted(used), table, root)
     for label in sorted(set(used) - set(ids)):
         text = f"the class file lacks the label {label!r} of {named(used[label])}"
@@ -101,9 +102,7 @@ def find(root: Path, table: ClassTable | None) -> Found | None:
             names = [f"{file.path.stem}{suffix}" for suffix in IMAGE_SUFFIXES]
             places = [path for name in names for path in images.find(name, file.path, split)]
             if len(places) == 1:
-                told.add(
-                    "imagePath is not there; took the image of the file's name", file.path.name
-                )
+                told.add("imagePath is not there; took the image of the file's name", file.name)
         if len(places) != 1:
             text = "may be one of several files" if places else "is not there"
             found.problems.append((f"its image {file.image!r} {text}", file.path))
@@ -118,19 +117,21 @@ def find(root: Path, table: ClassTable | None) -> Found | None:
     return found
 
 
-def embedded_image(path: Path) -> bytes:
-    """The file of the image in a LabelMe file.
+def image_source(path: Path) -> Path | bytes:
+    """An image file, or the one that lies in a LabelMe file.
 
     Raises:
-        ValueError: if there is none; the message names the file.
+        ValueError: if a LabelMe file has none; the message names the file.
     """
+    if path.suffix.lower() != ".json":
+        return path
     try:
         return base64.b64decode(polygons.read_json(path)["imageData"], validate=True)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: its imageData is no image: {error}") from None
 
 
-def _read(path: Path) -> _File | None:
+def _read(path: Path, root: Path) -> _File | None:
     """A JSON file, if it is LabelMe's."""
     content = polygons.read_json(path) if polygons.holds(path, [b'"shapes"']) else None
     if not isinstance(content, dict) or not {"imagePath", "imageData"} & content.keys():
@@ -147,7 +148,8 @@ def _read(path: Path) -> _File | None:
         kind, points = fields.get("shape_type") or "polygon", polygons.packed(fields.get("points"))
         shapes.append(_Shape(f"{name} '{label}'", label, str(kind), points, fields.get("mask")))
     embedded = isinstance(content.get("imageData"), str)
-    return _File(path, str(content.get("imagePath")), stated, embedded, shapes)
+    image = str(content.get("imagePath"))
+    return _File(path, path.relative_to(root).as_posix(), image, stated, embedded, shapes)
 
 
 # ======================================================================== drawing
@@ -160,18 +162,18 @@ def _draw(
     from PIL import Image
 
     def stored() -> tuple[int, int]:
-        return stored_size(embedded_image(image) if image == file.path else image)
+        return stored_size(image_source(image), str(image))
 
     try:
         frame = Frame.of(file.stated, size, stored)
     except ValueError as error:
-        raise ValueError(f"{file.path}: {error}") from None
-    frame.tell(told, file.path.name)
+        raise DrawingError(str(error), file.name) from None
+    frame.tell(told, file.name)
     objects = Image.new("I", (size[1], size[0]))  # as many bytes a pixel as objects need
     names = [""]
     classes = [ids[NO_OBJECT]]
     for shape in file.shapes:
-        where = f"{file.path.name} {shape.name}"
+        where = f"{file.name} {shape.name}"
         if shape.kind not in AREAS:
             told.add(f"a {shape.kind} covers no pixels and is not drawn", where)
             continue
@@ -180,7 +182,7 @@ def _draw(
                 names.append(where)
                 classes.append(ids[shape.label])
         except ValueError as error:
-            raise ValueError(f"{file.path}: {shape.name}: {error}") from None
+            raise DrawingError(str(error), where) from None
     return polygons.classes_of(np.asarray(objects), classes, names, told)
 
 

@@ -1,7 +1,8 @@
 """Layouts: how images and masks lie in a person's folder, and which of them belong together.
 
 A finder looks at a folder and returns what it `Found`, or None where its layout is not there.
-`FINDERS` holds all, in the order in which `find` tries them. Nothing is decoded here.
+`fcn_jax.data.folder.FINDERS` holds all, in the order in which they are tried. Nothing is decoded
+here.
 """
 
 from __future__ import annotations
@@ -36,7 +37,16 @@ MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 
 Drawing: TypeAlias = Callable[[tuple[int, int]], Integer[np.ndarray, "h w"]]
-"""Makes the ids of an image of a (height, width); raises a ValueError that names its file."""
+"""Makes the ids of an image of a (height, width), or raises a `DrawingError`."""
+
+
+class DrawingError(ValueError):
+    """What is wrong with an annotation, and `where`: its file and what it is called there."""
+
+    def __init__(self, what: str, where: str) -> None:
+        super().__init__(f"{where}: {what}")
+        self.what, self.where = what, where
+
 
 Pairs: TypeAlias = dict[str, tuple[Path, Path | Drawing]]
 """Image and mask of every id."""
@@ -79,11 +89,6 @@ class Found:
 
 Finder: TypeAlias = Callable[[Path, ClassTable | None], Found | None]
 """Looks for its layout in a folder; the table is that of the person's class file, if any."""
-
-
-def find(root: Path, table: ClassTable | None) -> Found | None:
-    """What the first of `FINDERS` finds that finds anything."""
-    return next(filter(None, (finder(root, table) for finder in FINDERS)), None)
 
 
 def files_below(root: Path) -> list[Path]:
@@ -317,6 +322,3 @@ def _chosen(
 
 def _is_jpeg(path: Path) -> bool:
     return path.suffix.lower() in JPEG_SUFFIXES
-
-
-FINDERS: tuple[Finder, ...] = (find_folders, find_unmatched)

@@ -19,7 +19,8 @@ from jaxtyping import Integer
 
 from fcn_jax.classes import NO_ID, VOID, ClassTable
 from fcn_jax.data.images import LabelKind, encoded_image, read_image, read_mask
-from fcn_jax.data.layouts import Drawing
+from fcn_jax.data.labelme import image_source
+from fcn_jax.data.layouts import Drawing, DrawingError
 
 READERS = 4
 STRIP = 1 << 20  # pixels
@@ -121,7 +122,7 @@ def _read(
     size, digest = None, ""
     ids, palette, by_color = np.zeros((0, 0), np.int32), None, not isinstance(mask, Path)
     try:
-        encoded = encoded_image(image)
+        encoded = encoded_image(image_source(image), str(image))
         size, digest = encoded.size, encoded.digest
         del encoded
     except (ValueError, OSError) as error:
@@ -131,6 +132,8 @@ def _read(
             ids, palette, by_color = read_mask(mask, colors, kind)
         elif size:
             ids = mask(size)
+    except DrawingError as error:
+        problems.append((error.what, error.where))
     except (ValueError, OSError) as error:
         problems.append((_without_path(error, mask), names[1]))
     else:
