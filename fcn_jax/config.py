@@ -14,7 +14,7 @@ import runpy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from ml_collections import ConfigDict
 
@@ -84,7 +84,8 @@ def by_name(kind: Kind) -> Kind:
         f"give a dictionary; for each name {kind.words}",
         lambda value: (
             isinstance(value, ConfigDict)
-            and all(re.fullmatch(r"\w+", name) and kind.fits(value[name]) for name in value)
+            and all(isinstance(name, str) and re.fullmatch(r"\w+", name) for name in value)
+            and all(map(kind.fits, value.values()))
         ),
     )
 
@@ -92,7 +93,7 @@ def by_name(kind: Kind) -> Kind:
 FLAG = Kind("give True or False", lambda value: isinstance(value, bool))
 TEXT = Kind("give text", lambda value: isinstance(value, str))
 NAME = Kind("give a name", lambda value: isinstance(value, str) and value.strip() != "")
-OPTIONS = Kind("give a dictionary", lambda value: isinstance(value, ConfigDict))
+OPTIONS = by_name(Kind("any value", lambda value: True))
 POSITIVE = number("above 0", lambda value: value > 0)
 NOT_NEGATIVE = number("at least 0", lambda value: value >= 0)
 BELOW_ONE = number("at least 0 and below 1", lambda value: 0 <= value < 1)
@@ -260,14 +261,21 @@ def load_config(name: str) -> Config:
     """What ``get_config()`` of a config file (`find_config`) gives; after ``:`` is its argument.
 
     Raises:
-        ValueError: If there is no such config, it cannot be run, or it does not know an argument.
+        ValueError: If there is no such config, it cannot be run, does not know an argument, or
+            gives something else.
     """
     path, colon, arguments = find_config(name).partition(":")
     try:
         module = SimpleNamespace(**runpy.run_path(path))
-        return module.get_config(arguments) if colon else module.get_config()
-    except (SyntaxError, ImportError, AttributeError, NameError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        config: Any = module.get_config(arguments) if colon else module.get_config()
+    except Exception as error:  # it may do anything
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"{path}: {kind}{' '.join(str(error).split()):.500}") from error
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f"{path}: get_config() gives {config!r:.80}; begin with default_config()")
+    if missing := [name for name in _ALL if name not in config]:
+        raise ValueError(f"{path}: the config has no {missing[0]}; begin with default_config()")
+    return cast(Config, config)
 
 
 def choose(arguments: str, *groups: tuple[str, ...]) -> tuple[str, ...]:
@@ -375,7 +383,7 @@ def validate(config: Config) -> None:
     if problems:
         plain = config.to_dict()
         raise ValueError(
-            "\n".join(f"config.{name} = {plain[name]!r}: {problems[name]}" for name in problems)
+            "\n".join(f"config.{n} = {plain[n]!r:.200}: {problems[n]:.1000}" for n in problems)
         )
 
 

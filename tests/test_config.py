@@ -9,6 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from fcn_jax import config as configs
+from fcn_jax import data
 from fcn_jax.cli import train as command
 from fcn_jax.training.optimizer import make_optimizer, make_schedule
 
@@ -57,11 +58,29 @@ def test_a_config_that_is_not_there(name, message):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["import nowhere", "def get_config(", "x = 1", "1 + None"])
-def test_a_config_file_that_cannot_be_run_is_named(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import nowhere", "ModuleNotFoundError: No module named 'nowhere'"),
+        ("def get_config(", "SyntaxError: '(' was never closed"),
+        ("x = 1", "has no attribute 'get_config'"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("{}['a']", "KeyError: 'a'"),
+        ("\x00", "SyntaxError: source code string cannot contain null bytes"),
+        ("def get_config(): return get_config()", "RecursionError: "),
+        ("def get_config(): pass", "get_config() gives None; begin with default_config()"),
+        (
+            "from ml_collections import ConfigDict as get_config",
+            "the config has no dataset; begin with default_config()",
+        ),
+    ],
+)
+def test_a_config_file_that_cannot_be_run_is_named(tmp_path, text, message):
     (tmp_path / "mine.py").write_text(text)
-    with pytest.raises(ValueError, match=r"mine\.py: "):
+    with pytest.raises(ValueError, match=r"mine\.py: ") as caught:
         configs.load_config(str(tmp_path / "mine.py"))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 # ======================================================================== published values
@@ -168,6 +187,8 @@ WRONG = [
     *(("inputs", value) for value in ({}, {"image": None}, {"image": ""}, {"image": "a+a"})),
     ("inputs", {"a b": "image"}),
     *(("loss_weights", {"label": value}) for value in (0.0, *NOT_NUMBERS)),
+    *((name, {1: "a"}) for name in ("inputs", "loss_weights", "dataset_options")),
+    ("backbone", "x" * 10**6),
     *((name, "foo") for name in ("learned_upsampling", "padding", "precision")),
     *((name, "foo") for name in ("optimizer", "schedule", "backbone", "dataset", "freeze")),
     *((name, ("foo",)) for name in ("freeze", "stages")),
@@ -191,7 +212,7 @@ def test_a_wrong_value_is_one_line_that_names_the_field_and_the_remedy(name, val
     named = "schedule_step" if (name, value) == ("schedule", "step") else name
     assert message.startswith(f"config.{named} = ")
     assert "\n" not in message
-    assert len(message.split(": ", 1)[1]) > 8  # the remedy
+    assert 8 < len(message.split(": ", 1)[1]) < len(message) < 2000  # the remedy
 
 
 def test_all_problems_are_reported_together():
@@ -276,6 +297,8 @@ def test_the_home_directory_in_every_path(monkeypatch, tmp_path):
     [
         (["--config.lerning_rate=(1.,)"], "no field 'lerning_rate'; did you mean 'learning_rate'?"),
         (["--config.inputs.hha=hha"], "--config.inputs=\"{'hha': …}\""),
+        (["--config.steps=(1," + 9999 * "x"], "flag --config.steps=(1,xxx"),
+        (["--config.seed=" + 5000 * "1"], "flag --config.seed=1111"),
         (["--config.seed=zero"], "invalid literal for int"),
         (["--config.width=1e"], "could not convert string to float"),
         (["--config.inputs={'image'"], "Failed to parse"),
@@ -288,6 +311,37 @@ def test_a_mistake_on_the_command_line_is_one_line(arguments, message, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+    assert len(error) < 2000
+
+
+def test_options_of_the_data_set_need_not_stand_in_the_config_file():
+    config = configs.load_config("quickstart")
+    given = {
+        "seed": "3",
+        "void": "(0, 7)",
+        "images": "a*.png",
+        "classes": "",
+        "masks": "[[[",
+        "a": "1",
+    }
+    command.set_fields(
+        config, [f"--config.dataset_options.{name}={value}" for name, value in given.items()]
+    )
+    expected = {
+        "seed": 3,
+        "void": (0, 7),
+        "images": "a*.png",
+        "classes": "",
+        "masks": "[[[",
+        "a": 1,
+    }
+    assert config.dataset_options.to_dict() == {"train": 400, "val": 100, "size": 96, **expected}
+    with pytest.raises(ValueError, match="shapes has no option 'a'; it has train, val, size, seed"):
+        data.open_source("shapes", "train", data_dir="nowhere", a=1)
+    with pytest.raises(
+        ValueError, match=r"shapes: an option of the wrong kind in {'train': 'x'}: "
+    ):
+        data.open_source("shapes", "train", data_dir="nowhere", train="x")
 
 
 def test_fields_are_set_from_the_command_line():

@@ -140,7 +140,7 @@ def set_fields(config: configs.Config, given: Sequence[str]) -> None:
         hint = configs.near_field(name) or "; --help lists all"
         raise ValueError(f"the config has no field {name!r}{hint}") from None
     except (flags.Error, TypeError, SyntaxError) as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        raise ValueError(f"{' '.join(str(error).split()):.500}") from None
     if rest:
         raise ValueError(f"unexpected argument {rest[0]!r}; fields are --config.FIELD=VALUE")
 

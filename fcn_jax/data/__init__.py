@@ -156,7 +156,10 @@ def prepare(
             return copy
         if manual_dir is not None:
             raise FileNotFoundError(f"{name}: there is no folder {manual_dir} (manual_dir)")
-    plan = module.plan(**{key: given[key] for key in given if key in asked}, **options)
+    try:
+        plan = module.plan(**{key: given[key] for key in given if key in asked}, **options)
+    except TypeError as error:
+        raise ValueError(f"{name}: an option of the wrong kind in {options}: {error}") from error
     path = folder / plan.copy / records.VERSION
     if path.exists():
         return path
