@@ -25,7 +25,8 @@ def test_every_config_is_valid_and_says_its_command(name):
     config = configs.load_config(name)
     configs.validate(config)
     text = (FOLDER / f"{name}.py").read_text()
-    assert f"    python train.py --config=configs/{name}.py" in text
+    commands = (f"python train.py --config=configs/{name}.py", f"fcn-jax train --config={name}")
+    assert any(f"    {command}" in text for command in commands)
     assert set(config) == set(configs.default_config())
     # What a checkpoint stores gives the same config back.
     assert configs.from_plain(configs.to_plain(config)).to_dict() == config.to_dict()

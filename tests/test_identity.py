@@ -19,7 +19,7 @@ from fcn_jax import config as configs
 from fcn_jax.classes import ClassRow, ClassTable, table_from_names
 from fcn_jax.cli import eval as eval_command
 from fcn_jax.models.inputs import CAFFE, Inputs
-from fcn_jax.runs import LastCheckpoint, StageCheckpoints, describe_run, last_checkpoint, load_run
+from fcn_jax.runs import LastCheckpoint, describe_run, last_checkpoint, load_run
 from fcn_jax.training import identity
 
 ONE = {"stages": "('fcn32s',)", "epochs": "()", "samples": 0, "dropout": 0.5}
@@ -116,8 +116,9 @@ def test_trained_longer_the_result_is_that_of_one_long_run(place, short, at_once
         np.testing.assert_array_equal, parameters(short, "fcn32s"), parameters(at_once, "fcn32s")
     )
     assert json.loads((short / "config.json").read_text())["steps"] == [8]
-    with StageCheckpoints(short, "fcn32s", read_only=True) as checkpoints:
-        assert checkpoints.run("last")["config"]["eval_every"] == 3
+    last = last_checkpoint(short)
+    assert last is not None
+    assert last.run["config"]["eval_every"] == 3
 
 
 def test_changed_data_are_accepted_and_no_image_is_forgotten(place, short):
