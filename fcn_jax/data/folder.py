@@ -46,7 +46,7 @@ from fcn_jax.classes import (
     has_ids,
     load_class_table,
 )
-from fcn_jax.data import coco, labelme, layouts
+from fcn_jax.data import coco, exports, labelme, layouts, polygons
 from fcn_jax.data.files import fingerprint
 from fcn_jax.data.images import LabelKind, encoded_image
 from fcn_jax.data.layouts import Drawing, Found
@@ -54,6 +54,7 @@ from fcn_jax.data.records import Contents, Entry, Part, file_entry, read_labels
 from fcn_jax.data.survey import Reading, Survey, examples, ranges, read_all, read_values
 
 FINDERS: tuple[layouts.Finder, ...] = (
+    *(exports.find_roboflow, exports.find_voc, exports.find_supervisely),
     *(layouts.find_folders, coco.find, labelme.find, layouts.find_unmatched),
 )
 """The finders of all layouts, in the order in which they are tried; masks come first."""
@@ -183,7 +184,12 @@ class FolderPlan:
         leftover = [self._short(path) for path in self.found.leftover]
         if leftover:
             survey.warnings.append(f"{len(leftover)} masks without an image: {examples(leftover)}")
-        survey.notes += self.found.notes
+        survey.notes += [*self.found.notes, *layouts.aside(self.root, self.found)]
+        survey.proposals |= self.found.proposals
+        if pairs and all(isinstance(mask, Path) for _, mask in pairs):
+            survey.notes += polygons.unread(self.root, self.found.files)
+        if not readings["train"]:
+            survey.problems.add("there is no image with a mask to train on")
         return survey
 
     def _short(self, path: Path) -> str:

@@ -7,12 +7,13 @@ here.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
@@ -21,7 +22,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from fcn_jax.classes import ClassTable
-from fcn_jax.data.images import IMAGE_SUFFIXES
+from fcn_jax.data.images import IMAGE_SUFFIXES, MASK_SUFFIXES, skipped_files
 
 SPLITS: Mapping[str, Sequence[str]] = {
     "train": ("train", "training"),
@@ -33,7 +34,6 @@ SPLITS: Mapping[str, Sequence[str]] = {
 UNCUT = ""
 """Stands for a split where images have none yet."""
 
-MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 
 Drawing: TypeAlias = Callable[[tuple[int, int]], Integer[np.ndarray, "h w"]]
@@ -66,6 +66,7 @@ class Found:
         problems: What is wrong, each with the file that it is true of.
         notes: What a person should know. Drawings may add to it.
         files: Further files on which the prepared copy depends.
+        proposals: Options with which more may be found.
     """
 
     layout: str
@@ -77,6 +78,7 @@ class Found:
     problems: list[tuple[str, Path]] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
     files: list[Path] = dataclasses.field(default_factory=list)
+    proposals: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def add(self, split: str, images: Mapping[str, Path], masks: Mapping[str, Path]) -> None:
         """Adds the images and masks of a split that share a name, and those left over."""
@@ -107,6 +109,26 @@ def files_below(root: Path) -> list[Path]:
 def plain(path: PurePosixPath | str) -> str:
     """A path or name with Unicode's composed letters; macOS writes them decomposed."""
     return unicodedata.normalize("NFC", str(path))
+
+
+def aside(root: Path, found: Found) -> list[str]:
+    """Notes about the files of a folder that are none of what is `found` in it, and why."""
+    pairs = [pair for ids in found.splits.values() for pair in ids.values()]
+    used = {path for pair in pairs for path in pair if isinstance(path, Path)}
+    used |= {*found.unlabeled, *found.leftover, *found.files}
+    places = {path.parent for path in used}
+    groups: dict[tuple[str, str], list[Path]] = collections.defaultdict(list)
+    for path in files_below(root):
+        if path not in used and path.suffix.lower() in MASK_SUFFIXES:
+            groups[path.parent.relative_to(root).as_posix(), "not of this layout"].append(path)
+    for folder in sorted(places):
+        for path, why in skipped_files(folder).items():
+            if path not in used:
+                groups[folder.relative_to(root).as_posix(), why].append(path)
+    return [
+        f"{folder}: left out {len(paths)} files, such as {paths[0].name}: {why}"
+        for (folder, why), paths in groups.items()
+    ]
 
 
 # ======================================================================== globs
@@ -213,12 +235,41 @@ IMAGE_ENDS = ("", "_image", "_img", "_rgb", "_sat")
 
 def find_folders(root: Path, table: ClassTable | None) -> Found | None:
     """Images and masks in folders of usual names, or side by side with usual ends of names."""
-    return next((found for found in _in_folders(root) if found.splits), None)
+    found = next((found for found in _in_folders(root) if found.splits), None)
+    if found:
+        found.proposals = {}
+    return found
 
 
 def find_unmatched(root: Path, table: ClassTable | None) -> Found | None:
     """Images and masks in folders of usual names, none of which belong together."""
-    return next((found for found in _in_folders(root) if found.leftover), None)
+    found = next((found for found in _in_folders(root) if found.leftover and found.unlabeled), None)
+    if found is None:
+        return None
+    images, masks = ({plain(p.stem) for p in paths} for paths in (found.unlabeled, found.leftover))
+    added, taken = _affix(images, masks), _affix(masks, images)
+    for name, (before, after) in (("masks", added), ("images", taken)):
+        if before or after:
+            glob = found.proposals[name]
+            found.proposals[name] = f"{glob.removesuffix('*')}{before}*{after}.*"
+            return found
+    found.proposals = {}
+    return found
+
+
+def _affix(stems: Collection[str], longer: Collection[str]) -> tuple[str, str]:
+    """What stands before and after most of some names in longer ones; ("", "") if nothing does."""
+    affixes: collections.Counter[tuple[str, str]] = collections.Counter()
+    for stem in sorted(stems)[:20]:
+        for name in longer:
+            before, there, after = name.partition(stem)
+            if there and name != stem:
+                affixes[before, after] += 1
+    if not affixes:
+        return "", ""
+    before, after = max(affixes, key=lambda affix: (affixes[affix], affix))
+    fits = sum(f"{before}{stem}{after}" in longer for stem in stems)
+    return (before, after) if 2 * fits > len(stems) else ("", "")
 
 
 def _in_folders(root: Path) -> Iterable[Found]:
@@ -244,7 +295,11 @@ def _in_folders(root: Path) -> Iterable[Found]:
                 for split, names in (SPLITS if "{split}" in image_place else {UNCUT: [""]}).items()
                 for name in names
             }
-            found = Found("")
+            globs = [
+                f"{place.replace('IMAGES', image_name).replace('MASKS', mask_name)}/*".lstrip("/")
+                for place in (image_place, mask_place)
+            ]
+            found = Found("", proposals=dict(zip(("images", "masks"), globs, strict=True)))
             words = [
                 _add_folders(found, split, files, folders[images], folders[masks], root)
                 for (split, _), (images, masks) in places.items()
@@ -260,8 +315,8 @@ def _add_folders(
 ) -> str:
     """Adds the images and masks of two folders; returns them in words, "" if there are none."""
     beside = images_in == masks_in
-    images = _stems(files, images_in, IMAGE_SUFFIXES)
-    masks = _stems(files, masks_in, MASK_SUFFIXES)
+    images = stems(files, images_in, IMAGE_SUFFIXES)
+    masks = stems(files, masks_in, MASK_SUFFIXES)
     best, most = ("", ""), 0
     for ends in itertools.product(IMAGE_ENDS, MASK_ENDS):
         of_images, of_masks = _chosen(images, masks, ends, beside)
@@ -289,7 +344,7 @@ def _add_folders(
     return f"images in {image_place}, masks in {mask_place}{named}" + (split and f": {split}")
 
 
-def _stems(files: Sequence[Path], folder: Path, suffixes: Sequence[str]) -> dict[Path, str]:
+def stems(files: Sequence[Path], folder: Path, suffixes: Sequence[str]) -> dict[Path, str]:
     """Paths without suffix, relative to a folder, of the files below it with some suffixes."""
     start = f"{folder}{os.sep}"
     return {

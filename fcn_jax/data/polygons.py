@@ -22,7 +22,7 @@ from jaxtyping import Float64, Int32, Int64
 
 from fcn_jax.classes import MAX_CLASSES, NO_ID, ClassRow, ClassTable, voc_color
 from fcn_jax.data.images import IMAGE_SUFFIXES
-from fcn_jax.data.layouts import SPLITS, UNCUT, Drawing, Found, by_name, plain
+from fcn_jax.data.layouts import SPLITS, UNCUT, Drawing, Found, by_name, files_below, plain
 
 MAX_JSON = 1 << 30  # bytes; COCO's largest has 450 MB
 MAX_SIDE = 10**6  # pixels; also how far from an image a coordinate may lie
@@ -58,6 +58,23 @@ def holds(path: Path, words: Iterable[bytes]) -> bool:
             return False
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return all(content.find(word) >= 0 for word in words)
+
+
+def unread(root: Path, files: Iterable[Path]) -> list[str]:
+    """Notes about files that hold annotations, beside the `files` that are read."""
+    found: dict[str, list[Path]] = {"COCO": [], "LabelMe": []}
+    jsons = [path for path in files_below(root) if path.suffix.lower() == ".json"]
+    for path in [path for path in jsons if path not in {*files}][:1000]:
+        if holds(path, (b'"images"', b'"annotations"')):
+            found["COCO"].append(path)
+        elif holds(path, (b'"shapes"', b'"imagePath"')):
+            found["LabelMe"].append(path)
+    return [
+        f"{len(paths)} annotation files of {tool}, such as {paths[0].relative_to(root)}, are not "
+        "read, as there are masks"
+        for tool, paths in found.items()
+        if paths
+    ]
 
 
 def split_of(path: Path, root: Path) -> str:
