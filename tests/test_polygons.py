@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from fcn_jax.classes import ClassRow, ClassTable, load_class_table
 from fcn_jax.cli import check
-from fcn_jax.data import coco, labelme, open_source
+from fcn_jax.data import coco, labelme, open_source, polygons
 from fcn_jax.data.layouts import UNCUT
 
 pycocotools = pytest.importorskip("pycocotools.mask")
@@ -133,7 +133,7 @@ def test_coco_run_lengths_go_down_the_columns(tmp_path):
 )
 def test_coco_refuses_what_is_no_object(tmp_path, monkeypatch, segmentation, message):
     """Where pycocotools reads on, crashes, or takes all memory."""
-    monkeypatch.setattr(coco, "MAX_OUTLINE", 1000)
+    monkeypatch.setattr(polygons, "MAX_OUTLINE", 1000)
     found = Coco(tmp_path).image(size=(3, 4)).add(segmentation, id=77).find()
     with pytest.raises(ValueError, match=message) as caught:
         drawn(found, (4, 3))
@@ -606,11 +606,13 @@ def test_labelme_what_covers_nothing_is_told(tmp_path):
             "its mask has 3x2 pixels, but its points span 3x3",
         ),
         (shape([[1, 1]] * 2000), "takes too long"),
+        (shape([[1, 1], [19, 19]] * 60), "outline of 2160 pixels is longer than 1000"),
     ],
     ids=lambda value: str(value)[:40],
 )
 def test_labelme_refuses_what_is_no_shape(tmp_path, monkeypatch, wrong, message):
     monkeypatch.setattr(labelme, "MAX_WORK", 20000)
+    monkeypatch.setattr(polygons, "MAX_OUTLINE", 1000)
     with pytest.raises(ValueError, match=message) as caught:
         labelme_drawn(tmp_path, [shape([[1, 1], [5, 5], [5, 1]]), wrong])
     assert str(caught.value).startswith("a.json shapes[1] 'plate': ")

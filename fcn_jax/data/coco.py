@@ -29,8 +29,6 @@ KEPT = (
 )
 """The fields that are read; of all others nothing is kept, so that a file takes little memory."""
 
-MAX_OUTLINE = 10**6  # pixels along polygons; pycocotools takes 100 bytes for each
-
 
 def find(root: Path, table: ClassTable | None) -> Found | None:
     """The images of all COCO files in a folder, with their annotations as drawings.
@@ -277,9 +275,7 @@ def _from_polygons(
         return np.array([frame.size[0] * frame.size[1]])
     frame.check(np.concatenate(outlines), told, where)
     outlines = [frame.scaled(outline) for outline in outlines]
-    steps = (np.abs(outline - np.roll(outline, 1, 0)).max(1).sum() for outline in outlines)
-    if (length := sum(steps)) > MAX_OUTLINE:
-        raise ValueError(f"its outline of {length:.0f} pixels is longer than {MAX_OUTLINE}")
+    polygons.check_outlines(outlines)
     flat: Any = [outline.ravel() for outline in outlines]
     merged: Any = pycocotools.mask.merge(pycocotools.mask.frPyObjects(flat, *frame.size))
     return _uncompressed(merged["counts"])

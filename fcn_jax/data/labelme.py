@@ -29,7 +29,7 @@ AREAS = ("polygon", "rectangle", "circle", "oriented_rectangle", "rotation", "ma
 LABELS = "labels.txt"
 """LabelMe's own class file."""
 
-MAX_WORK = 10**9  # points of a polygon times rows of its image; Pillow goes through all in a second
+MAX_WORK = 2 * 10**8  # points of a polygon times rows of its image; Pillow goes through all
 
 
 class _File(NamedTuple):
@@ -213,6 +213,7 @@ def _paint(objects: Any, number: int, shape: _Shape, frame: Frame, told: Told, w
     else:
         frame.check(points, told, where)
         points = frame.scaled(points)
+        polygons.check_outlines([points])
         draw, ink = ImageDraw.Draw(objects), {"fill": number, "outline": number}
         if len(points) == 2:
             draw.rectangle([*points.min(0), *points.max(0)], **ink)

@@ -26,6 +26,7 @@ from fcn_jax.data.layouts import SPLITS, UNCUT, Drawing, Found, by_name, files_b
 
 MAX_JSON = 1 << 30  # bytes; COCO's largest has 450 MB
 MAX_SIDE = 10**6  # pixels; also how far from an image a coordinate may lie
+MAX_OUTLINE = 10**6  # pixels along an object's polygons; pycocotools takes 100 bytes for each
 IGNORE = "__ignore__"
 BACKGROUND = ("background", "_background_", "__background__")
 NO_OBJECT = ""
@@ -322,6 +323,13 @@ def points_of(values: Any) -> Float64[np.ndarray, "n 2"]:
     if far.any():
         raise ValueError(f"its coordinate {points[far][0]:g} lies far from any image")
     return points
+
+
+def check_outlines(outlines: Sequence[Float64[np.ndarray, "_ 2"]]) -> None:
+    """Raises a ValueError where polygons of an object take too much time or memory to draw."""
+    steps = (np.abs(outline - np.roll(outline, 1, 0)).max(1).sum() for outline in outlines)
+    if (length := sum(steps)) > MAX_OUTLINE:
+        raise ValueError(f"its outline of {length:.0f} pixels is longer than {MAX_OUTLINE}")
 
 
 def classes_of(
