@@ -446,8 +446,11 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _in_short(error: BaseException) -> str:
-    """The beginning of an error's message, on one line."""
+    """What an error says, on one line: of a long message the system's part, or the beginning."""
     text = " ".join(str(error).split()) or type(error).__name__
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, *_NO_DAMAGE):
+        if os.strerror(number) in text:
+            return os.strerror(number)
     return text if len(text) <= 160 else f"{text[:160]}…"
 
 

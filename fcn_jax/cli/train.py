@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from fcn_jax.inference import report
     from fcn_jax.training.run import Diverged, Stopped, train
 
-    logging.set_verbosity(logging.ERROR)  # below it orbax tells a great deal
+    logging.set_verbosity(logging.FATAL)  # orbax logs tracebacks of errors that it raises as well
     devices.keep_compiled_programs()
     try:
         # ---- The other processes, before anything touches the devices

@@ -18,6 +18,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from fcn_jax.runs import write_whole
+
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
 
@@ -47,22 +49,45 @@ class Journal:
     # ------------------------------------------------------------------ numbers and pictures
 
     def rewind(self, stage: str, step: int) -> None:
-        """Forgets what was recorded beyond a step, before a run goes on from a checkpoint there."""
-        path = self._workdir / "metrics.jsonl"
-        if self._silent or not path.exists():
+        """Forgets what was recorded beyond a step, before a run goes on from a checkpoint there.
+
+        What is damaged or missing of the records up to there is told.
+        """
+        if self._silent:
             return
-        rank = self._stages.index(stage)
-        kept = []
-        for line in path.read_text(errors="replace").splitlines():
-            # A kill can cut the last line short.
-            with contextlib.suppress(KeyError, ValueError):
-                record = json.loads(line)
-                if (self._stages.index(record["stage"]), record["step"]) <= (rank, step):
-                    kept.append(line)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept))
-        temporary.replace(path)
+        path, rank = self._workdir / "metrics.jsonl", self._stages.index(stage)
+        raw = path.read_bytes() if path.exists() else b""
+        lines = raw.splitlines()
+        places = [self._place(line) for line in lines]
+        kept = [
+            line
+            for line, place in zip(lines, places, strict=True)
+            if place is not None and place <= (rank, step)
+        ]
+        text = b"".join(b"%s\n" % line for line in kept)
+        if text != raw:
+            write_whole(path, text.decode())
+
+        # A kill can cut the last line short: that is no damage.
+        unreadable = places[: None if raw.endswith(b"\n") else -1].count(None)
+        if unreadable:
+            self.say(f"{path} was damaged: {unreadable} lines are left out")
+        # A checkpoint is saved after its step has been recorded, a stage begins after another.
+        reached = {place for place in places if place is not None}
+        stages = {stage for stage, _ in reached}
+        if (step and (rank, step) not in reached) or not stages.issuperset(range(rank)):
+            self.say(f"{path} was damaged: records before {stage} step {step} are missing")
         self._tensorboard(stage, purge_step=step + 1)
+
+    def _place(self, line: bytes) -> tuple[int, int] | None:
+        """The stage and step of a line of metrics.jsonl; None if it is damaged."""
+        try:
+            record = json.loads(line)
+            stage, step = self._stages.index(record.pop("stage")), record.pop("step")
+            numbers = all(isinstance(value, int | float) for value in record.values())
+            return (stage, step) if numbers and isinstance(step, int) else None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return None
 
     def record(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """Appends numbers to metrics.jsonl, and draws them in TensorBoard."""

@@ -71,7 +71,7 @@ def save(
             problems.append(f"{name}: {given.dtype} values that float32 cannot hold")
         arrays[name] = array
     if problems or not arrays:
-        raise ValueError("cannot save:\n  " + "\n  ".join(problems or ["no arrays"]))
+        raise ValueError(f"cannot save {path}: {'; '.join(problems or ['no arrays'])}")
     inputs = inputs or getattr(params, "inputs", None)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
