@@ -1,40 +1,42 @@
-"""Label maps in MATLAB files."""
+"""Label maps in MATLAB files, read in another process (`fcn_jax.data.mat_reader`)."""
 
 from __future__ import annotations
 
+import atexit
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 
 from fcn_jax.classes import NO_ID, VOID, ClassTable
+from fcn_jax.data.images import whole_ids
+
+SECONDS = 30
+"""That one file may take."""
 
 
 def read_mat(path: Path, variable: str) -> Int32[np.ndarray, "h w"]:
     """A map of ids from a `.mat` file: up to version 7 by SciPy; 7.3, which is HDF5, by h5py.
 
     Of a struct `variable` names the field, as "GTcls/Segmentation".
-    """
-    import scipy.io
 
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file, if it holds no such map, is damaged, or claims more than half
+            a gigabyte.
+    """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        value = _field(scipy.io.loadmat(path), variable)
-    except NotImplementedError:  # SciPy's word for version 7.3
-        value = _read_hdf5(path, variable)
-    except Exception as error:  # SciPy raises many types for broken files
-        raise ValueError(f"{path}: cannot read {variable}: {error}") from error
-    if value.ndim != 2 or value.dtype.kind not in "uibf":
-        raise ValueError(
-            f"{path}: cannot read {variable} as a map of ids: {value.dtype} of shape {value.shape}"
-        )
-    with np.errstate(invalid="ignore"):  # infinity and NaN become something else, and are refused
-        ids = value.astype(np.int32)
-    if not np.array_equal(ids, value):
-        raise ValueError(f"{path}: {variable} holds fractions, which are no class ids")
-    return ids
+        return whole_ids(_READER.read(path, variable)).astype(np.int32)
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot read {variable}: {error}") from None
 
 
 def read_mat_labels(
@@ -48,30 +50,79 @@ def read_mat_labels(
         raise ValueError(f"{path}: {variable}: {error}") from None
 
 
-def _field(content: Any, variable: str) -> np.ndarray:
-    """A variable, or the field of a struct, out of what SciPy returns."""
-    for name in variable.split("/"):
-        names = content.dtype.names if isinstance(content, np.ndarray) else content
-        if name not in (names or ()):
-            there = [key for key in names or () if not key.startswith("__")]
-            raise ValueError(f"it holds {', '.join(there) or 'nothing'}")
-        content = content[name]
-        while isinstance(content, np.ndarray) and content.dtype == object and content.size == 1:
-            content = content.flat[0]  # a struct's field is a 1x1 array of objects
-    return np.asarray(content)
+class _Reader:
+    """The process that reads: started with the first file, and again after one that ended it."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """For a fork, which shares the pipes of its parent's process and needs its own."""
+        self.lock = threading.Lock()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def read(self, path: Path, variable: str) -> np.ndarray:
+        with self.lock:
+            process = self.process = self.process or self._start()
+            late = threading.Timer(SECONDS, process.kill)
+            late.start()
+            try:
+                return self._ask(process, json.dumps([str(path.absolute()), variable]))
+            except EOFError:
+                self.stop()
+                what = f"took over {SECONDS} seconds" if late.finished.is_set() else "crashed"
+                raise ValueError(f"damaged: its reader {what}") from None
+            except ValueError:
+                raise
+            except (
+                BaseException
+            ):  # such as Ctrl-C: the answer must not be that to the next question
+                self.stop()
+                raise
+            finally:
+                late.cancel()
+
+    def _ask(self, process: subprocess.Popen[bytes], question: str) -> np.ndarray:
+        questions, answers = process.stdin, process.stdout
+        assert questions
+        assert answers
+        try:
+            questions.write(question.encode() + b"\n")
+            questions.flush()
+        except BrokenPipeError:
+            raise EOFError from None
+        line = answers.readline()
+        if not line.endswith(b"\n"):
+            raise EOFError
+        answer = json.loads(line)
+        if "error" in answer:
+            raise ValueError(answer["error"])
+        dtype = np.dtype(answer["dtype"])
+        content = answers.read(math.prod(answer["shape"]) * dtype.itemsize)
+        if len(content) < math.prod(answer["shape"]) * dtype.itemsize:
+            raise EOFError
+        return np.frombuffer(content, dtype).reshape(answer["shape"])
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        # It looks for SciPy where this process does, but not for modules beside its program.
+        threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            [sys.executable, "-P", Path(__file__).with_name("mat_reader.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, **threads, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+
+    def stop(self) -> None:
+        """Ends the process, if there is one."""
+        if self.process:
+            self.process.kill()
+            self.process.communicate()  # which closes the pipes
+            self.process = None
 
 
-def _read_hdf5(path: Path, variable: str) -> np.ndarray:
-    try:
-        import h5py
-
-        with h5py.File(path) as file:
-            dataset: Any = file[variable]
-            return np.asarray(dataset[()]).T  # MATLAB stores columns first
-    except ImportError:
-        raise ValueError(
-            f"{path}: MATLAB's version 7.3, which needs h5py (pip install h5py), or save it again "
-            "with save(..., '-v7')"
-        ) from None
-    except Exception as error:  # h5py raises many types for broken files
-        raise ValueError(f"{path}: cannot read {variable}: {error}") from error
+_READER = _Reader()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_READER.forget)
+atexit.register(_READER.stop)

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from fcn_jax.data.hdf5 import checked_size, member
 from fcn_jax.models.backbones import BACKBONES
 from fcn_jax.models.inputs import Inputs, Preprocessing
 from fcn_jax.weights.arrays import Weights, most_bytes
@@ -129,8 +130,6 @@ def _with_names(layers: Mapping[str, dict[str, np.ndarray]]) -> dict[str, dict[s
 
 MAX_OBJECTS = 5000
 MAX_DEPTH = 12
-_FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32"}
-"""The library's own filters; others are loaded from wherever its environment points."""
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -141,8 +140,9 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with h5py.File(path, "r", locking=False) as file:
             arrays = {name: data for name, data in _datasets(file) if data.dtype.kind == "f"}
-            total = sum(_checked_size(name, data, size) for name, data in arrays.items())
-            if total > most_bytes(size):
+            most = most_bytes(size)
+            total = sum(checked_size(name, data, size, most) for name, data in arrays.items())
+            if total > most:
                 raise ValueError(f"arrays of {total} bytes in a file of {size}")
             return {name: data[...] for name, data in arrays.items()}
     except ValueError:
@@ -166,27 +166,8 @@ def _datasets(root: Any) -> Iterator[tuple[str, Any]]:
                 raise ValueError("more or deeper groups than any network has")
             if not prefix and name in ("optimizer_weights", "optimizer"):
                 continue
-            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                raise ValueError(f"{prefix}{name} is a link to elsewhere, which is not followed")
-            value = group[name]
+            value = member(group, name, prefix)
             if isinstance(value, h5py.Group):
                 left.append((value, f"{prefix}{name}/", depth + 1))
             elif isinstance(value, h5py.Dataset):
                 yield f"{prefix}{name}", value
-
-
-def _checked_size(name: str, data: Any, file_size: int) -> int:
-    """The bytes of a dataset in memory, once it is clear that it is plainly stored."""
-    size = math.prod(data.shape) * data.dtype.itemsize if data.shape is not None else 0
-    properties = data.id.get_create_plist()
-    filters = {properties.get_filter(i)[0] for i in range(properties.get_nfilters())}
-    if data.is_virtual or data.external:
-        raise ValueError(f"{name} lies in another file, which is not read")
-    if unknown := filters - set(_FILTERS):
-        raise ValueError(f"{name} is packed by filter {unknown.pop()}; known are {_FILTERS}")
-    if data.chunks is None:
-        if size != data.id.get_storage_size() or size > file_size:
-            raise ValueError(f"{name} has no {size} bytes in the file, as {data.shape} needs")
-    elif max(size, math.prod(data.chunks) * data.dtype.itemsize) > most_bytes(file_size):
-        raise ValueError(f"{name} {data.shape} claims {size} bytes in a file of {file_size}")
-    return size
