@@ -418,11 +418,20 @@ def per_stage(config: Config, field: str) -> tuple[Any, ...]:
 
 
 def stage_steps(config: Config, images: int) -> tuple[int, ...]:
-    """The steps of every stage where there are so many training images."""
+    """The steps of every stage where there are so many training images.
+
+    Raises:
+        ValueError: If epochs come to more steps than the step's number, of 32 bits, can count.
+    """
     if config.steps:
         return per_stage(config, "steps")
     epochs = per_stage(config, "epochs")
-    return tuple(max(1, round(e * images / config.batch_size)) for e in epochs)
+    steps = tuple(max(1, round(e * images / config.batch_size)) for e in epochs)
+    if max(steps) >= 2**31:
+        raise ValueError(
+            f"config.epochs = {config.epochs}: {max(steps):.3g} steps; give fewer than 2147483648"
+        )
+    return steps
 
 
 def start_files(config: Config) -> dict[str, str]:

@@ -245,6 +245,24 @@ def test_lengths_are_given_as_steps_or_as_epochs():
         configs.validate(config)
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"steps": (7,), "epochs": (5.0, 5.0)}, (7, 7, 7)),
+        ({"epochs": (2.5, 0.01, 1.0)}, (8, 1, 3)),  # of 13 images in fours
+        ({"epochs": (1e30,)}, r"epochs = \(1e\+30,\): 3.25e\+30 steps; give fewer than 2147483648"),
+    ],
+)
+def test_the_steps_of_stages(fields, expected):
+    config = configs.default_config()
+    config.update(batch_size=4, **fields)
+    if isinstance(expected, tuple):
+        assert configs.stage_steps(config, 13) == expected
+        return
+    with pytest.raises(ValueError, match=expected):
+        configs.stage_steps(config, 13)
+
+
 def test_only_harmless_fields_may_change_when_a_run_goes_on():
     old, new = configs.default_config(), configs.default_config()
     new.update(log_every=7, data_dir="elsewhere", seed=5)

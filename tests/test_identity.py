@@ -16,11 +16,13 @@ import pytest
 from test_training import parameters, run, train
 
 from fcn_jax import config as configs
+from fcn_jax import weights
 from fcn_jax.classes import ClassRow, ClassTable, table_from_names
 from fcn_jax.cli import eval as eval_command
+from fcn_jax.models import fcn
 from fcn_jax.models.inputs import CAFFE, Inputs
 from fcn_jax.runs import LastCheckpoint, describe_run, last_checkpoint, load_run
-from fcn_jax.training import identity
+from fcn_jax.training import identity, init
 
 ONE = {"stages": "('fcn32s',)", "epochs": "()", "samples": 0, "dropout": 0.5}
 ONE |= {"schedule": "constant", "learning_rate": "(1e-3,)", "eval_every": 0}
@@ -191,6 +193,20 @@ def test_the_rate_that_a_longer_schedule_gives_is_told(place):
     assert rates() == expected + [(step, pytest.approx(poly(step, 8))) for step in range(6, 9)]
     told = f"the learning rate was {poly(5, 5):.3g} and goes on at {poly(6, 8):.3g}; the result is "
     assert f"{told}not that of 8 steps at once" in text
+
+
+@pytest.mark.parametrize(
+    ("classes", "kept"),
+    [("sky,cat,dog", True), ("dog,cat,sky", False), ("sky,cat,cow", False)],
+)
+def test_scores_of_a_run_are_taken_over_where_they_are_of_the_same_classes(classes, kept):
+    model = fcn.create_model("fcn16s", num_classes=3, width=1 / 16, fc_width=8)
+    flat = weights.flatten(fcn.abstract_params(model))
+    start = weights.Weights({name: np.ones(array.shape) for name, array in flat.items()})
+    start.classes = (("sky", "cat", "dog"),)
+    init.drop_other_scores({"": start}, model, {"label": table_from_names(classes)})
+    lost = {name.rpartition("/")[0] for name in flat.keys() - start.keys()}
+    assert lost == (set() if kept else {"score_fr", "score_pool4", "upscore2", "upscore16"})
 
 
 # ======================================================================== differences

@@ -44,6 +44,21 @@ def check_weights(model: FCN, backbone: str, start: StartWeights, origin: str) -
         raise ValueError("\n  ".join(lines))
 
 
+def drop_other_scores(start: StartWeights, model: FCN, heads: Mapping[str, ClassTable]) -> None:
+    """Removes the score layers of runs whose classes have other names, or in another order.
+
+    Of the same shape, they would be copied as if score j still were that of the same class.
+    """
+    names = tuple(table.names for table in heads.values())
+    for loaded in start.values():
+        if loaded.classes and loaded.classes != names:
+            for array in list(loaded):
+                layer = array.rpartition("/")[0]
+                # Of several inputs, score_fr of a file becomes score_frhha.
+                if any(score.startswith(layer) for score in model.score_layers):
+                    del loaded[array]
+
+
 def params_from(
     model: FCN, start: StartWeights, key: jax.Array
 ) -> tuple[dict[str, Any], weights.Report]:

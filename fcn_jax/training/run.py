@@ -151,6 +151,7 @@ def train(
         inputs = init.choose_inputs(config.inputs.to_dict(), train_source, usual, start)
     scored, left_out = data.unseen(eval_source, earlier, "choose another config.eval_split")
     stages = make_stages(config, train_source, heads, inputs, mesh)
+    init.drop_other_scores(start, stages[0].model, heads)
     identified = identity.describe_data(train_source, eval_source, earlier)
     description = describe_run(config, heads, inputs, identified)
 

@@ -101,6 +101,7 @@ def load(path: str | Path) -> Weights:
         arrays = {name: np.asarray(a) for name, a in flatten(run.variables["params"]).items()}
         kind = f"fcn_jax {run.stage}"
         weights = Weights(arrays, run.inputs, kind, trained_on=run.trained_on)
+        weights.classes = tuple(table.names for table in run.heads.values())
     elif not path.is_file():
         raise FileNotFoundError(f"there is no weight file {path}")
     else:

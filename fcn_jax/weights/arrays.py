@@ -25,6 +25,7 @@ class Weights(dict[str, np.ndarray]):
         kind: What the file is, such as ``torchvision vgg16``.
         skipped: What else the file holds, in words.
         trained_on: Digests of the images that it was trained on, where it is a run's.
+        classes: Names of the classes of each head, where it is a run's.
     """
 
     def __init__(
@@ -34,12 +35,14 @@ class Weights(dict[str, np.ndarray]):
         kind: str = "",
         skipped: Iterable[str] = (),
         trained_on: Iterable[str] = (),
+        classes: Iterable[tuple[str, ...]] = (),
     ) -> None:
         super().__init__(arrays)
         self.inputs = inputs
         self.kind = kind
         self.skipped = tuple(skipped)
         self.trained_on = frozenset(trained_on)
+        self.classes = tuple(classes)
 
 
 def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
