@@ -188,6 +188,10 @@ class FolderPlan:
         survey.proposals |= self.found.proposals
         if pairs and all(isinstance(mask, Path) for _, mask in pairs):
             survey.notes += polygons.unread(self.root, self.found.files)
+        if readings["train"] and not readings["val"]:
+            survey.warnings.append(
+                "there is no split val to score on: move some images there, or give eval_split"
+            )
         if not readings["train"]:
             survey.problems.add("there is no image with a mask to train on")
         return survey
