@@ -397,6 +397,7 @@ def test_coco_categories_in_order_of_their_ids(tmp_path, categories, classes, la
         ([{"id": 1}], "no name"),
         ([{"id": "1", "name": "a"}], "no id that is a number"),
         ([7], "the category 7"),
+        ([{"id": 1, "name": "a\nb"}], "control characters"),
         ([{"id": i, "name": f"c{i}"} for i in range(255)], "needs 1 to 255 classes"),
     ],
 )
@@ -753,3 +754,20 @@ def test_labelme_is_checked_and_prepared(tmp_path, capsys):
     lines = [line for line in capsys.readouterr().err.splitlines() if "coordinate nan" in line]
     assert len(lines) == 1
     assert all(f"{i}.json shapes[0] 'plate'" in lines[0] for i in range(2))
+
+
+def test_messages_are_one_line_whatever_a_file_holds(tmp_path):
+    one = Coco(tmp_path / "c").image("a.png", width="\n" * 999)
+    one.images += [{"id": 7, "file_name": "b\n\u202e" * 999}]
+    found = one.add([square(0, 0, 4, 4)]).add([], id="\n" * 999).find()
+    ((_, drawing),) = found.splits[UNCUT].values()
+    with pytest.raises(ValueError, match="no number of pixels") as caught:
+        drawing((20, 20))
+    write_labelme(tmp_path / "l", [shape([[1]], "x\ud800")], image="b\n" * 999)
+    with pytest.raises(ValueError, match="control characters") as refused:
+        labelme.find(tmp_path / "l", None)
+    write_labelme(tmp_path / "l", [shape([[1]], "x", "\n" * 999)], image="b\n" * 999)
+    texts = [*problems(found), *problems(labelme.find(tmp_path / "l", None)), *found.notes]
+    for text in (*texts, str(caught.value), str(refused.value)):
+        assert len(text.splitlines()) == 1
+        assert len(text) < 500

@@ -20,7 +20,7 @@ from fcn_jax.classes import NO_ID, ClassTable
 from fcn_jax.data import polygons
 from fcn_jax.data.images import stored_size
 from fcn_jax.data.layouts import Drawing, DrawingError, Found, files_below
-from fcn_jax.data.polygons import NO_OBJECT, Frame, Images, Told, named
+from fcn_jax.data.polygons import NO_OBJECT, Frame, Images, Told, named, shown
 
 KEPT = (
     *("images", "annotations", "categories", "id", "file_name", "height", "width", "name"),
@@ -158,9 +158,11 @@ def _categories(path: Path, content: dict[str, Any], notes: list[str]) -> dict[i
         key, name = row["id"], str(row["name"])
         members = [other for other in rows if other.get("supercategory") == name]
         if key not in used and members and row not in members:  # as Roboflow writes
-            notes.append(f"category '{name}' is left out: a group of others, without annotations")
+            notes.append(
+                f"category {name!r:.80} is left out: a group of others, without annotations"
+            )
         elif key in names or name in names.values():
-            raise ValueError(f"{path}: two categories have the id {key} or the name '{name}'")
+            raise ValueError(f"{path}: two categories have the id {key} or the name {name!r:.80}")
         else:
             names[key] = name
     return names
@@ -202,7 +204,7 @@ def _entries(
         elif name is None:
             problem = "annotations of categories that are not listed"
         elif name not in ids:
-            problem = f"annotations of '{name}', which the class file lacks"
+            problem = f"annotations of {name!r:.80}, which the class file lacks"
         elif parts is None or (isinstance(parts, list) and not parts):
             problem = "annotations without a segmentation (a box does not tell pixels)"
         elif fields.get("iscrowd") not in (None, 0, 1):
@@ -225,7 +227,7 @@ def _draw(
     try:
         frame = Frame.of(entry.stated, size, lambda: stored_size(image))
     except ValueError as error:
-        raise DrawingError(str(error), f"{at}: image {entry.name}") from None
+        raise DrawingError(str(error), shown(f"{at}: image {entry.name}")) from None
     frame.tell(told, f"{entry.name} in {at}")
     drawn = []
     for found in entry.objects:
@@ -233,9 +235,8 @@ def _draw(
         try:
             counts = _counts(found.segmentation, frame, told, where)
         except ValueError as error:
-            raise DrawingError(
-                str(error), f"{at}: annotation {found.id} of image {entry.name}"
-            ) from None
+            name = shown(f"{at}: annotation {found.id} of image {entry.name}")
+            raise DrawingError(str(error), name) from None
         if area := int(counts[1::2].sum()):
             drawn.append((area, counts, found.label, where))
         else:

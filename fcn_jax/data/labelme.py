@@ -21,7 +21,7 @@ from fcn_jax.classes import ClassTable, load_class_table
 from fcn_jax.data import polygons
 from fcn_jax.data.images import IMAGE_SUFFIXES, read_label, stored_size
 from fcn_jax.data.layouts import Drawing, DrawingError, Found, files_below
-from fcn_jax.data.polygons import NO_OBJECT, Frame, Images, Told, named
+from fcn_jax.data.polygons import NO_OBJECT, Frame, Images, Told, named, shown
 
 AREAS = ("polygon", "rectangle", "circle", "oriented_rectangle", "rotation", "mask")
 """The shapes that cover pixels; points and lines do not."""
@@ -88,7 +88,7 @@ def find(root: Path, table: ClassTable | None) -> Found | None:
                 used[shape.label].append(f"{file.name} {shape.name}")
     found.classes, ids = polygons.class_ids(sorted(used), table, root)
     for label in sorted(set(used) - set(ids)):
-        text = f"the class file lacks the label {label!r} of {named(used[label])}"
+        text = f"the class file lacks the label {label!r:.80} of {named(used[label])}"
         found.problems.append((text, root))
 
     images, told = Images(root, below), Told(found.notes)
@@ -105,9 +105,11 @@ def find(root: Path, table: ClassTable | None) -> Found | None:
                 told.add("imagePath is not there; took the image of the file's name", file.name)
         if len(places) != 1:
             text = "may be one of several files" if places else "is not there"
-            found.problems.append((f"its image {file.image!r} {text}", file.path))
+            found.problems.append((f"its image {file.image!r:.80} {text}", file.path))
         elif any(places[0] in drawn for drawn in drawings.values()):
-            found.problems.append((f"its image {file.image!r} is that of another file", file.path))
+            found.problems.append(
+                (f"its image {file.image!r:.80} is that of another file", file.path)
+            )
         else:
             split = split or polygons.split_of(places[0].parent, root)
             drawings[split][places[0]] = functools.partial(_draw, file, places[0], ids, told)
@@ -146,7 +148,7 @@ def _read(path: Path, root: Path) -> _File | None:
         if not isinstance(label, str) or not label:
             raise ValueError(f"{name} has no label")
         kind, points = fields.get("shape_type") or "polygon", polygons.packed(fields.get("points"))
-        shapes.append(_Shape(f"{name} '{label}'", label, str(kind), points, fields.get("mask")))
+        shapes.append(_Shape(f"{name} {label!r:.80}", label, str(kind), points, fields.get("mask")))
     embedded = isinstance(content.get("imageData"), str)
     image = str(content.get("imagePath"))
     return _File(path, path.relative_to(root).as_posix(), image, stated, embedded, shapes)
@@ -175,7 +177,7 @@ def _draw(
     for shape in file.shapes:
         where = f"{file.name} {shape.name}"
         if shape.kind not in AREAS:
-            told.add(f"a {shape.kind} covers no pixels and is not drawn", where)
+            told.add(f"a {shown(shape.kind)} covers no pixels and is not drawn", where)
             continue
         try:
             if _paint(objects, len(names), shape, frame, told, where):

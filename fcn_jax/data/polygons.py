@@ -13,6 +13,7 @@ import mmap
 import os
 import re
 import threading
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
@@ -169,7 +170,14 @@ class Told:
 def named(items: Iterable[object]) -> str:
     """How many there are, and the first three."""
     items = [*items]
-    return f"{len(items)} ({', '.join(map(str, items[:3]))}{', ...' if len(items) > 3 else ''})"
+    return f"{len(items)} ({', '.join(map(shown, items[:3]))}{', ...' if len(items) > 3 else ''})"
+
+
+def shown(value: object) -> str:
+    """What a file holds, fit for a line of a message."""
+    text = str(value)
+    text = text if len(text) <= 150 else f"{text[:150]}..."
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 # ======================================================================== classes
@@ -202,6 +210,8 @@ def class_ids(
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
     ids = dict(zip((row.name for row in rows), table.ids, strict=True))
+    if odd := [name for name in names if {"Cc", "Cs"} & {*map(unicodedata.category, name)}]:
+        raise ValueError(f"{file}: the class name {odd[0]!r:.80} holds control characters")
     background = next(i for name, i in ids.items() if name.lower() in BACKGROUND)
     ids |= {name: background for name in names if name.lower() in BACKGROUND}
     return table, {IGNORE: NO_ID, **ids, NO_OBJECT: background}
@@ -286,7 +296,7 @@ class Frame(NamedTuple):
 
 def _side(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1:
-        raise ValueError(f"the stated side {value!r} is no number of pixels")
+        raise ValueError(f"the stated side {value!r:.60} is no number of pixels")
     if not 1 <= value <= MAX_SIDE:
         raise ValueError(f"the stated side of {value} pixels is not in 1..{MAX_SIDE}")
     return int(value)
