@@ -5,9 +5,11 @@ Label maps are uint8 with 255 for void; images are uint8 RGB.
 
 from __future__ import annotations
 
+import functools
 import math
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -85,6 +87,57 @@ def overlay(
 
 # ======================================================================== panels
 
+MAIN_FONT = "DejaVu Sans"  # comes with Matplotlib
+
+
+def legible(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names as Matplotlib can draw them, and the fonts to draw them in.
+
+    Letters that its own font lacks, such as Chinese ones, are taken from a font that is installed.
+    Where none has them, a name becomes its number, which is told once.
+    """
+    own = _letters_in(_font_files()[MAIN_FONT])
+    missing = {ord(letter) for letter in "".join(names)} - own
+    fonts = [MAIN_FONT]
+    if missing:
+        found = {font: len(missing & _letters_in(file)) for font, file in _font_files().items()}
+        best = max(found, key=lambda font: found[font])
+        if found[best]:
+            fonts.append(best)
+            missing -= _letters_in(_font_files()[best])
+        if missing:
+            _tell_of_numbers()
+    numbered = enumerate(names)
+    return [str(i) if missing & {*map(ord, name)} else name for i, name in numbered], fonts
+
+
+@functools.cache
+def _font_files() -> dict[str, str]:
+    from matplotlib import font_manager
+
+    # The font "of last resort" has a box for every letter there is.
+    fonts = {font.name: font.fname for font in font_manager.fontManager.ttflist}
+    return {name: fonts[name] for name in sorted(fonts) if not name.startswith("Last Resort")}
+
+
+@functools.cache
+def _letters_in(file: str) -> frozenset[int]:
+    from matplotlib import ft2font
+
+    try:
+        return frozenset(ft2font.FT2Font(file).get_charmap())
+    except (OSError, RuntimeError):  # damaged, or since removed
+        return frozenset()
+
+
+@functools.cache
+def _tell_of_numbers() -> None:
+    print(
+        "note: no font has all letters of the classes' names; their numbers stand for them in "
+        "pictures (install one such as Noto Sans CJK)",
+        file=sys.stderr,
+    )
+
 
 def side_by_side(
     panels: Mapping[str, UInt8[np.ndarray, "_ _ 3"] | UInt8[np.ndarray, "_ _"]],
@@ -122,19 +175,22 @@ def side_by_side(
     gap, line = round(letter * 0.7), round(letter * 1.5)
     figure = Figure(dpi=72)
     renderer = FigureCanvasAgg(figure).get_renderer()
-    font = FontProperties(size=letter)
+    drawn, fonts = legible(classes.names)
+    drawn_names = dict(zip(classes.names, drawn, strict=True))
+    font = FontProperties(family=fonts, size=letter)
 
     def width_of(text: str) -> float:
         return renderer.get_text_width_height_descent(text, font, ismath=False)[0]
 
     with warnings.catch_warnings():
-        # Letters that the font lacks are drawn as boxes, and need no warning each.
+        # Letters of titles that the fonts lack are drawn as boxes, and need no warning each.
         warnings.filterwarnings("ignore", message="Glyph")
         width = sum(picture.width + gap for picture in pictures) + gap
         bottom = gap
-        if entries := present_classes(classes, *maps):
+        if present := present_classes(classes, *maps):
+            entries = [drawn_names.get(name, name) for name in present]
             entry = max(map(width_of, entries)) + 2.6 * letter
-            colors = [f"#{bytes(color).hex()}" for color in entries.values()]
+            colors = [f"#{bytes(color).hex()}" for color in present.values()]
             legend = figure.legend(
                 [Patch(facecolor=color, edgecolor="0.6", linewidth=1) for color in colors],
                 ["class"] * len(entries),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from fcn_jax import drawing
 from fcn_jax.classes import ClassRow, ClassTable
+from fcn_jax.inference.report import draw_confusion
 
 CLASSES = ClassTable(
     (
@@ -117,6 +120,28 @@ def test_long_and_foreign_titles_are_drawn() -> None:
     title = "ein überaus langer Titel, 図 4, " * 10
     picture = drawing.side_by_side({title: random_image(20, 30)}, CLASSES)
     assert picture.width < 300
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_names_in_letters_that_the_font_lacks(tmp_path, monkeypatch, capsys, installed) -> None:
+    """They are drawn in a font that has them, or as numbers with one note, and never warn."""
+    names = ("道路", "sky", "a$b", "$\\frac{", "机动车")
+    table = ClassTable(tuple(ClassRow(name, (9 * i, 0, 0)) for i, name in enumerate(names)))
+    files = drawing._font_files()
+    letters = {files[drawing.MAIN_FONT]: frozenset(range(256))}
+    if installed:
+        letters[files["DejaVu Serif"]] = frozenset(map(ord, "道路机动车"))
+    monkeypatch.setattr(drawing, "_letters_in", lambda file: letters.get(file, frozenset()))
+    drawing._tell_of_numbers.cache_clear()
+    fonts = ["DejaVu Sans", "DejaVu Serif"] if installed else ["DejaVu Sans"]
+    drawn = list(names) if installed else ["0", "sky", "a$b", "$\\frac{", "4"]
+    assert drawing.legible(names) == (drawn, fonts)
+    assert drawing.legible(names[1:3])[1] == ["DejaVu Sans"]
+    labels = np.arange(5, dtype=np.uint8)[None]
+    with warnings.catch_warnings(action="ignore" if installed else "error"):
+        drawing.side_by_side({"labels": labels}, table)
+        draw_confusion(tmp_path / "c.png", np.eye(5, dtype=np.int64), table, title="of $a_")
+    assert capsys.readouterr().err.count("note:") == (0 if installed else 1)
 
 
 def test_no_panel_is_refused() -> None:

@@ -337,9 +337,12 @@ def draw_confusion(
     axes = figure.add_subplot()
     picture = axes.imshow(parts, cmap="Blues", vmin=0, vmax=1)
     size = 9 if number <= 40 else max(3, 360 / number)
-    axes.set_xticks(range(number), classes.names, rotation=90, fontsize=size)
-    axes.set_yticks(range(number), classes.names, fontsize=size)
-    axes.set(xlabel="prediction", ylabel="ground truth", title=title)
+    names, fonts = drawing.legible(classes.names)
+    style = {"fontsize": size, "fontfamily": fonts, "parse_math": False}
+    axes.set_xticks(range(number), names, rotation=90, **style)
+    axes.set_yticks(range(number), names, **style)
+    axes.set(xlabel="prediction", ylabel="ground truth")
+    axes.set_title(title, parse_math=False)
     if number <= 40:  # more would not be legible
         for row, column in np.argwhere(parts >= 0.005).tolist():
             part = parts[row, column]
