@@ -291,7 +291,7 @@ def has_ids(path: str | Path) -> bool:
 
 
 def _read_text(path: Path) -> str:
-    with path.open("rb") as file:
+    with path.expanduser().open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise ValueError(f"more than {MAX_BYTES >> 20} MiB, which is no list of names")

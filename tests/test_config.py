@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from fcn_jax import classes, data
 from fcn_jax import config as configs
-from fcn_jax import data
 from fcn_jax.cli import train as command
+from fcn_jax.inference import report
 from fcn_jax.training.optimizer import make_optimizer, make_schedule
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -306,6 +308,25 @@ def test_the_home_directory_in_every_path(monkeypatch, tmp_path):
     assert options["data_dir"] == f"{tmp_path}/data"
     assert options["classes"] == f"{tmp_path}/classes.txt"
     configs.validate(config)
+
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    assert classes.load_class_table("~/classes.txt").names == ("cat", "dog")
+    assert classes.read_names("~/classes.txt") == ["cat", "dog"]
+    copy = data.prepare("shapes", data_dir="~/data", train=1, val=1, size=48)
+    source = data.Source(f"~/{copy.relative_to(tmp_path)}", "train")
+    assert source.ids == ("train_00000",)
+    report.write([], source, "~/report")
+    report.draw_confusion(
+        "~/c.png", np.eye(2, dtype=np.int64), classes.load_class_table("~/classes.txt")
+    )
+    assert {path.name for path in tmp_path.iterdir()} > {"report", "c.png"}
+    monkeypatch.setattr(
+        "fcn_jax.training.run.train", lambda config, workdir, **_: given.append(workdir)
+    )
+    monkeypatch.setattr(report, "evaluate_run", lambda workdir, *_: given.append(workdir))
+    given: list[Path] = []
+    assert command.main(["--config=quickstart", "--workdir=~/run"]) == 0
+    assert given == [tmp_path / "run"] * 2
 
 
 # ======================================================================== the command line

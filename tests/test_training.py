@@ -295,6 +295,18 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(place)
     [
         ({"dataset": "shpes"}, "unknown data set 'shpes'; there are shapes"),
         ({"padding": "valid"}, "config.padding = 'valid': choose one of same, reference"),
+        ({"learned_upsampling": "foo"}, "= 'foo': choose one of intermediate, none, all"),
+        ({"learning_rate": "text"}, "config.learning_rate = ('text',): give a tuple; for each"),
+        (
+            {"steps": "(2.5,1,1)"},
+            "config.steps = (2.5, 1, 1): give a tuple; for each entry give a w",
+        ),
+        ({"loss_weights": "{'label':'a'}"}, "config.loss_weights = {'label': 'a'}: give a dict"),
+        ({"inputs": "{'image':None}"}, "config.inputs = {'image': None}: give a dictionary; for"),
+        ({"seed": 10**20}, "config.seed = 100000000000000000000: give a whole number from 0 to"),
+        ({"width": "1e400"}, "config.width = inf: give a number above 0 and at most 64"),
+        ({"weight_decay": "nan"}, "config.weight_decay = nan: give a number at least 0"),
+        ({"epochs": "(1e30,)", "steps": "()"}, "steps; give fewer than 2147483648"),
         ({"learning_rate": "(1.,2.)"}, "give one value, or one for each of the 3 stages"),
         ({"init": "nowhere.npz"}, "there is no weight file nowhere.npz"),
         ({"eval_split": "train"}, "are also in"),
@@ -309,6 +321,7 @@ def test_a_mistake_is_one_clear_message_and_nothing_is_written(place, finished, 
     assert message in errors
     assert len(errors.strip().splitlines()) == 1
     assert not (place / "mistake").exists()
+    assert len(list((place / "data" / "shapes").iterdir())) == 1  # nor are other data prepared
 
 
 def test_another_config_is_refused_in_the_folder_of_a_run(place, finished):

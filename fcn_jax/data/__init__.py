@@ -13,6 +13,7 @@ import dataclasses
 import importlib
 import inspect
 import json
+import os
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -137,7 +138,11 @@ def prepare(
     row = row_of(name)
     data_dir = Path(data_dir).expanduser().absolute()
     manual_dir = None if manual_dir is None else Path(manual_dir).expanduser().absolute()
-    options = {key: value for key, value in options.items() if value is not None}
+    options = {
+        key: os.path.expanduser(value) if isinstance(value, str) else value
+        for key, value in options.items()
+        if value is not None
+    }
     module = importlib.import_module(row.module)
     asked = inspect.signature(module.plan).parameters
     in_tfds = name.removeprefix(TFDS_PREFIX)

@@ -50,7 +50,7 @@ class Source:
     """
 
     def __init__(self, path: str | Path, split: str) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.split = split
         metadata = json.loads((self.path / "metadata.json").read_text())
         info = json.loads((self.path / "dataset_info.json").read_text())

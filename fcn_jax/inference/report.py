@@ -349,4 +349,4 @@ def draw_confusion(
             style = {"color": "white" if part > 0.5 else "black", "fontsize": 7}
             axes.text(column, row, f"{100 * part:.0f}", ha="center", va="center", **style)
     figure.colorbar(picture, label="part of the class's pixels", shrink=0.8)
-    figure.savefig(path, dpi=150)
+    figure.savefig(Path(path).expanduser(), dpi=150)
