@@ -441,9 +441,10 @@ def _opened(
 
 def _formats(file: io.BufferedIOBase) -> list[str]:
     """What Pillow may take a file for. HEIF, which is large, is loaded once such a file is met."""
-    start = file.read(12)
+    start = file.read(64)
     file.seek(0)
-    if start[4:] not in [b"ftyp" + kind for kind in (b"heic", b"heix", b"heim", b"heis", b"mif1")]:
+    brands = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+    if start[4:12] not in [b"ftyp" + brand for brand in brands] or b"avif" in start:
         return [*_FORMATS]
     try:
         import pillow_heif
