@@ -28,7 +28,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -111,7 +110,8 @@ class StageCheckpoints:
         """The steps of all complete checkpoints in order; some may be damaged."""
         if not self._directory.is_dir():
             return []
-        return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdecimal())
+        names = [path.name for path in self._directory.iterdir() if path.name.isdecimal()]
+        return sorted(int(name) for name in names if name == str(int(name)))
 
     # ------------------------------------------------------------------ writing
 
@@ -305,16 +305,16 @@ class StageCheckpoints:
 
     def _describe(self, step: int) -> dict[str, Any]:
         """What `save` wrote beside the arrays. Raises Damaged."""
-        path = self._directory / str(step) / "description"
+        path: Any = self._directory / str(step) / "description"
         with _reading(path):
-            description: Any = ocp.JsonCheckpointHandler().restore(epath.Path(path))
+            description: Any = ocp.JsonCheckpointHandler().restore(path)
             if description.pop("digest") != _digest_plain(description):
                 raise Damaged(f"{path} is damaged: it is not what was saved")
             return description
 
     def _read_arrays(self, step: int, like: Any, expected: Mapping[str, str]) -> Any:
         """The arrays of a tree in numpy, of which the digests are known. Raises Damaged."""
-        path = self._directory / str(step) / "state"
+        path: Any = self._directory / str(step) / "state"
         types = ocp.type_handlers
         registry = types.create_type_handler_registry(
             (np.ndarray, _Reader()),
@@ -324,7 +324,7 @@ class StageCheckpoints:
         in_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
         args = ocp.args.PyTreeRestore(like, restore_args=in_numpy, partial_restore=True)
         with _reading(path):
-            arrays = handler.restore(epath.Path(path), args=args)
+            arrays = handler.restore(path, args=args)
             found, bad = digest_arrays(arrays)
         if wrong := sorted(
             name for name in {*found, *expected} if found.get(name) != expected.get(name)
