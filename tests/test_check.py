@@ -241,9 +241,8 @@ def test_rare_and_absent_classes_and_much_void(mine, capsys):
     assert check.main([str(mine.root)]) == 0
     told = capsys.readouterr().err
     assert "warning: 1 of 4 classes have no pixel: stain." in told
-    assert "defect is rare: 16 pixels in 1 of 30 masks." in told
+    assert "1 of 4 classes are rare: defect (16 pixels in 1 of 30 masks). What helps" in told
     assert "2 classes have no pixel in val and have no score there: defect, scratch." in told
-    assert "scratch is rare" not in told
     assert "warning: 62 % of all pixels are void" in told
 
 

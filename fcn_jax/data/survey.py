@@ -429,14 +429,17 @@ class Survey:
                     f"{len(missing)} classes have no pixel in {split} and {effect}: "
                     f"{examples(missing)}. Move images of them there"
                 )
-        for label, name in enumerate(names):
-            if 0 < total[label] < RARE * counted:
-                masks = sum(self.masks.values(), nothing)
-                self.warnings.append(
-                    f"{name} is rare: {total[label]} pixels in {masks[label]} of {len(self._all)} "
-                    "masks. What helps: more images of it; a larger scale where it is small; "
-                    "joining it with another class"
-                )
+        masks = sum(self.masks.values(), nothing)
+        rare = [
+            f"{name} ({total[label]} pixels in {masks[label]} of {len(self._all)} masks)"
+            for label, name in enumerate(names)
+            if 0 < total[label] < RARE * counted
+        ]
+        if rare:
+            self.warnings.append(
+                f"{len(rare)} of {len(names)} classes are rare: {examples(rare)}. What helps: more "
+                "images of them; a larger scale where they are small; joining classes"
+            )
         if total[VOID] > MUCH_VOID * total.sum():
             self.warnings.append(f"{100 * total[VOID] / total.sum():.0f} % of all pixels are void")
 
