@@ -2,7 +2,7 @@
 
 import sys
 
-from fcn_jax.cli.train import main
+from fcn_jax.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(["train", *sys.argv[1:]]))

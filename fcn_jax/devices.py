@@ -21,6 +21,22 @@ from jaxtyping import Array
 # ======================================================================== where arrays lie
 
 
+def find_devices() -> tuple[int, int]:
+    """The number of devices of all processes, and of this one.
+
+    Raises:
+        ValueError: If JAX_PLATFORMS asks for others.
+    """
+    try:
+        return len(jax.devices()), jax.local_device_count()
+    except (RuntimeError, AssertionError) as error:
+        asked, reason = os.environ.get("JAX_PLATFORMS", ""), str(error).partition(".")[0]
+        raise ValueError(
+            f"JAX_PLATFORMS={asked}: there is no such device{reason and f' ({reason})'}; unset it, "
+            "or install jax for that device"
+        ) from None
+
+
 def data_mesh(spatial_shards: int = 1) -> Mesh:
     """All devices of all processes, along the axes ``data`` and ``height``.
 
@@ -30,14 +46,7 @@ def data_mesh(spatial_shards: int = 1) -> Mesh:
     Raises:
         ValueError: If the devices cannot be divided so, or JAX_PLATFORMS asks for others.
     """
-    try:
-        devices, own = len(jax.devices()), jax.local_device_count()
-    except (RuntimeError, AssertionError) as error:
-        asked, reason = os.environ.get("JAX_PLATFORMS", ""), str(error).partition(".")[0]
-        raise ValueError(
-            f"JAX_PLATFORMS={asked}: there is no such device{reason and f' ({reason})'}; unset it, "
-            "or install jax for that device"
-        ) from None
+    devices, own = find_devices()
     if devices % spatial_shards:
         raise ValueError(
             f"config.spatial_shards = {spatial_shards} does not divide the {devices} device(s); "

@@ -1,16 +1,20 @@
 """The command ``fcn-jax``: arguments and messages, nothing else.
 
 Each command is a module of this folder with ``main(argv) -> exit code``; ``train.py``, ``eval.py``
-and ``predict.py`` of a clone call the same functions.
+and ``predict.py`` of a clone call the same functions. How they end is told in `cli._ends`.
 """
 
 from __future__ import annotations
 
-import difflib
+import functools
 import importlib
+import os
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from fcn_jax.cli import _ends
 
 COMMANDS = {
     "train": "train the networks of a config and write a report",
@@ -21,8 +25,13 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command that the first argument names, and returns its exit code."""
-    name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    """Runs the command that the first argument names, and returns its exit code.
+
+    Without arguments, those of the command line, and as a program of its own (`run`).
+    """
+    if argv is None:
+        return run(sys.argv[1:])
+    name, *rest = list(argv) or ["--help"]
     if name in ("-h", "--help", "help"):
         print("usage: fcn-jax COMMAND [arguments]\n\nCommands:")
         for command, purpose in COMMANDS.items():
@@ -35,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"fcn-jax {__version__}")
         return 0
     if name not in COMMANDS:
+        import difflib
+
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
         print(f"fcn-jax: there is no command {name!r}; {hint}", file=sys.stderr)
@@ -42,10 +53,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     return importlib.import_module(f"fcn_jax.cli.{name}").main(rest)
 
 
+def run(argv: Sequence[str]) -> int:
+    """`main` as a program: it also answers to signals, and no thread can keep it from ending."""
+    command = next(iter(argv), "")
+    name = program(command) if command in COMMANDS else "fcn-jax"
+    _ends.end_on_signals(name)
+    _ends.end_on_failing_threads(name)
+    try:
+        if command in ("train", "eval", "predict"):
+            _ends.check_limits()
+        code = main(argv)
+    except Exception as error:
+        line = _ends.explain(error, command)
+        if line is None:
+            traceback.print_exc()
+            _ends.end("", 1)
+        _ends.end(f"{name}: {line}", 2)
+    if code:  # threads, or other processes, may never come to an end
+        _ends.end("", code)
+    return code
+
+
+def told_in_one_line(
+    main: Callable[[Sequence[str] | None], int],
+) -> Callable[[Sequence[str] | None], int]:
+    """A command's ``main``, whose errors that are no mistakes of the program are a line and 2."""
+    command = main.__module__.rpartition(".")[2]
+
+    @functools.wraps(main)
+    def call(argv: Sequence[str] | None = None) -> int:
+        code = 2
+        try:
+            return main(argv)
+        except KeyboardInterrupt:
+            line, code = "interrupted", 130
+        except Exception as error:
+            line = _ends.explain(error, command)
+            if line is None:
+                raise
+        print(f"{program(command)}: {line}", file=sys.stderr)
+        return code
+
+    return call
+
+
 def program(command: str) -> str:
     """How `command` was called, for its messages: "fcn-jax train", or "train.py" in a clone."""
     script = f"{command}.py"
-    return script if Path(sys.argv[0]).name == script else f"fcn-jax {command}"
+    return script if os.path.basename(sys.argv[0]) == script else f"fcn-jax {command}"
 
 
 def path(text: str) -> Path:

@@ -9,14 +9,14 @@ per_class.csv, confusion matrices and pictures side by side.
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Sequence
 
 from absl import logging
 
 from fcn_jax import data
-from fcn_jax.cli import path, program
+from fcn_jax.cli import path, program, told_in_one_line
 from fcn_jax.config import data_options
-from fcn_jax.devices import keep_compiled_programs
+from fcn_jax.devices import find_devices, keep_compiled_programs
 
 
 def count(text: str) -> int:
@@ -26,7 +26,8 @@ def count(text: str) -> int:
     return int(text)
 
 
-def main(argv: list[str] | None = None) -> int:
+@told_in_one_line
+def main(argv: Sequence[str] | None = None) -> int:
     """Evaluates, and returns the exit code."""
     parser = argparse.ArgumentParser(
         prog=program("eval"),
@@ -55,26 +56,23 @@ def main(argv: list[str] | None = None) -> int:
     from fcn_jax.inference import report
     from fcn_jax.runs import read_config
 
-    logging.set_verbosity(logging.ERROR)  # below it orbax tells a great deal
+    logging.set_verbosity(logging.FATAL)  # orbax tells a great deal, and errors twice
     keep_compiled_programs()
-    try:
-        config = read_config(args.workdir)
-        for field in ("data_dir", "manual_dir"):
-            config[field] = str(getattr(args, field) or config[field])
-        split = args.split or config.eval_split
-        source = data.open_source(config.dataset, split, **data_options(config))
-        report.evaluate_run(
-            args.workdir,
-            source,
-            stages=None if args.stage == "all" else args.stage.split(","),
-            which=args.checkpoint,
-            output=args.output,
-            limit=args.limit,
-            pictures=args.pictures,
-            precision=args.precision,
-            include_training_images=args.include_training_images,
-        )
-    except (ValueError, OSError) as error:
-        print(f"{program('eval')}: {error}", file=sys.stderr)
-        return 2
+    find_devices()
+    config = read_config(args.workdir)
+    for field in ("data_dir", "manual_dir"):
+        config[field] = str(getattr(args, field) or config[field])
+    split = args.split or config.eval_split
+    source = data.open_source(config.dataset, split, **data_options(config))
+    report.evaluate_run(
+        args.workdir,
+        source,
+        stages=None if args.stage == "all" else args.stage.split(","),
+        which=args.checkpoint,
+        output=args.output,
+        limit=args.limit,
+        pictures=args.pictures,
+        precision=args.precision,
+        include_training_images=args.include_training_images,
+    )
     return 0

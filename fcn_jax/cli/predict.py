@@ -18,7 +18,6 @@ A file that cannot be read is reported, the others are done all the same, and th
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -34,16 +33,16 @@ from rich.progress import Progress
 
 import fcn_jax
 from fcn_jax import drawing
-from fcn_jax.cli import path, program
+from fcn_jax.cli import path, program, told_in_one_line
 from fcn_jax.data.hha import hha, nyu_camera
 from fcn_jax.data.images import image_files, read_depth, read_image
-from fcn_jax.devices import keep_compiled_programs
+from fcn_jax.devices import find_devices, keep_compiled_programs
 from fcn_jax.models.decoders import DECODERS
 
 LOADED = ("stage", "which", "network", "padding", "modality", "classes", "precision", "tile")
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line's values; those of `LOADED` are called as by `fcn_jax.load`."""
     parser = argparse.ArgumentParser(
         prog=program("predict"),
@@ -152,28 +151,26 @@ def draw(
     return pictures
 
 
-def main(argv: list[str] | None = None) -> int:
+@told_in_one_line
+def main(argv: Sequence[str] | None = None) -> int:
     """Predicts, and returns the exit code."""
     args = parse(argv)
-    logging.set_verbosity(logging.ERROR)  # below it orbax tells a great deal
+    logging.set_verbosity(logging.FATAL)  # orbax tells a great deal, and errors twice
     keep_compiled_programs()
-    complain = functools.partial(print, f"{program('predict')}:", file=sys.stderr)
+    find_devices()
     source = args.workdir or args.weights
-    try:
-        files = find_images(args.images, args.output)
-        predictor = fcn_jax.load(source, **{name: getattr(args, name) for name in LOADED})
-        if source.is_file() and not args.network and predictor.model.decoder == DECODERS["fcn8s"]:
-            print("taken for fcn8s; if it is fcn8s_atonce, say --model=fcn8s_atonce")
-        chosen = predictor.find_class(args.heatmap) if args.heatmap else None
-        if chosen is None and predictor.classifies:
-            raise ValueError(f"{source} is a classifier: give --heatmap=CLASS")
-        reads = predictor.inputs.modalities
-        if not set(reads) <= {"image"} and args.depth is None:
-            raise ValueError(f"{source} reads {', '.join(reads)}: give --depth=DIR")
-        args.output.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:
-        complain(error)
-        return 2
+    files = find_images(args.images, args.output)
+    loaded = {name: getattr(args, name) for name in LOADED}
+    predictor = fcn_jax.load(source, **loaded)
+    if source.is_file() and not args.network and predictor.model.decoder == DECODERS["fcn8s"]:
+        print("taken for fcn8s; if it is fcn8s_atonce, say --model=fcn8s_atonce")
+    chosen = predictor.find_class(args.heatmap) if args.heatmap else None
+    if chosen is None and predictor.classifies:
+        raise ValueError(f"{source} is a classifier: give --heatmap=CLASS")
+    reads = predictor.inputs.modalities
+    if not set(reads) <= {"image"} and args.depth is None:
+        raise ValueError(f"{source} reads {', '.join(reads)}: give --depth=DIR")
+    args.output.mkdir(parents=True, exist_ok=True)
 
     failed = 0
     title = "images" if chosen is None else predictor.names(chosen[0])[chosen[1]]
@@ -184,18 +181,23 @@ def main(argv: list[str] | None = None) -> int:
             def show(done: float, before: int = number) -> None:
                 bars.update(bar, completed=before + done)
 
+            pictures = {}
             try:
                 arrays = read_modalities(file, name, args, reads)
-                for folder, picture in draw(predictor, arrays, chosen, show).items():
-                    target = args.output / folder / f"{name}.png"
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    picture.save(target)
+                pictures = draw(predictor, arrays, chosen, show)
             except (ValueError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
                 reason = str(error)
                 if not isinstance(error, ValueError | OSError):
                     reason = f"too large? {reason[:200]}; try --tile=1024"
-                complain(reason if str(file) in reason else f"{file}: {reason}")
+                reason = reason if str(file) in reason else f"{file}: {reason}"
+                print(f"{program('predict')}: {reason}", file=sys.stderr)
                 failed += 1
+            for folder, picture in pictures.items():  # where one cannot be written, none can
+                target = args.output / folder / f"{name}.png"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                temporary = target.with_name(f".{target.name}.tmp")
+                picture.save(temporary, format="PNG")
+                temporary.replace(target)
             show(1)
     print(f"{len(files) - failed} of {len(files)} images in {args.output}")
     return 1 if failed else 0

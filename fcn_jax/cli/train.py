@@ -27,9 +27,10 @@ from ml_collections import config_flags
 
 from fcn_jax import config as configs
 from fcn_jax import devices
-from fcn_jax.cli import path, program
+from fcn_jax.cli import path, program, told_in_one_line
 
 
+@told_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains every stage, writes the report, and returns the exit code."""
     name = program("train")
@@ -62,12 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argument = args.config.replace(":", "_").replace(",", "_")
     workdir = path(args.workdir or f"runs/{Path(argument).name.replace('.py', '')}")
 
-    try:
-        config = configs.load_config(args.config)
-        set_fields(config, fields)
-    except ValueError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 2
+    config = configs.load_config(args.config)
+    set_fields(config, fields)
 
     from fcn_jax.inference import report
     from fcn_jax.training.run import Diverged, Stopped, train
@@ -87,10 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         print(f"{name}: {stopped}", file=sys.stderr)
         return 128 + stopped.signum
-    except KeyboardInterrupt:  # while the data are prepared or the report written
-        print(f"{name}: interrupted", file=sys.stderr)
-        return 2
-    except (ValueError, OSError, Diverged) as error:
+    except Diverged as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
     return 0
