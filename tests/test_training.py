@@ -224,7 +224,7 @@ def test_killed_at_any_moment_the_result_is_the_same_bits(place, finished):
     assert_same_bits(workdir, finished)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_asked_to_stop_a_run_saves_and_goes_on_later(place, monkeypatch, signum):
     name = f"stopped{signum}"
     fields = {"steps": "(200,1,1)", "checkpoint_every": 1000, "eval_every": 0}

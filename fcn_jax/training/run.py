@@ -99,7 +99,7 @@ def train(
         ValueError: If the config has mistakes, or it or the data differ from the folder's run; the
             message lists the differences, and how to go on.
         Diverged: If the loss is not finite.
-        Stopped: On SIGINT or SIGTERM, when all is saved.
+        Stopped: On SIGINT, SIGTERM or SIGHUP, when all is saved.
 
     Example:
         >>> config = fcn_jax.config.load_config("quickstart")
@@ -257,6 +257,8 @@ def train(
                         journal=journal,
                         stop=stop,
                     )
+        if stop:
+            raise Stopped("all stages are trained and saved; there is no report yet", stop[0])
     return scored
 
 
@@ -499,18 +501,29 @@ class Stopped(Exception):
 
 @contextlib.contextmanager
 def noted_signals() -> Iterator[Sequence[int]]:
-    """Notes the first of SIGINT and SIGTERM in a list; the second ends the program at once."""
+    """Notes the first of SIGINT, SIGTERM and SIGHUP in a list; the second ends the program.
+
+    A signal that is ignored, as SIGHUP under nohup, stays ignored.
+    """
     received: list[int] = []
 
     def note(signum: int, _: FrameType | None) -> None:
         received.append(signum)
-        restore()
+        if len(received) > 1:
+            restore()
+            signal.raise_signal(signum)
 
     def restore() -> None:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # the last is not known everywhere
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    previous = {
+        number: signal.signal(number, note)
+        for number in numbers
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield received
     finally:
