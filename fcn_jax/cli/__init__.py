@@ -59,6 +59,8 @@ def run(argv: Sequence[str]) -> int:
     name = program(command) if command in COMMANDS else "fcn-jax"
     _ends.end_on_signals(name)
     _ends.end_on_failing_threads(name)
+    # A helper of multiprocessing cleans up after an end at once, and would tell of it.
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
     try:
         if command in ("train", "eval", "predict"):
             _ends.check_limits()

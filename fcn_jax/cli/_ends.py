@@ -14,15 +14,20 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from typing import NoReturn
 
 # ======================================================================== at once
 
+_ending = threading.Lock()
+
 
 def end(line: str, code: int) -> NoReturn:
     """Ends the program with a last line, whatever its threads and worker processes are doing."""
+    while not _ending.acquire(blocking=False):
+        time.sleep(60)  # another thread is at it
     with contextlib.suppress(OSError, ValueError, AttributeError):
         if sys.stdout.isatty():  # a progress bar has hidden the cursor
             line = f"\x1b[?25h\n{line}"
@@ -167,8 +172,8 @@ def explain(error: BaseException, command: str = "train") -> str | None:
             return f"out of memory{reason}; {_LOWER.get(command, 'free some')}"
         if "Unable to initialize backend" in text:
             return f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: {first}"
-        if type(each).__name__ == "BrokenProcessPool":
-            return "a worker process died, perhaps for want of memory"
+        if type(each).__name__ == "BrokenProcessPool" or "Worker process was" in text:
+            return "a worker process died, perhaps for want of memory; try config.num_workers=0"
     if isinstance(error, ValueError | OSError):
         # Notes tell which example it was.
         text = "\n".join((_as_text(error), *getattr(error, "__notes__", ())))

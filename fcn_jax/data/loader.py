@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import signal
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import grain
@@ -44,9 +46,13 @@ class TrainingBatches(contextlib.AbstractContextManager["TrainingBatches"]):
     """
 
     def __init__(
-        self, read_from: Callable[[int], grain.IterDataset], settings: dict[str, int]
+        self,
+        read_from: Callable[[int], grain.IterDataset],
+        settings: dict[str, int],
+        beginning: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self._read_from = read_from
+        self._beginning = beginning  # around the first batch
         self._settings = settings
         self._next_batch = 0
         self._iterator: grain.DatasetIterator | None = None
@@ -59,8 +65,11 @@ class TrainingBatches(contextlib.AbstractContextManager["TrainingBatches"]):
         if self._closed:
             raise ValueError("the loader has been closed")
         if self._iterator is None:
-            self._iterator = iter(self._read_from(self._next_batch))
-        batch = next(self._iterator)
+            with self._beginning():
+                self._iterator = iter(self._read_from(self._next_batch))
+                batch = next(self._iterator)
+        else:
+            batch = next(self._iterator)
         self._next_batch += 1
         return batch
 
@@ -92,6 +101,23 @@ class TrainingBatches(contextlib.AbstractContextManager["TrainingBatches"]):
         """Stops reading ahead."""
         self._closed = True
         self._stop()
+
+
+@contextlib.contextmanager
+def _signals_are_for_this_process() -> Iterator[None]:
+    """Worker processes that are started meanwhile do not hear what a terminal sends to all.
+
+    On Ctrl-C they would die, while training still needs them for the step that it saves.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # at its own start it would unblock them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def training_batches(
@@ -180,7 +206,8 @@ def training_batches(
         )
 
     settings = {"seed": seed, "batch_size": batch_size, "examples": len(source)}
-    return TrainingBatches(read_from, settings)
+    beginning = _signals_are_for_this_process if num_workers else contextlib.nullcontext
+    return TrainingBatches(read_from, settings, beginning)
 
 
 def _batch(
