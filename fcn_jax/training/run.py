@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from fcn_jax import config as configs
-from fcn_jax import data, devices, drawing, weights
+from fcn_jax import data, devices, drawing, runs, weights
 from fcn_jax.canvas import rule_for
 from fcn_jax.classes import ClassTable
 from fcn_jax.data import loader
@@ -43,6 +43,7 @@ from fcn_jax.runs import (
 )
 from fcn_jax.training import identity, init
 from fcn_jax.training.journal import Journal
+from fcn_jax.training.lock import locked
 from fcn_jax.training.optimizer import make_optimizer, make_schedule
 from fcn_jax.training.step import (
     StepReport,
@@ -97,7 +98,7 @@ def train(
 
     Raises:
         ValueError: If the config has mistakes, or it or the data differ from the folder's run; the
-            message lists the differences, and how to go on.
+            message lists the differences, and how to go on. If another program trains there.
         Diverged: If the loss is not finite.
         Stopped: On SIGINT, SIGTERM or SIGHUP, when all is saved.
 
@@ -108,8 +109,16 @@ def train(
     """
     workdir = Path(workdir).expanduser()
 
-    # ---- Mistakes that show without the data: in the config, the folder, the start weights
     configs.validate(config)
+    devices.find_devices()
+    alone = locked(workdir, runs.note) if jax.process_index() == 0 else contextlib.nullcontext()
+    with alone:
+        return _train(config, workdir, accept_changed_data)
+
+
+def _train(config: configs.Config, workdir: Path, accept_changed_data: bool) -> data.Source:
+    """`train`, while no other program trains in the folder."""
+    # ---- Mistakes that show without the data: in the config, the folder, the start weights
     mesh = devices.data_mesh(config.spatial_shards)
     parts = mesh.shape["data"]
     if config.batch_size % parts:
