@@ -6,6 +6,7 @@ they are first used, so that a command hears Ctrl-C before jax is loaded.
 """
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -66,16 +67,16 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports all public names, and the modules they come from, at the first use of one."""
-    if name.startswith("_"):
+    """A public name, with which all of them are imported; or a module of the package."""
+    if name in __all__:
+        for home, names in _HOMES.items():
+            module = importlib.import_module(f"fcn_jax.{home}")
+            for public in names.split():
+                globals()[public] = getattr(module, public.removesuffix("_weights"))
+        return globals()[name]
+    if importlib.util.find_spec(f"fcn_jax.{name}") is None:
         raise AttributeError(f"module 'fcn_jax' has no attribute {name!r}")
-    for home, names in _HOMES.items():
-        module = importlib.import_module(f"fcn_jax.{home}")
-        for public in names.split():
-            globals()[public] = getattr(module, public.removesuffix("_weights"))
-    if name not in globals():
-        raise AttributeError(f"module 'fcn_jax' has no attribute {name!r}")
-    return globals()[name]
+    return importlib.import_module(f"fcn_jax.{name}")
 
 
 def __dir__() -> list[str]:
