@@ -771,3 +771,12 @@ def test_messages_are_one_line_whatever_a_file_holds(tmp_path):
     for text in (*texts, str(caught.value), str(refused.value)):
         assert len(text.splitlines()) == 1
         assert len(text) < 500
+
+
+def test_notes_count_objects_once_in_any_order():
+    notes = ["another"]
+    told = polygons.Told(notes)
+    for number in (np.random.default_rng(0).permutation(1000) % 500).tolist():
+        told.add("hidden", f"a{number:03}")
+        told.add("outside", "b")
+    assert notes == ["another", "hidden: 500 (a000, a001, a002, ...)", "outside: 1 (b)"]

@@ -151,15 +151,17 @@ class Told:
 
     def __init__(self, notes: list[str]) -> None:
         self._notes = notes
-        self._objects: dict[str, dict[str, None]] = collections.defaultdict(dict)
+        self._objects: dict[str, set[str]] = collections.defaultdict(set)
+        self._first: dict[str, list[str]] = {}  # of these, in the order of the alphabet
         self._now: dict[str, str] = {}  # the note of every text as it stands in `notes`
         self._lock = threading.Lock()
 
     def add(self, text: str, where: str) -> None:
         """Adds the object `where` to those of which `text` is true."""
         with self._lock:
-            self._objects[text][where] = None
-            note = f"{text}: {named(self._objects[text])}"
+            self._objects[text].add(where)
+            self._first[text] = sorted({where, *self._first.get(text, ())})[:3]
+            note = f"{text}: {named(self._first[text], len(self._objects[text]))}"
             if text in self._now:
                 self._notes[self._notes.index(self._now[text])] = note
             else:
@@ -167,10 +169,10 @@ class Told:
             self._now[text] = note
 
 
-def named(items: Iterable[object]) -> str:
-    """How many there are, and the first three."""
-    items = [*items]
-    return f"{len(items)} ({', '.join(map(shown, items[:3]))}{', ...' if len(items) > 3 else ''})"
+def named(items: Sequence[object], count: int | None = None) -> str:
+    """How many there are, and the first three; `count` where not all are given."""
+    count = count or len(items)
+    return f"{count} ({', '.join(map(shown, items[:3]))}{', ...' if count > 3 else ''})"
 
 
 def shown(value: object) -> str:
