@@ -135,7 +135,9 @@ def resumed(place: Path) -> str:
         position = json.dumps(stage.batches.get_state(), sort_keys=True, default=str)
         position = position.replace(str(place), "")
         step = int(state.step)
-        raise Captured(f"{stage.name} {step} {tree_digest(state)} {tiny.digest_of(position.encode())}")
+        raise Captured(
+            f"{stage.name} {step} {tree_digest(state)} {tiny.digest_of(position.encode())}"
+        )
 
     with (
         campaign.replaced(run, "_loop", capture),
