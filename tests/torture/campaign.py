@@ -59,12 +59,8 @@ class Campaign:
         add("--jobs", type=int, default=os.cpu_count() or 1, help="trials at a time")
         add("--replay", type=int, metavar="NUMBER", help="do one trial again, and show its output")
         args = parser.parse_args()
-        self.count, self.seed, self.jobs, self.replay = (
-            args.count,
-            args.seed,
-            args.jobs,
-            args.replay,
-        )
+        self.count, self.seed = args.count, args.seed
+        self.jobs, self.replay = args.jobs, args.replay
         self.folder: Path = args.folder.absolute() / f"seed{args.seed}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.results_file = self.folder / "results.jsonl"
@@ -145,27 +141,30 @@ class Campaign:
         return 1 if failures else 0
 
 
-def fork(work: Callable[[], object], output: Path | None) -> int:
+def fork(work: Callable[[], object], output: Path | None, errors: Path | None = None) -> int:
     """The process id of a child that does some work, and ends with 1 if that raises.
 
-    Its standard output and error go to the end of a file; None: they stay.
+    Its standard output goes to the end of a file, and standard error there or to another; None:
+    they stay.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    if pid := os.fork():
-        return pid
-    _in_child(work, output)
+    pid = os.fork()
+    if pid == 0:
+        _in_child(work, output, errors or output)
+    return pid
 
 
-def _in_child(work: Callable[[], object], output: Path | None) -> NoReturn:
+def _in_child(work: Callable[[], object], output: Path | None, errors: Path | None) -> NoReturn:
     code = 1
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        if output is not None:
-            file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(file, 1)
-            os.dup2(file, 2)
-            faulthandler.enable()
+        for path, descriptor in ((output, 1), (errors, 2)):
+            if path is not None:
+                file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                os.dup2(file, descriptor)
+                os.close(file)
+        faulthandler.enable()
         result = work()
         code = result if isinstance(result, int) else 0
     except BaseException:
@@ -178,7 +177,7 @@ def _in_child(work: Callable[[], object], output: Path | None) -> NoReturn:
 
 
 def wait(pid: int, seconds: float) -> int | None:
-    """A child's exit code, negative for a signal; None if it did not end in time, and was killed."""
+    """A child's exit code, negative for a signal; None if it had to be killed at the end."""
     end = time.monotonic() + seconds
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)

@@ -6,9 +6,9 @@ The file is any of a finished run or of one that was stopped in its second stage
 run is loaded for prediction, and training goes on from it; of some the command ``eval`` scores it,
 and of some training goes on to the end. Each must give
 
-    the same bits             as without damage, as of files that nothing reads or that were rebuilt,
-    an earlier checkpoint     whole, which is told in a line,
-    one line                  an error that names the file or a folder that it is in,
+    the same bits            as without damage: nothing reads the file, or it was rebuilt,
+    an earlier checkpoint    whole, which is told in a line,
+    one line                 an error that names the file or a folder that it is in,
 
 and anything else is a failure: other bits, a traceback, a line that names nothing.
 """

@@ -15,6 +15,14 @@ from typing import Any
 WORDS = (0, 1, 127, 128, 255, 2**15 - 1, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1)
 NUMBERS = (0, -1, 1, 255, 256, 1e308, -1e308, 2**31, 2**63, 2**64, 10**20, 10**400, 0.5, 1e-320)
 TEXTS = ("", " ", "a", "label", "../../x", "\0", "é" * 300, "x" * 10_000, "1" * 5000, "NaN", "}{")
+SHAPES = (
+    *("()", "(8, 8)", "(8,)", "(-1, 8)", "(10**9, 10**9)", f"({2**31}, {2**31})", "(1,)*99"),
+    *("(8, 8, 3)", "(0, 8)", "(True, 8)", "(8.0, 8)", "None", "[8, 8]", "(" * 500),
+)
+TYPES = (
+    *("'|u1'", "'<i8'", "'>i4'", "'<f4'", "'<f2'", "'|b1'", "'|O'", "'<c16'", "'|V8'", "'<U9'"),
+    *("'<M8[s]'", "'|S5'", "[('a', '<i4')]", "'<i99'", "None", "{}", "('<i4', (9, 9))"),
+)
 VALUES: tuple[Any, ...] = (None, True, False, [], {}, [[]], {"": []}, *NUMBERS, *TEXTS)
 
 
@@ -158,25 +166,8 @@ def of_zip(content: bytes, others: Sequence[bytes], rng: random.Random) -> bytes
 def of_npy(content: bytes, others: Sequence[bytes], rng: random.Random) -> bytes:
     """Another shape, type or order in the header, of the right length."""
     body = content[10 + int.from_bytes(content[8:10], "little") :]
-    shape = rng.choice(
-        ["()", "(8, 8)", "(8,)", "(-1, 8)", "(10**9, 10**9)", f"({2**31}, {2**31})", "(1,)*99"]
-        + ["(8, 8, 3)", "(0, 8)", "(True, 8)", "(8.0, 8)", "None", "[8, 8]", "(" * 500]
-    )
-    kind = rng.choice(
-        [
-            "'|u1'",
-            "'<i8'",
-            "'>i4'",
-            "'<f4'",
-            "'<f2'",
-            "'|b1'",
-            "'|O'",
-            "'<c16'",
-            "'|V8'",
-            "'<M8[s]'",
-        ]
-        + ["'|S5'", "'<U9'", "[('a', '<i4')]", "'<i99'", "None", "{}", "('<i4', (9, 9))"]
-    )
+    shape = rng.choice(SHAPES)
+    kind = rng.choice(TYPES)
     header = f"{{'descr': {kind}, 'fortran_order': {rng.choice(['True', 'False', '0', 'None'])}, "
     header += f"'shape': {shape}, }}"
     if rng.random() < 0.2:

@@ -119,8 +119,9 @@ def write_masks(folder: Path) -> None:
     palette.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
     colors = Image.fromarray(np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0]], np.uint8)[ids])
     for suffix in ("png", "bmp", "gif", "tif", "tga", "webp"):
-        grey.save(folder / f"grey.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
-        colors.save(folder / f"colors.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
+        options: dict[str, Any] = {"lossless": True} if suffix == "webp" else {}
+        grey.save(folder / f"grey.{suffix}", **options)
+        colors.save(folder / f"colors.{suffix}", **options)
     palette.save(folder / "palette.png")
     palette.save(folder / "palette.gif")
     palette.save(folder / "palette.tif")
@@ -295,11 +296,18 @@ def write_coco(folder: Path) -> None:
         {"id": 1, "image_id": 0, "category_id": 3, "segmentation": [square], "area": 25},
         {"id": 2, "image_id": 0, "category_id": 7, "segmentation": [square, [0, 0, 3, 0, 3, 3]]},
         {
-            "id": 3, "image_id": 1, "category_id": 7, "iscrowd": 1, "bbox": [0, 0, 8, 8],
+            "id": 3,
+            "image_id": 1,
+            "category_id": 7,
+            "iscrowd": 1,
+            "bbox": [0, 0, 8, 8],
             "segmentation": {"counts": [3, 10, 20, 31], "size": [8, 8]},
         },
         {
-            "id": 4, "image_id": 2, "category_id": 3, "iscrowd": 0,
+            "id": 4,
+            "image_id": 2,
+            "category_id": 3,
+            "iscrowd": 0,
             "segmentation": {"counts": "52203", "size": [8, 8]},
         },
     ]
@@ -328,8 +336,13 @@ def write_labelme(folder: Path) -> None:
     ]
     for number in range(3):
         content = {
-            "version": "5.0", "flags": {}, "shapes": shapes[number:] + shapes[:number],
-            "imagePath": f"{number}.jpg", "imageData": None, "imageHeight": 8, "imageWidth": 8,
+            "version": "5.0",
+            "flags": {},
+            "shapes": shapes[number:] + shapes[:number],
+            "imagePath": f"{number}.jpg",
+            "imageData": None,
+            "imageHeight": 8,
+            "imageWidth": 8,
         }
         (folder / f"{number}.json").write_text(json.dumps(content))
 
@@ -387,11 +400,13 @@ def write_supervisely(folder: Path) -> None:
     data = base64.b64encode(zlib.compress(out.getvalue())).decode()
     objects = [
         {
-            "classTitle": "a", "geometryType": "bitmap",
+            "classTitle": "a",
+            "geometryType": "bitmap",
             "bitmap": {"data": data, "origin": [2, 3]},
         },
         {
-            "classTitle": "b", "geometryType": "polygon",
+            "classTitle": "b",
+            "geometryType": "polygon",
             "points": {"exterior": [[1, 1], [5, 1], [5, 5]], "interior": []},
         },
     ]
@@ -419,7 +434,7 @@ def check_folder(path: Path, folder: Path) -> None:
         raise ValueError(str(folder))
 
 
-# ---------------------------------------------------------------------- prepared data, configs, runs
+# ---------------------------------------------------------------------- data, configs, runs
 
 
 def write_prepared(folder: Path) -> None:
@@ -519,7 +534,7 @@ KINDS |= {
     "prepared data": Kind(write_prepared, read_prepared, 100, 12, "**/*.json"),
     "prepared records": Kind(write_prepared, read_prepared, 100, 4, "**/*.array_record*"),
     "config fields": Kind(write_fields, read_fields, 100, 8, one_line=False, named=False),
-    "config files": Kind(write_config_files, read_config_file, 100, 6, one_line=False),
+    "config files": Kind(write_config_files, read_config_file, 100, 6, one_line=False, named=False),
     "files of a run": Kind(write_run, read_run, 50, 24, JSON_OF_RUN),
 }
 ROUND = [name for name, kind in KINDS.items() for _ in range(kind.share)]
@@ -547,7 +562,7 @@ def judge(kind: Kind, path: Path, folder: Path) -> tuple[str, str]:
             return "lines", message
         if kind.named and not names(message, path, folder):
             return "unnamed", message
-        if len(message) > 5000:
+        if len(message) > 5000 and kind.named:
             return "long", message[:300]
     except MemoryError:
         return "memory", traceback.format_exc()[-800:]
