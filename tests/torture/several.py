@@ -27,7 +27,7 @@ import kills
 import tiny
 
 PATIENCE = 60.0  # seconds that the other may take to end
-FIELDS = {"stages": "('fcn32s','fcn16s')", "steps": "(5,6)", "dropout": 0.1}
+FIELDS = {"stages": "('fcn32s','fcn16s')", "steps": "(5,6)", "learning_rate": "(1e-3,)"}
 
 
 def start(place: Path, compiled: Path) -> tuple[list[int], kills.PhaseTold]:
