@@ -57,10 +57,11 @@ class Campaign:
         add("--seed", type=int, default=0, help="another seed makes other trials")
         add("--folder", type=Path, default=Path("/tmp/fcn_jax_torture") / name, help="of results")
         add("--jobs", type=int, default=os.cpu_count() or 1, help="trials at a time")
+        add("--only", help="of this kind alone, where a campaign has several")
         add("--replay", type=int, metavar="NUMBER", help="do one trial again, and show its output")
         args = parser.parse_args()
         self.count, self.seed = args.count, args.seed
-        self.jobs, self.replay = args.jobs, args.replay
+        self.jobs, self.only, self.replay = args.jobs, args.only, args.replay
         self.folder: Path = args.folder.absolute() / f"seed{args.seed}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.results_file = self.folder / "results.jsonl"

@@ -321,6 +321,7 @@ def prepare(make: Callable[[Path], int], place: Path) -> int:
             for which in ("best", "last"):
                 states.add(loaded(copy.with_name(stage) / "run", stage, which))
             states.add(resumed(copy.with_name(stage)))
+            states.add(evaluated(copy.with_name(stage)))
             shutil.rmtree(step)
     wrong = [way for way, answer in expected.items() if "value" not in answer]
     if wrong:

@@ -664,7 +664,8 @@ def main() -> int:
             (examples / "new").rename(examples / name)
 
     def trial(number: int, place: Path) -> dict[str, Any]:
-        name = random.Random(number // len(ROUND)).sample(ROUND, len(ROUND))[number % len(ROUND)]
+        turn = random.Random(number // len(ROUND)).sample(ROUND, len(ROUND))[number % len(ROUND)]
+        name = torture.only or turn
         kind, seed = KINDS[name], f"{torture.seed} {number}"
         folder, shared = place / "files", Shared()
         shutil.copytree(examples / name, folder)
