@@ -203,14 +203,11 @@ def read_class_table(path: Path, folder: Path) -> None:
     """As classes, and as names for weights."""
     from fcn_jax import classes
 
-    errors = []
-    for read in (classes.load_class_table, classes.has_colors, classes.read_names):
-        try:
-            read(path)
-        except (ValueError, OSError) as error:
-            errors.append(error)
-    if errors:
-        raise errors[0]
+    try:
+        classes.read_names(path)
+    finally:  # more is asked of tables that can be read
+        classes.load_class_table(path)
+        classes.has_colors(path)
 
 
 def write_weights(folder: Path) -> None:
