@@ -651,6 +651,8 @@ def main() -> int:
     torture = campaign.Campaign("mutations", __doc__, count=100_000)
     examples = torture.folder / "examples"
     for name, kind in KINDS.items():
+        if torture.only not in (None, name):
+            continue
         if not (examples / name).exists():
             shutil.rmtree(examples / "new", ignore_errors=True)
             (examples / "new").mkdir(parents=True)
