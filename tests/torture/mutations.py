@@ -67,9 +67,9 @@ class Kind:
 KINDS: dict[str, Kind] = {}
 
 
-def noise(*shape: int, dtype: Any = np.uint8, high: int = 256) -> np.ndarray:
-    """Random values, the same at every call."""
-    return np.random.default_rng(len(shape)).integers(0, high, shape).astype(dtype)
+def noise(*shape: int, dtype: Any = np.uint8, high: int = 256, seed: int = 0) -> np.ndarray:
+    """Random values, the same for a seed."""
+    return np.random.default_rng(seed).integers(0, high, shape).astype(dtype)
 
 
 def write_images(folder: Path) -> None:
@@ -276,13 +276,13 @@ def read_mat(path: Path, folder: Path) -> None:
 # ---------------------------------------------------------------------- folders of a person
 
 
-def write_pictures(folder: Path, count: int = 3) -> None:
-    """Images of 8x8 pixels; JPEG so that they are no masks."""
+def write_pictures(folder: Path, seed: int = 0) -> None:
+    """Three images of 8x8 pixels; JPEG so that they are no masks."""
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
-    for number in range(count):
-        Image.fromarray(noise(8, 8, 3)).save(folder / f"{number}.jpg")
+    for number in range(3):
+        Image.fromarray(noise(8, 8, 3, seed=seed + number)).save(folder / f"{number}.jpg")
 
 
 def write_coco(folder: Path) -> None:
@@ -305,7 +305,7 @@ def write_coco(folder: Path) -> None:
             "image_id": 2,
             "category_id": 3,
             "iscrowd": 0,
-            "segmentation": {"counts": "52203", "size": [8, 8]},
+            "segmentation": {"counts": "3:d0e0", "size": [8, 8]},
         },
     ]
     content = {
@@ -359,8 +359,8 @@ def write_roboflow(folder: Path) -> None:
     """Roboflow's export of masks."""
     from PIL import Image
 
-    for split in ("train", "valid"):
-        write_pictures(folder / split)
+    for seed, split in enumerate(("train", "valid")):
+        write_pictures(folder / split, 10 * seed)
         for number in range(3):
             Image.fromarray(noise(8, 8, high=3)).save(folder / split / f"{number}_mask.png")
         (folder / split / "_classes.csv").write_text("Pixel Value, Class\n0, ground\n1, a\n2, b\n")
