@@ -384,37 +384,21 @@ def write_cvat(folder: Path) -> None:
 
 
 def write_supervisely(folder: Path) -> None:
-    """Supervisely's project: bitmaps in JSON."""
-    import base64
-    import zlib
-
+    """Supervisely's export of masks."""
     from PIL import Image
 
     write_pictures(folder / "set" / "img")
-    (folder / "set" / "ann").mkdir()
-    out = io.BytesIO()
-    Image.fromarray(np.full((3, 3), 255, np.uint8)).save(out, format="PNG")
-    data = base64.b64encode(zlib.compress(out.getvalue())).decode()
-    objects = [
-        {
-            "classTitle": "a",
-            "geometryType": "bitmap",
-            "bitmap": {"data": data, "origin": [2, 3]},
-        },
-        {
-            "classTitle": "b",
-            "geometryType": "polygon",
-            "points": {"exterior": [[1, 1], [5, 1], [5, 5]], "interior": []},
-        },
-    ]
+    (folder / "set" / "masks_machine").mkdir()
     for number in range(3):
-        content = {"size": {"height": 8, "width": 8}, "tags": [], "objects": objects}
-        (folder / "set" / "ann" / f"{number}.jpg.json").write_text(json.dumps(content))
+        mask = Image.fromarray(noise(8, 8, high=3))
+        mask.save(folder / "set" / "masks_machine" / f"{number}.png")
     classes = [
         {"title": "a", "shape": "bitmap", "color": "#FF0000"},
         {"title": "b", "shape": "polygon", "color": "#00FF00"},
     ]
+    colors = {"a": [1, 1, 1], "b": [2, 2, 2]}
     (folder / "meta.json").write_text(json.dumps({"classes": classes, "tags": []}))
+    (folder / "obj_class_to_machine_color.json").write_text(json.dumps(colors))
 
 
 def check_folder(path: Path, folder: Path) -> None:
