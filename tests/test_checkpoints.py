@@ -374,6 +374,7 @@ GOOD = [
     {"stage": "fcn16s", "step": 2, "loss": math.nan},
 ]
 LINES = [json.dumps(record).encode() + b"\n" for record in GOOD]
+ANOTHER = LINES[1].replace(b"1.25", b"1.24")
 
 
 @pytest.mark.parametrize(
@@ -393,6 +394,8 @@ LINES = [json.dumps(record).encode() + b"\n" for record in GOOD]
         (b"".join(LINES[2:]), LINES[2:], "records before fcn16s step 2 are missing"),
         (b"", [], "records before fcn16s step 2 are missing"),
         (None, [], "records before fcn16s step 2 are missing"),
+        (b"".join([LINES[0], LINES[2], LINES[3]]), [LINES[0], *LINES[2:]], "was changed since"),
+        (b"".join(LINES).replace(b"1.25", b"1.24"), [LINES[0], ANOTHER, *LINES[2:]], "mistrust"),
     ],
 )
 def test_metrics_are_cut_to_their_good_lines(tmp_path, monkeypatch, content, kept, told):
@@ -402,13 +405,13 @@ def test_metrics_are_cut_to_their_good_lines(tmp_path, monkeypatch, content, kep
     if content is not None:
         path.write_bytes(content)
     with Journal(tmp_path, STAGES) as journal:
-        journal.rewind("fcn16s", 2)
+        journal.rewind("fcn16s", 2, hashlib.sha256(b"".join(LINES)).hexdigest())
         journal.record("fcn16s", 3, {"loss": 1.0})
     assert path.read_bytes().splitlines(keepends=True)[:-1] == kept
     assert json.loads(path.read_bytes().splitlines()[-1])["step"] == 3
     assert len(said) == bool(told)
     if told:
-        assert said[0].startswith(f"{path} was damaged: ")
+        assert said[0].startswith(f"{path} was ")
         assert told in said[0]
 
 

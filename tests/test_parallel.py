@@ -258,7 +258,7 @@ def test_only_logging_waits_for_the_devices():
         def get_state(self):
             return {}
 
-    journal = SimpleNamespace(record=lambda *_: None, advance=lambda *_: None)
+    journal = SimpleNamespace(record=lambda *_: None, advance=lambda *_: None, digest=lambda: "")
     stage: Any = SimpleNamespace(name="fcn32s", steps=10, batch_size=1, batches=Batches())
     state: Any = SimpleNamespace(step=np.zeros((), np.int32), params=np.zeros(1))
     # Stand-ins are not of the types that the annotations name, which the tests check.

@@ -6,6 +6,7 @@ Only the first process of a multi-process run writes or prints. No number is com
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import sys
 import time
@@ -48,10 +49,16 @@ class Journal:
 
     # ------------------------------------------------------------------ numbers and pictures
 
-    def rewind(self, stage: str, step: int) -> None:
+    def digest(self) -> str:
+        """Of metrics.jsonl, for a checkpoint to carry."""
+        path = self._workdir / "metrics.jsonl"
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+
+    def rewind(self, stage: str, step: int, digest: str = "") -> None:
         """Forgets what was recorded beyond a step, before a run goes on from a checkpoint there.
 
-        What is damaged or missing of the records up to there is told.
+        What is damaged or missing of the records up to there is told; with the `digest` that they
+        had in the checkpoint, also that a number is another.
         """
         if self._silent:
             return
@@ -77,7 +84,10 @@ class Journal:
         stages = {stage for stage, _ in reached}
         if (step and (rank, step) not in reached) or not stages.issuperset(range(rank)):
             self.say(f"{path} was damaged: records before {stage} step {step} are missing")
-        self._tensorboard(stage, purge_step=step + 1)
+        elif digest and not unreadable and digest != hashlib.sha256(text).hexdigest():
+            self.say(
+                f"{path} was changed since {stage} step {step} was saved; mistrust its numbers"
+            )
 
     def _place(self, line: bytes) -> tuple[int, int] | None:
         """The stage and step of a line of metrics.jsonl; None if it is damaged."""
@@ -121,6 +131,8 @@ class Journal:
     @contextlib.contextmanager
     def progress(self, stage: str, step: int, steps: int) -> Iterator[None]:
         """Shows a bar for a stage; without a terminal, `advance` prints lines instead."""
+        if not self._silent:
+            self._tensorboard(stage, purge_step=step + 1)
         if self._silent or not sys.stdout.isatty():
             yield
             return

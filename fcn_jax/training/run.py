@@ -210,6 +210,7 @@ def _train(config: configs.Config, workdir: Path, accept_changed_data: bool) -> 
                     )
                     state, position = checkpoints.restore(like, devices.replicated(mesh))
                     done = int(state.step)
+                    journal.rewind(stage.name, done, position.pop("records", ""))
                     if done >= stage.steps:
                         journal.say(f"{stage.name}: finished before, {done} steps")
                         continue
@@ -238,7 +239,7 @@ def _train(config: configs.Config, workdir: Path, accept_changed_data: bool) -> 
                         journal.say(f"{stage.name}: starts from random weights")
                     state = create_state(params, stage.optimizer, mesh)
                     params, start = {}, {}  # a step need not keep them in memory
-                journal.rewind(stage.name, done)
+                    journal.rewind(stage.name, 0)
 
                 # ---- Its steps
                 train_step = make_train_step(
@@ -401,7 +402,8 @@ def _loop(
                     f"images {', '.join(ids)}; {REMEDY}"
                 )
             metrics = score(step, state.params) if scoring else None
-            save(step, state, data=stage.batches.get_state(), metrics=metrics)
+            position = {**stage.batches.get_state(), "records": journal.digest()}
+            save(step, state, data=position, metrics=metrics)
         if signum and step < stage.steps:
             raise Stopped(
                 f"stopped at {stage.name} step {step} of {stage.steps}, all saved; "
