@@ -386,10 +386,12 @@ def test_options_of_the_data_set_need_not_stand_in_the_config_file():
 
 def test_fields_are_set_from_the_command_line():
     config = configs.load_config("quickstart")
-    arguments = ["--config.steps=(1,2,3)", "--config.width=0.5", "--config.flip=False"]
+    arguments = ["--config.steps=(7,)", "--config.seed", "2", "--config.accumulate", "2"]
+    arguments += ["--config.steps=(1,2,3)", "--config.width=0.5", "--config.flip=False"]
     command.set_fields(config, [*arguments, "--config.inputs={'a': 'image'}"])
     assert (config.steps, config.width, config.flip) == ((1, 2, 3), 0.5, False)
     assert config.inputs.to_dict() == {"a": "image"}
+    assert (config.seed, config.accumulate) == (2, 2)
 
 
 def test_help_lists_configs_and_fields(capsys):

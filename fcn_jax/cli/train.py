@@ -105,14 +105,17 @@ def describe_configs() -> str:
 
 
 def set_fields(config: configs.Config, given: Sequence[str]) -> None:
-    """Sets fields that are given as ``--config.FIELD=VALUE``.
+    """Sets fields that are given as ``--config.FIELD=VALUE``; of one given twice the last counts.
 
     Raises:
         ValueError: If a field or an argument is unknown, or a value of another type.
     """
     if strange := [text for text in given if text.startswith("-") and "config." not in text]:
         raise ValueError(f"unexpected argument {strange[0]!r}; --help lists those that there are")
-    given, options = list(given), config.dataset_options
+    options = config.dataset_options
+    # By name, since values of a tuple would be put together.
+    names = (text.partition("=")[0] if "=" in text else i for i, text in enumerate(given))
+    given = list(dict(zip(names, given, strict=True)).values())
     for text in list(given):  # options that the config's file does not set; the data set knows them
         option = re.fullmatch(r"--config\.dataset_options\.(\w+)=(.*)", text, re.DOTALL)
         if option and option[1] not in options:
