@@ -259,7 +259,9 @@ def test_only_logging_waits_for_the_devices():
             return {}
 
     journal = SimpleNamespace(record=lambda *_: None, advance=lambda *_: None, digest=lambda: "")
-    stage: Any = SimpleNamespace(name="fcn32s", steps=10, batch_size=1, batches=Batches())
+    stage: Any = SimpleNamespace(
+        name="fcn32s", steps=10, batch_size=1, batches=Batches(), rate=lambda step: 0.1
+    )
     state: Any = SimpleNamespace(step=np.zeros((), np.int32), params=np.zeros(1))
     # Stand-ins are not of the types that the annotations name, which the tests check.
     inspect.unwrap(training._loop)(
