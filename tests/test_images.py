@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import warnings
+import zlib
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -513,6 +514,25 @@ def test_many_pixels_give_no_warning_and_too_many_one_line(tmp_path, monkeypatch
         else:
             with pytest.raises(ValueError, match=r"a\.png: more than the 1998 pixels"):
                 read_image(path)
+
+
+def test_a_header_that_claims_more_than_the_file_holds(tmp_path, rng):
+    """Pillow would make up the rest, in black."""
+    path = write(tmp_path / "a.png", rng.integers(0, 9, (23, 17), np.uint8))
+    content = path.read_bytes()
+    header = b"IHDR" + (17).to_bytes(4, "big") + (1 << 23).to_bytes(4, "big") + content[24:29]
+    path.write_bytes(content[:12] + header + zlib.crc32(header).to_bytes(4, "big") + content[33:])
+    with pytest.raises(ValueError, match=r"a\.png: damaged: it cannot hold 17x8388608 pixels in"):
+        read_label(path)
+    path = write(tmp_path / "a.tif", rng.integers(0, 9, (23, 17), np.uint8))
+    content = bytearray(path.read_bytes())
+    with Image.open(path) as image:
+        assert image.tag_v2[257] == 23
+    entry = content.index((257).to_bytes(2, "little") + (4).to_bytes(2, "little"))
+    content[entry + 8 : entry + 12] = (40).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.tif: damaged: it holds 23 of 40 rows"):
+        read_label(path)
 
 
 MEMORY = r"""

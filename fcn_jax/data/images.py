@@ -425,6 +425,7 @@ def _opened(
         ):
             if as_mask:
                 _refuse_as_mask(image, file)
+            _refuse_false_size(image, file)
             image.load()
             yield image
     except Image.UnidentifiedImageError:
@@ -469,6 +470,20 @@ def _refuse_as_mask(image: PIL.Image.Image, file: io.BufferedIOBase) -> None:
         image.seek(0)
     if len(frames) > 1:
         raise ValueError(f"holds {len(frames)} pictures; a mask is one: store it as PNG")
+
+
+def _refuse_false_size(image: Any, file: io.BufferedIOBase) -> None:
+    """Raises a ValueError for a damaged header; Pillow would make up black pixels, for seconds."""
+    place, (width, height) = file.tell(), image.size
+    size = file.seek(0, io.SEEK_END)
+    file.seek(place)
+    # Deflate makes at most 8256 pixels of one bit from a byte.
+    if width * height > max(1 << 24, 10_000 * size):
+        raise ValueError(f"damaged: it cannot hold {width}x{height} pixels in {size} bytes")
+    if image.format == "TIFF" and image.tile:
+        rows = max(tile[1][3] for tile in image.tile)
+        if rows < height:
+            raise ValueError(f"damaged: it holds {rows} of {height} rows")
 
 
 def _is_preview(image: Any, page: int) -> bool:
