@@ -5,16 +5,22 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fcn_jax import config as configs
+from fcn_jax import data
+from fcn_jax.classes import table_from_names
 from fcn_jax.cli import check
 from fcn_jax.cli.train import set_fields
 from fcn_jax.data import folder, open_source, prepare, survey
+from fcn_jax.data.images import encoded_pixels
+from fcn_jax.data.records import Contents, Entry, Plan
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -185,6 +191,22 @@ def test_palettes_that_differ(mine):
     assert mine.problems(mask_kind="index") == ""
     mine.classes("name,color\nsky,#ff0000\nroad,#00ff00\nsea,#0000ff", "classes.csv")
     assert pixels_of(mine.survey()) == {"sky": 18, "road": 15, "sea": 3, "void": 0}
+
+
+def test_colours_of_no_class_are_told_of_each_mask(mine):
+    mine.classes("name,r,g,b\nsky,1,2,3\nroad,4,5,6\n", "classes.csv")
+    for i, color in enumerate([(4, 5, 6), (4, 5, 6), (7, 8, 9), (9, 9, 8)]):
+        pixels = np.full((3, 4, 3), (1, 2, 3), np.uint8)
+        pixels[1] = color
+        save(mine.root / f"masks/x{i}.png", pixels)
+        save(mine.root / f"images/x{i}.png", mine.rng.integers(0, 256, (3, 4, 3), np.uint8))
+    assert mine.problems() == (
+        "2 files: colours of no class: masks/x2.png ((7, 8, 9)), masks/x3.png ((9, 9, 8))"
+    )
+    (mine.root / "masks/x3.png").unlink()
+    assert mine.problems(skip_unlabeled=True) == (
+        "masks/x2.png: colours of no class: (7, 8, 9)"
+    )
 
 
 # ======================================================================== copies, sizes, grouping
@@ -373,6 +395,37 @@ def test_the_folder_is_named_always(mine, tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match=r"no folder .*another"):
         prepare("folder", data_dir=tmp_path / "d", manual_dir=tmp_path / "another")
     assert open_source("folder", "train", **where).origin == str(mine.root)
+
+
+def test_options_are_compared_where_the_files_are_not_given(tmp_path, monkeypatch, rng):
+    """A data set that is the same for everybody, with an option."""
+
+    def plan(manual_dir: Path | None = None, strength: int = 1) -> Plan:
+        if manual_dir is None:
+            raise FileNotFoundError("toy: no data; give it as manual_dir")
+        images = rng.integers(0, 256, (3, 4, 5, 3), np.uint8)
+        entries = [
+            Entry(str(i), lambda i=i: {"image": encoded_pixels(images[i]), "label": images[i, ..., 0]})
+            for i in range(3)
+        ]
+        table = table_from_names("sky, road")
+        return Plan(f"copy-{strength}", lambda: Contents({"train": entries}, {"label": table}, "Ulm"))
+
+    monkeypatch.setitem(sys.modules, "toy_set", SimpleNamespace(plan=plan))
+    monkeypatch.setitem(data.DATASETS, "toy", data.DataSet("toy_set"))
+    where = {"data_dir": tmp_path / "d"}
+    with pytest.raises(FileNotFoundError, match="no data; give it as manual_dir"):
+        prepare("toy", **where)
+    first = prepare("toy", **where, manual_dir=tmp_path)
+    assert prepare("toy", **where) == prepare("toy", **where, strength=1) == first
+    assert open_source("toy", "train", **where).origin == "Ulm"
+    with pytest.raises(ValueError, match=r"prepared with strength=1, not 2; give the folder of the"):
+        prepare("toy", **where, strength=2)
+    second = prepare("toy", **where, manual_dir=tmp_path, strength=2)
+    assert prepare("toy", **where, strength=2) == second
+    assert prepare("toy", **where, strength=1) == first
+    with pytest.raises(ValueError, match="several copies of toy"):
+        prepare("toy", **where)
 
 
 def test_files_that_are_left_out_are_told(mine, capsys):

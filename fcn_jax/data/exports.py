@@ -11,7 +11,16 @@ from pathlib import Path
 
 from fcn_jax.classes import VOID_COLOR, ClassRow, ClassTable, voc_color
 from fcn_jax.data.images import IMAGE_SUFFIXES, MASK_SUFFIXES
-from fcn_jax.data.layouts import SPLITS, UNCUT, Found, by_name, files_below, find_folders, stems
+from fcn_jax.data.layouts import (
+    SPLITS,
+    UNCUT,
+    Found,
+    by_name,
+    files_below,
+    find_folders,
+    plain,
+    stems,
+)
 
 SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
 
@@ -65,7 +74,7 @@ def find_voc(root: Path, table: ClassTable | None) -> Found | None:
     listed: set[str] = set()
     for path in of_split or lists:
         lines = path.read_text("utf-8-sig").splitlines()
-        names = [line.strip().replace("/", "_") for line in lines if line.strip()]
+        names = [plain(line.strip()).replace("/", "_") for line in lines if line.strip()]
         names = dict.fromkeys(name for name in names if of_split or name not in listed)
         found.add(
             SPLIT_OF.get(path.stem.lower(), UNCUT),

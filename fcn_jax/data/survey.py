@@ -135,7 +135,10 @@ def _read(
     except DrawingError as error:
         problems.append((error.what, error.where))
     except (ValueError, OSError) as error:
-        problems.append((_without_path(error, mask), names[1]))
+        what, colon, found = _without_path(error, mask).partition("colours of no class: ")
+        alone = f"{names[1]}: {what}{colon}{found}"
+        place = f"{names[1]} ({found})" if found else names[1]
+        problems.append(((what + colon).removesuffix(": "), place, alone))
     else:
         if size and ids.shape != size:
             own, other = ("{1}x{0}".format(*shape) for shape in (ids.shape, size))
