@@ -204,9 +204,7 @@ def test_colours_of_no_class_are_told_of_each_mask(mine):
         "2 files: colours of no class: masks/x2.png ((7, 8, 9)), masks/x3.png ((9, 9, 8))"
     )
     (mine.root / "masks/x3.png").unlink()
-    assert mine.problems(skip_unlabeled=True) == (
-        "masks/x2.png: colours of no class: (7, 8, 9)"
-    )
+    assert mine.problems(skip_unlabeled=True) == ("masks/x2.png: colours of no class: (7, 8, 9)")
 
 
 # ======================================================================== copies, sizes, grouping
@@ -405,11 +403,15 @@ def test_options_are_compared_where_the_files_are_not_given(tmp_path, monkeypatc
             raise FileNotFoundError("toy: no data; give it as manual_dir")
         images = rng.integers(0, 256, (3, 4, 5, 3), np.uint8)
         entries = [
-            Entry(str(i), lambda i=i: {"image": encoded_pixels(images[i]), "label": images[i, ..., 0]})
+            Entry(
+                str(i), lambda i=i: {"image": encoded_pixels(images[i]), "label": images[i, ..., 0]}
+            )
             for i in range(3)
         ]
         table = table_from_names("sky, road")
-        return Plan(f"copy-{strength}", lambda: Contents({"train": entries}, {"label": table}, "Ulm"))
+        return Plan(
+            f"copy-{strength}", lambda: Contents({"train": entries}, {"label": table}, "Ulm")
+        )
 
     monkeypatch.setitem(sys.modules, "toy_set", SimpleNamespace(plan=plan))
     monkeypatch.setitem(data.DATASETS, "toy", data.DataSet("toy_set"))
@@ -419,7 +421,9 @@ def test_options_are_compared_where_the_files_are_not_given(tmp_path, monkeypatc
     first = prepare("toy", **where, manual_dir=tmp_path)
     assert prepare("toy", **where) == prepare("toy", **where, strength=1) == first
     assert open_source("toy", "train", **where).origin == "Ulm"
-    with pytest.raises(ValueError, match=r"prepared with strength=1, not 2; give the folder of the"):
+    with pytest.raises(
+        ValueError, match=r"prepared with strength=1, not 2; give the folder of the"
+    ):
         prepare("toy", **where, strength=2)
     second = prepare("toy", **where, manual_dir=tmp_path, strength=2)
     assert prepare("toy", **where, strength=2) == second

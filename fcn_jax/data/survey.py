@@ -51,7 +51,11 @@ class Problems:
     def lines(self) -> list[str]:
         """A line for every kind, with a count and three examples where there are several."""
         return [
-            (alone if len(places) == 1 else f"{len(places)} files: {what}: {examples(places)}")
+            (
+                alone
+                if len(places) == 1
+                else f"{len(places)} files: {what}: {examples(sorted(places))}"
+            )
             + (hint and f". {hint}")
             for what, alone, hint, places in self._of.values()
         ]
