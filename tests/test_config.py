@@ -336,6 +336,7 @@ def test_the_home_directory_in_every_path(monkeypatch, tmp_path):
     ("arguments", "message"),
     [
         (["--config.lerning_rate=(1.,)"], "no field 'lerning_rate'; did you mean 'learning_rate'?"),
+        (["--config.nowhere.momentum=0.9"], "no field 'nowhere'"),
         (["--config.inputs.hha=hha"], "--config.inputs=\"{'hha': …}\""),
         (["--config.steps=(1," + 9999 * "x"], "flag --config.steps=(1,xxx"),
         (["--config.seed=" + 5000 * "1"], "flag --config.seed=1111"),

@@ -126,7 +126,7 @@ def set_fields(config: configs.Config, given: Sequence[str]) -> None:
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         rest = values(argv)[1:]
-    except AttributeError as error:
+    except (AttributeError, KeyError) as error:
         name = (re.findall(r"\w+", str(error)) or [""])[0]
         for field in ("inputs", "loss_weights"):
             if any(f"config.{field}.{name}" in text for text in given):
