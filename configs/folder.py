@@ -23,6 +23,8 @@ def get_config():
     config.dataset_options.first_id = placeholder(int)  # The id of the first class in masks.
     config.dataset_options.void = ()  # Ids that do not count, besides 255.
     config.dataset_options.skip_unlabeled = False  # True leaves out images that have no mask.
+    config.dataset_options.alpha = ""  # Or "drop", "band": what a channel called alpha is.
+    config.dataset_options.value_range = ()  # Values of images that are black and white.
     config.dataset_options.val_fraction = 0.1  # Of images that have no splits.
     config.dataset_options.test_fraction = 0.1
     config.dataset_options.seed = 0  # Of the cut into train, val and test.

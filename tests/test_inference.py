@@ -154,7 +154,7 @@ def test_files_and_batches(parameters, tmp_path) -> None:
         (np.zeros((4, 5, 3), np.int64), "8 or 16 bits; convert it to uint8"),
         (np.full((4, 5, 3), 256.0), "outside 0..1 and 0..255"),
         (np.full((4, 5, 3), np.nan), "outside 0..1 and 0..255"),
-        (np.zeros((4, 5, 5), np.uint8), "1 to 4 channels"),
+        (np.zeros((4, 5, 5), np.uint8), "5 bands, the network reads 3"),
         (np.zeros((0, 5, 3), np.uint8), r"uint8 \(0, 5, 3\)"),
     ],
 )

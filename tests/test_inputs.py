@@ -42,7 +42,7 @@ def test_survives_json():
     ("fields", "message"),
     [
         ({"channel_order": "gbr"}, "bgr or rgb, got 'gbr'"),
-        ({"mean": (1.0,)}, "3 values"),
+        ({"mean": (1.0,)}, "one value each"),
         ({"std": (1.0, 0.0, 1.0)}, "none is 0"),
         ({"scale": 0.0}, "none is 0"),
     ],

@@ -50,11 +50,12 @@ class FakeSource(Source):
     sizes = tuple(SIZES)
 
     def __init__(self) -> None:
-        self._positions = (0, 1, 2)
+        self._rows = [("val", 0), ("val", 1), ("val", 2)]
         self.label_maps = {"label": CLASSES}
+        self.ranges = {"image": None}
 
     def __getitem__(self, index: SupportsIndex) -> dict:
-        index = self._positions[index.__index__()]
+        index = self._rows[index.__index__()][1]
         rng = np.random.default_rng(index)
         return {
             "image": rng.integers(0, 256, (*SIZES[index], 3), np.uint8),

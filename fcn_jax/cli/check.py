@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--first_id", type=int, help="id of the first class in masks")
     add("--void", type=int, nargs="*", help="further void ids")
     add("--skip_unlabeled", action="store_true", help="leave out images that have no mask")
+    add("--alpha", help="drop or band: what a channel called alpha is")
+    add("--value_range", type=float, nargs=2, help="values of images that are black and white")
     add("--val_fraction", type=float, help="share of val, where images have no splits (0.1)")
     add("--test_fraction", type=float, help="share of test, likewise (0.1)")
     add("--seed", type=int, help="of the cut into train, val and test")

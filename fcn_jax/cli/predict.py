@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,17 @@ from rich.progress import Progress
 import fcn_jax
 from fcn_jax import drawing
 from fcn_jax.cli import path, program, told_in_one_line
+from fcn_jax.data import bands
 from fcn_jax.data.hha import hha, nyu_camera
-from fcn_jax.data.images import image_files, read_depth, read_image
+from fcn_jax.data.images import image_files, read_depth, read_pixels, to_rgb
 from fcn_jax.devices import find_devices, keep_compiled_programs
 from fcn_jax.models.decoders import DECODERS
+from fcn_jax.models.inputs import Inputs
 
-LOADED = ("stage", "which", "network", "padding", "modality", "classes", "precision", "tile")
+LOADED = (
+    *("stage", "which", "network", "padding", "modality", "classes", "precision", "tile"),
+    "value_range",
+)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -72,7 +77,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--precision", choices=precisions, help="default: as in training, or float32")
     add("--tile", type=int, default=2048, help="largest side of a tile in pixels; default: 2048")
     add("--camera", type=camera, help="fx,fy,cx,cy of the depth images; default: NYUDv2's")
+    add(
+        "--value_range",
+        type=value_range,
+        metavar="LOW,HIGH",
+        help="values of the images that are black and white; default: as in training",
+    )
     return parser.parse_intermixed_args(argv)
+
+
+def value_range(text: str) -> tuple[float, float]:
+    """The range of two numbers from the command line."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not LOW,HIGH") from None
+    return low, high
 
 
 def camera(text: str) -> Float[np.ndarray, "3 3"]:
@@ -112,10 +132,12 @@ def find_images(paths: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
 
 
 def read_modalities(
-    file: Path, name: Path, args: argparse.Namespace, wanted: Iterable[str]
+    file: Path, name: Path, args: argparse.Namespace, inputs: Inputs
 ) -> dict[str, Any]:
     """An image, and depth and HHA where the network reads them."""
-    arrays: dict[str, Any] = {"image": read_image(file)}
+    wanted = inputs.modalities
+    alpha = "band" if inputs.preprocessing("image").channels != 3 else "drop"
+    arrays: dict[str, Any] = {"image": read_pixels(file, alpha=alpha)}
     if "depth" in wanted or "hha" in wanted:
         depth = args.depth / f"{name}.png"
         arrays["depth"] = read_depth(depth)
@@ -137,7 +159,9 @@ def draw(
     progress: Callable[[float], object],
 ) -> dict[str, Image.Image]:
     """By folder: label map and overlay of each head, or the heat map of a class (head, number)."""
-    photo = arrays["image"]
+    way = predictor.inputs.preprocessing("image")
+    is_rgb = way.range is None and way.channels == 3
+    photo = to_rgb(arrays["image"]) if is_rgb else bands.picture(arrays["image"], way.range)
     if chosen is not None:
         logits = predictor.class_map(arrays, chosen[1], chosen[0], progress=progress)
         return {"heatmaps": Image.fromarray(drawing.heatmap(photo, logits))}
@@ -183,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             pictures = {}
             try:
-                arrays = read_modalities(file, name, args, reads)
+                arrays = read_modalities(file, name, args, predictor.inputs)
                 pictures = draw(predictor, arrays, chosen, show)
             except (ValueError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
                 reason = str(error)

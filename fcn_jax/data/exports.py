@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from fcn_jax.classes import VOID_COLOR, ClassRow, ClassTable, voc_color
-from fcn_jax.data.images import IMAGE_SUFFIXES, MASK_SUFFIXES
+from fcn_jax.data.images import IMAGE_SUFFIXES
 from fcn_jax.data.layouts import (
     SPLITS,
     UNCUT,
@@ -69,7 +69,7 @@ def find_voc(root: Path, table: ClassTable | None) -> Found | None:
         )
     found = Found("as PASCAL VOC: JPEGImages and SegmentationClass, split by ImageSets")
     images = by_name(stems(files_below(pictures), pictures, IMAGE_SUFFIXES), found)
-    masks = by_name(stems(files_below(labelled), labelled, MASK_SUFFIXES), found)
+    masks = by_name(stems(files_below(labelled), labelled, IMAGE_SUFFIXES), found)
     of_split = [path for path in lists if path.stem.lower() in SPLIT_OF]
     listed: set[str] = set()
     for path in of_split or lists:
@@ -138,7 +138,7 @@ def find_supervisely(root: Path, table: ClassTable | None) -> Found | None:
     for folder in pictures:
         name = folder.parent.name
         images = stems(files_below(folder), folder, IMAGE_SUFFIXES)
-        masks = stems(files_below(folder.parent / kind), folder.parent / kind, MASK_SUFFIXES)
+        masks = stems(files_below(folder.parent / kind), folder.parent / kind, IMAGE_SUFFIXES)
         for path, stem in masks.items():  # a.png, or a.jpg.png
             if Path(stem).suffix.lower() in IMAGE_SUFFIXES:
                 masks[path] = str(Path(stem).with_suffix(""))

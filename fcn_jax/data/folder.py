@@ -47,11 +47,12 @@ from fcn_jax.classes import (
     load_class_table,
 )
 from fcn_jax.data import coco, exports, labelme, layouts, polygons
+from fcn_jax.data.bands import Alpha, UsedRange, check_range
 from fcn_jax.data.files import fingerprint
 from fcn_jax.data.images import LabelKind, encoded_image
 from fcn_jax.data.layouts import Drawing, Found
-from fcn_jax.data.records import Contents, Entry, Part, file_entry, read_labels
-from fcn_jax.data.survey import Reading, Survey, examples, ranges, read_all, read_values
+from fcn_jax.data.records import Contents, Entry, Part, file_entry, read_labels, size_of
+from fcn_jax.data.survey import Reading, Survey, Used, examples, ranges, read_all, read_values
 
 FINDERS: tuple[layouts.Finder, ...] = (
     *(exports.find_roboflow, exports.find_voc, exports.find_supervisely),
@@ -76,6 +77,10 @@ class FolderPlan:
             unless the masks look otherwise; then it is asked for.
         void: Ids in masks that are void, beside 255.
         skip_unlabeled: Leave out images that have no mask.
+        alpha: What a channel called alpha is: "drop" or "band"; None: a TIFF file's is a band if
+            most of its pixels are neither opaque nor transparent, and else dropped.
+        value_range: The values of images that are black and white. Empty: 0 and 255 of 8-bit
+            images, of others what the training images use (`fcn_jax.data.bands.UsedRange`).
         val_fraction, test_fraction: The shares of val and test where images have no splits; 0 for
             none. See `cut`.
         seed: Of that cut.
@@ -92,6 +97,8 @@ class FolderPlan:
         first_id: int | None = None,
         void: int | Sequence[int] = (),
         skip_unlabeled: bool = False,
+        alpha: Alpha = None,
+        value_range: Sequence[float] = (),
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
         seed: int = 0,
@@ -105,6 +112,10 @@ class FolderPlan:
                 f"folder: val_fraction={val_fraction} and test_fraction={test_fraction} must be at "
                 "least 0, and less than 1 together"
             )
+        if alpha not in (None, "drop", "band"):
+            raise ValueError(f"folder: alpha '{alpha}' is not one of drop, band")
+        self.alpha: Alpha = alpha
+        self.value_range = check_range(value_range)
         self.root = root = existing(manual_dir)
         self.mask_kind: LabelKind = mask_kind
         self.class_file = _class_file(root, classes)
@@ -141,6 +152,7 @@ class FolderPlan:
         files = {path for pair in pairs for path in pair if isinstance(path, Path)}
         files |= {*found.files, *filter(None, [self.class_file])}
         options = (classes, images, masks, mask_kind, first_id, self.void, skip_unlabeled)
+        options += (alpha, self.value_range)
         self.copy = f"files-{fingerprint(files, options, val_fraction, test_fraction, seed)}"
 
     @functools.cached_property
@@ -152,7 +164,8 @@ class FolderPlan:
             for name, pair in ids.items()
         ]
         pairs = [(image, mask) for _, _, image, mask in tasks]
-        read = read_all(pairs, self.root, self.colors, self.mask_kind)
+        used: Used = collections.defaultdict(UsedRange)
+        read = read_all(pairs, self.root, self.colors, self.mask_kind, self.alpha, used)
         uncut = {
             name: reading.digest or name
             for (split, name, *_), reading in zip(tasks, read, strict=True)
@@ -171,6 +184,7 @@ class FolderPlan:
             void=self.void,
             kind=self.mask_kind,
         )
+        survey.look_at_images(used, self.value_range or ())
         for what, path in self.found.problems:
             survey.problems.add(what, self._short(path))
         unlabeled = [self._short(path) for path in self.found.unlabeled]
@@ -214,7 +228,13 @@ class FolderPlan:
             of = self.found.splits
             pairs = {**of.get(layouts.UNCUT, {}), **of.get(split, {})}
             splits[split] = [self._entry(name, *pairs[name]) for name in names]
-        return Contents(splits, {"label": survey.classes}, str(self.root), (*survey.notes,))
+        return Contents(
+            splits,
+            {"label": survey.classes},
+            str(self.root),
+            (*survey.notes,),
+            value_range=self.value_range,
+        )
 
     def _entry(self, name: str, image: Path, mask: Path | Drawing) -> Entry:
         classes = self.survey.classes
@@ -224,12 +244,13 @@ class FolderPlan:
 
         def draw() -> dict[str, Part]:
             assert not isinstance(mask, Path)
-            picture = encoded_image(labelme.image_source(image), str(image))
-            return {"image": picture, "label": classes.to_labels(mask(picture.size))}
+            picture = encoded_image(labelme.image_source(image), str(image), self.alpha)
+            return {"image": picture, "label": classes.to_labels(mask(size_of(picture)))}
 
         if not isinstance(mask, Path):
             return Entry(name, draw)
-        return file_entry(name, {"image": (image, encoded_image), "label": (mask, read)})
+        encoded = functools.partial(encoded_image, alpha=self.alpha)
+        return file_entry(name, {"image": (image, encoded), "label": (mask, read)})
 
 
 plan = FolderPlan

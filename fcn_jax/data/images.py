@@ -1,10 +1,11 @@
 """Read images and label files of any kind as arrays.
 
 Files may be grey, have alpha, a palette, 16 bits or an EXIF orientation, or be CMYK. Here they
-become what the rest of the package works with: uint8 RGB images, and integer label maps with one id
-per pixel. Pillow alone decodes, so that training and prediction see the same pixels on every
-machine (OpenCV silently turns palette masks into colours), and only the formats listed here: of
-others some would start a program. What is large is read in strips, to bound the memory.
+become what the rest of the package works with: uint8 RGB images or those of other bands and types
+(`fcn_jax.data.bands`), and integer label maps with one id per pixel. Pillow decodes whatever it can
+decode without loss, so that training and prediction see the same pixels on every machine (OpenCV
+silently turns palette masks into colours), and only the formats listed here: of others some would
+start a program. What is large is read in strips, to bound the memory.
 
 A file is a path or its bytes; messages call it `name`, or the path where that is None. Where there
 is no such file the functions raise FileNotFoundError; where it cannot be read, ValueError.
@@ -24,6 +25,7 @@ import numpy as np
 from jaxtyping import Array, Integer, Shaped, UInt8, UInt16
 
 from fcn_jax.classes import VOID, VOID_COLOR, ClassTable
+from fcn_jax.data import bands
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -33,12 +35,9 @@ LabelKind = Literal["auto", "index", "color"]
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp"),
-    *(".pbm", ".pgm", ".pnm", ".ppm", ".tga", ".jp2", ".avif", ".heic", ".heif"),
+    *(".pbm", ".pgm", ".pnm", ".ppm", ".tga", ".jp2", ".avif", ".heic", ".heif", ".npy"),
 )
-"""Files that count as images when a folder is searched, for whatever purpose."""
-
-MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
-"""Files that count as masks."""
+"""Files that count as images or masks when a folder is searched, for whatever purpose."""
 
 _FORMATS = (
     *("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "TGA", "JPEG2000", "AVIF"),
@@ -50,13 +49,78 @@ _OTHER_SUFFIXES = (
 _STRIP = 1 << 17  # pixels
 
 EXIF_ORIENTATION = 0x0112
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
 def read_image(source: str | Path | bytes, name: str | None = None) -> UInt8[np.ndarray, "h w 3"]:
-    """Read an image file of any mode, of an animation the first frame, as RGB; see `to_rgb`."""
-    with _opened(source, name) as image:
-        return to_rgb(image)
+    """Read a grey or colour image of any mode, of an animation the first frame, as RGB.
+
+    See `to_rgb`. Images of other bands are refused.
+    """
+    pixels = read_pixels(source, name, alpha="drop")
+    try:
+        if pixels.shape[2] not in (1, 3):
+            raise ValueError(f"has {pixels.shape[2]} bands; a grey or RGB image is read here")
+        return to_rgb(pixels)
+    except ValueError as error:
+        raise ValueError(f"{_called(source, name)}: {error}") from None
+
+
+def read_pixels(
+    source: str | Path | bytes, name: str | None = None, alpha: bands.Alpha = None
+) -> bands.Pixels:
+    """Read an image file with the bands and the type that it has.
+
+    Grey and colour of 8 bits are uint8 (h, w, 3). All else is (h, w, bands) of uint8, uint16, int16
+    or float32: 16-bit and floating-point files (grey ones have one band), TIFF files of any bands,
+    .npy files. Alpha is dropped where ``alpha`` does not say otherwise.
+
+    Raises:
+        ValueError: If it cannot be read, is of another type, or holds NaN or infinity.
+        FileNotFoundError: If there is no such file.
+    """
+    name = _called(source, name)
+    if not isinstance(source, bytes):
+        if not Path(source).exists():
+            raise FileNotFoundError(f"{name}: no such file")
+        source = Path(source).read_bytes()
+    try:
+        if source.startswith(b"\x93NUMPY"):
+            pixels = bands.read_npy(source)
+        elif source[:4] in TIFF_STARTS and not bands.is_plain_tiff(source):
+            pixels = bands.read_tiff(source, alpha)
+        elif bands.is_deep_png(source):
+            pixels = bands.read_deep_png(source)
+            pixels = pixels if alpha == "band" or pixels.shape[2] == 3 else pixels[..., :-1]
+        else:
+            with _opened(source, name) as image:
+                pixels = pixels_of(image, alpha)
+    except Exception as error:  # as in `_opened`
+        reason = _words(error)
+        raise ValueError(reason if reason.startswith(name) else f"{name}: {reason}") from error
+    is_grey = pixels.dtype == np.uint8 and pixels.shape[2] == 1
+    return np.repeat(pixels, 3, axis=2) if is_grey else pixels
+
+
+def pixels_of(image: PIL.Image.Image, alpha: bands.Alpha) -> bands.Pixels:
+    """What a Pillow image holds; see `read_pixels`."""
+    keeps = alpha == "band" or (alpha is None and image.format == "TIFF")
+    image = _upright(image)
+    if image.mode in SIXTEEN_BIT_MODES:
+        return _sixteen_bits(image)[..., None]
+    if image.mode == "F":
+        return bands.as_pixels(np.asarray(image))
+    if keeps and image.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
+        grey = image.mode in ("LA", "La")
+        pixels = bands.without_alpha(np.array(image.convert("LA" if grey else "RGBA")), alpha)
+        return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+    return to_rgb(image)
+
+
+def _called(source: str | Path | bytes, name: str | None) -> str:
+    """What messages call a file."""
+    return name or (str(source) if not isinstance(source, bytes) else "image")
 
 
 def to_rgb(
@@ -344,7 +408,7 @@ def skipped_files(folder: Path, pattern: str = "*") -> dict[Path, str]:
     skipped = {}
     for path in sorted(path for path in folder.glob(pattern) if path.is_file()):
         suffix = path.suffix.lower()
-        if suffix in MASK_SUFFIXES:
+        if suffix in IMAGE_SUFFIXES:
             if path.name.startswith("."):
                 skipped[path] = "its name begins with a dot"
         elif suffix in _OTHER_SUFFIXES:
@@ -376,8 +440,10 @@ def pixel_digest(pixels: Shaped[np.ndarray, "..."]) -> str:
     return digest.hexdigest()[:16]
 
 
-def encoded_image(source: str | Path | bytes, name: str | None = None) -> Encoded:
-    """An image for storage.
+def encoded_image(
+    source: str | Path | bytes, name: str | None = None, alpha: bands.Alpha = None
+) -> Encoded | bands.Pixels:
+    """An image for storage; one that is not 8-bit RGB stays an array (`read_pixels`).
 
     Upright 8-bit RGB and grey JPEG and PNG files are stored as they are, which costs neither time
     nor quality; every other kind is read and written as PNG.
@@ -385,11 +451,23 @@ def encoded_image(source: str | Path | bytes, name: str | None = None) -> Encode
     if not isinstance(source, bytes):
         name = name or str(source)
         source = Path(source).read_bytes()
-    with _opened(source, name) as image:
-        upright = image.getexif().get(EXIF_ORIENTATION, 1) == 1
-        if image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L") and upright:
-            return Encoded(source, (image.height, image.width), pixel_digest(to_rgb(image)))
-    return encoded_pixels(read_image(source, name))
+    if source.startswith((b"\xff\xd8", bands.PNG_START)) and not bands.is_deep_png(source):
+        with _opened(source, name) as image:
+            upright = image.getexif().get(EXIF_ORIENTATION, 1) == 1
+            if image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L") and upright:
+                return Encoded(source, (image.height, image.width), pixel_digest(to_rgb(image)))
+    return encoded(read_pixels(source, name, alpha), _called(source, name))
+
+
+def encoded(values: Shaped[np.ndarray, "..."], name: str) -> Encoded | bands.Pixels:
+    """An array (h, w) or (h, w, bands) for storage; see `encoded_image`."""
+    try:
+        pixels = bands.as_pixels(values)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    if pixels.dtype != np.uint8 or pixels.shape[2] not in (1, 3):
+        return pixels
+    return encoded_pixels(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
 
 
 def encoded_pixels(pixels: UInt8[np.ndarray, "h w 3"]) -> Encoded:

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from fcn_jax.classes import ClassTable
-from fcn_jax.data.images import IMAGE_SUFFIXES, MASK_SUFFIXES, skipped_files
+from fcn_jax.data.images import IMAGE_SUFFIXES, skipped_files
 
 SPLITS: Mapping[str, Sequence[str]] = {
     "train": ("train", "training"),
@@ -119,7 +119,7 @@ def aside(root: Path, found: Found) -> list[str]:
     places = {path.parent for path in used}
     groups: dict[tuple[str, str], list[Path]] = collections.defaultdict(list)
     for path in files_below(root):
-        if path not in used and path.suffix.lower() in MASK_SUFFIXES:
+        if path not in used and path.suffix.lower() in IMAGE_SUFFIXES:
             groups[path.parent.relative_to(root).as_posix(), "not of this layout"].append(path)
     for folder in sorted(places):
         for path, why in skipped_files(folder).items():
@@ -154,7 +154,7 @@ def from_globs(root: Path, images: str, masks: str) -> Found:
             found.add(
                 split,
                 _by_stars(root, files, of_images, IMAGE_SUFFIXES, found),
-                _by_stars(root, files, of_masks, MASK_SUFFIXES, found),
+                _by_stars(root, files, of_masks, IMAGE_SUFFIXES, found),
             )
     return found
 
@@ -316,7 +316,7 @@ def _add_folders(
     """Adds the images and masks of two folders; returns them in words, "" if there are none."""
     beside = images_in == masks_in
     images = stems(files, images_in, IMAGE_SUFFIXES)
-    masks = stems(files, masks_in, MASK_SUFFIXES)
+    masks = stems(files, masks_in, IMAGE_SUFFIXES)
     best, most = ("", ""), 0
     for ends in itertools.product(IMAGE_ENDS, MASK_ENDS):
         of_images, of_masks = _chosen(images, masks, ends, beside)

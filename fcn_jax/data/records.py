@@ -3,7 +3,8 @@
 A data set's module has a function `plan`, which finds what is there and says which prepared copy
 that makes (`Plan`). Only if there is no such copy yet are the examples read and written: streamed
 in order into one ArrayRecord file per split, so that memory stays flat and TensorFlow is not
-needed. Order is the loader's business. TFDS reads the copy with `tfds.builder_from_directory`.
+needed. Order is the loader's business. TFDS can read the copy with `tfds.builder_from_directory`;
+`fcn_jax.data.source` reads it without, for that would import what the copy names.
 """
 
 from __future__ import annotations
@@ -22,28 +23,26 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 
 from fcn_jax.classes import ClassTable
+from fcn_jax.data.bands import Pixels, UsedRange
 from fcn_jax.data.images import Encoded, LabelKind, encode_png, pixel_digest, read_label
 
-VERSION = "2.3.0"
+VERSION = "3.0.0"
 """Of the prepared copies; those of another version are never read."""
 
 Kind = Literal["picture", "depth"]
-"""What an input is: a picture, uint8 (h, w, 3); or depth, uint16 (h, w), in millimetres."""
+"""What an input is: a picture, (h, w, 3) of uint8, or of other bands and types, one for the whole
+set; or depth, uint16 (h, w), in millimetres."""
 
-STORED = {
-    "picture": (3, np.uint8, None),
-    "depth": (1, np.uint16, "png"),
-    "labels": (1, np.uint8, "png"),
-}
-"""Channels, type and file format of what is stored; pictures stay in the format they come in."""
+ArrayKind = Literal[Kind, "labels"]
 
 PICTURE: Mapping[str, Kind] = {"image": "picture"}
 
 LISTS = ("ids", "digests", "label_digests", "sizes")
 """What the metadata list of every example of a split; see `fcn_jax.data.source.Source`."""
 
-Part = Encoded | UInt16[np.ndarray, "h w"] | UInt8[np.ndarray, "h w"]
-"""One array of an example: a picture as the bytes of its file, a depth image, or a label map."""
+Part = Encoded | Pixels | UInt16[np.ndarray, "h w"] | UInt8[np.ndarray, "h w"]
+"""One array of an example: a picture as the bytes of its file or, where it is not uint8 (h, w, 3),
+as it is; a depth image, or a label map."""
 
 Read = Callable[[Path], Part]
 """How a file is read."""
@@ -67,6 +66,8 @@ class Contents:
         source: Where the data come from, in words.
         notes: What a person should know about this copy, e.g. how much of the set is there.
         modalities: What the inputs are, by name; "image" before others.
+        value_range: The values of images that are black and white; None finds the range that the
+            training images use, where they are not of 8 bits.
     """
 
     splits: Mapping[str, Sequence[Entry]]
@@ -74,6 +75,7 @@ class Contents:
     source: str
     notes: tuple[str, ...] = ()
     modalities: Mapping[str, Kind] = dataclasses.field(default_factory=lambda: PICTURE)
+    value_range: tuple[float, float] | None = None
 
 
 class Plan(NamedTuple):
@@ -154,6 +156,50 @@ def made_from(copy: Path) -> Mapping[str, Any]:
     return json.loads((copy / "metadata.json").read_text()).get("made_from", {})
 
 
+class Stored(NamedTuple):
+    """How an array of a data set is stored, the same for all examples.
+
+    Attributes:
+        kind: "picture", "depth" or "labels".
+        channels: 3 also of a picture of one band, which is repeated when it is read.
+        dtype: The type's name.
+    """
+
+    kind: ArrayKind
+    channels: int
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.channels} bands of {self.dtype}"
+
+    @property
+    def feature(self) -> Any:
+        """What TFDS stores it as: a picture of 8 bits in the format that its file has."""
+        import tensorflow_datasets as tfds
+
+        if self.kind == "picture" and self[1:] != (3, "uint8"):
+            return tfds.features.Tensor(
+                shape=(None, None, None), dtype=np.dtype(self.dtype), encoding="zlib"
+            )
+        return tfds.features.Image(
+            shape=(None, None, self.channels),
+            dtype=np.dtype(self.dtype),
+            encoding_format=None if self.kind == "picture" else "png",
+        )
+
+
+LABELS = Stored("labels", 1, "uint8")
+
+
+def stored_as(part: Part | None, kind: ArrayKind = "picture") -> Stored:
+    """How an array of an example is stored; None stands for a picture of 8-bit RGB."""
+    if kind != "picture":
+        return Stored(kind, 1, "uint16" if kind == "depth" else "uint8")
+    if part is None or isinstance(part, Encoded):
+        return Stored(kind, 3, "uint8")
+    return Stored(kind, 3 if part.shape[2] == 1 else part.shape[2], part.dtype.name)
+
+
 def write(
     contents: Contents, path: Path, description: str, made_from: Mapping[str, Any] | None = None
 ) -> None:
@@ -165,19 +211,17 @@ def write(
     from tensorflow_datasets.core.utils import tqdm_utils
 
     name, copy, version = path.parts[-3:]
+    # What pictures are must be known before the first is stored, and is seen by the first.
+    first = next(entry for entries in contents.splits.values() for entry in entries)
+    inputs = first.load()
+    stored = {array: stored_as(inputs[array], kind) for array, kind in contents.modalities.items()}
     # Two processes must not be here at once, so that what lies there is what a killed one left.
     incomplete = path.with_name(f"incomplete.{version}")
     shutil.rmtree(incomplete, ignore_errors=True)
     incomplete.mkdir(parents=True)
-    kinds = {**contents.modalities, **dict.fromkeys(contents.label_maps, "labels")}
-    arrays = {}
-    for array, kind in kinds.items():
-        channels, dtype, encoding = STORED[kind]
-        arrays[array] = tfds.features.Image(
-            shape=(None, None, channels), dtype=dtype, encoding_format=encoding
-        )
+    arrays = {**stored, **dict.fromkeys(contents.label_maps, LABELS)}
     metadata = tfds.core.MetadataDict(
-        modalities=dict(contents.modalities),
+        modalities={array: how._asdict() for array, how in stored.items()},
         label_maps={name: table.to_dict() for name, table in contents.label_maps.items()},
         source=contents.source,
         made_from=dict(made_from or {}),
@@ -193,10 +237,18 @@ def write(
             config_name=copy,
         ),
         description=description,
-        features=tfds.features.FeaturesDict({**arrays, "id": tfds.features.Text()}),
+        features=tfds.features.FeaturesDict(
+            {**{array: how.feature for array, how in arrays.items()}, "id": tfds.features.Text()}
+        ),
         metadata=metadata,
         disable_shuffling=True,
     )
+    given = {} if contents.value_range is None else {"image": contents.value_range}
+    used = {
+        array: UsedRange()
+        for array, how in stored.items()
+        if how.kind == "picture" and how.dtype != "uint8" and array not in given
+    }
     try:
         # It writes one record a group, which gives random access.
         writer = tfds.core.SequentialWriter(
@@ -205,9 +257,17 @@ def write(
         writer.initialize_splits([*contents.splits])
         for split, entries in contents.splits.items():
             bar = tqdm_utils.tqdm(entries, desc=f"{name} {split}", unit=" images")
-            stored = {key: metadata[key][split] for key in LISTS}
-            examples: Any = _stored(bar, stored, f"{name}: two examples of {split} have the id")
+            lists = {key: metadata[key][split] for key in LISTS}
+            trains = split == "train" or "train" not in contents.splits
+            examples: Any = _examples(
+                name, split, bar, first.id, stored, lists, used if trains else {}
+            )
             writer.add_examples({split: examples})  # It takes them one by one.
+        ranges = {
+            array: [black_white] * stored[array].channels for array, black_white in given.items()
+        }
+        ranges |= {array: found.found() for array, found in used.items()}
+        metadata["ranges"] = {**dict.fromkeys(stored), **ranges}
         writer.close_all()
     except BaseException:
         shutil.rmtree(incomplete, ignore_errors=True)
@@ -215,24 +275,42 @@ def write(
     incomplete.rename(path)
 
 
-def _stored(
-    entries: Iterable[Entry], stored: Mapping[str, list[Any]], twice: str
+def _examples(
+    name: str,
+    split: str,
+    entries: Iterable[Entry],
+    first_id: str,
+    stored: Mapping[str, Stored],
+    lists: Mapping[str, list[Any]],
+    used: Mapping[str, UsedRange],
 ) -> Iterator[dict[str, Any]]:
-    """Read examples one by one as TFDS takes them, and add ids, digests and sizes to `stored`."""
+    """Read examples one by one as TFDS takes them; add them to `lists` and to the ranges `used`."""
     seen: set[str] = set()
     for entry in entries:
         if entry.id in seen:
-            raise ValueError(f"{twice} '{entry.id}'")
+            raise ValueError(f"{name}: two examples of {split} have the id '{entry.id}'")
         seen.add(entry.id)
         parts = entry.load()
-        # TFDS encodes arrays with TensorFlow, but takes the bytes of a file as they are.
-        files = {
-            name: part.content if isinstance(part, Encoded) else encode_png(part)
-            for name, part in parts.items()
-        }
-        stored["ids"].append(entry.id)
-        stored["digests"].append(digest_of(parts["image"]))
+        for array, how in stored.items():
+            part = parts[array]
+            if (found := stored_as(part, how.kind)) != how:
+                raise ValueError(
+                    f"{name}: the images of a set need the same bands of one type: {array} of "
+                    f"{entry.id} has {found}, that of {first_id} has {how}"
+                )
+            if array in used:
+                assert isinstance(part, np.ndarray)
+                used[array].add(part)
+        # TFDS encodes images with TensorFlow, but takes the bytes of a file as they are.
+        files: dict[str, Any] = {}
+        for array, part in parts.items():
+            if isinstance(part, Encoded):
+                files[array] = io.BytesIO(part.content)
+            else:
+                files[array] = part if part.ndim == 3 else io.BytesIO(encode_png(part))
+        lists["ids"].append(entry.id)
+        lists["digests"].append(digest_of(parts["image"]))
         others = [digest_of(parts[name]) for name in sorted(parts) if name != "image"]
-        stored["label_digests"].append(hashlib.sha256("".join(others).encode()).hexdigest()[:16])
-        stored["sizes"].append(list(size_of(parts["image"])))
-        yield {**{name: io.BytesIO(file) for name, file in files.items()}, "id": entry.id}
+        lists["label_digests"].append(hashlib.sha256("".join(others).encode()).hexdigest()[:16])
+        lists["sizes"].append(list(size_of(parts["image"])))
+        yield {**files, "id": entry.id}

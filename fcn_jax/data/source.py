@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import json
+import math
 import re
+import zlib
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -13,7 +16,9 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from fcn_jax.classes import ClassTable
+from fcn_jax.data.bands import DTYPES, Pixels, Range
 from fcn_jax.data.images import read_depth, read_image, read_label
+from fcn_jax.data.records import LABELS, LISTS, VERSION, Stored
 
 
 class Source:
@@ -21,7 +26,9 @@ class Source:
 
     An example is a dictionary of arrays of one height and width, and its "id", a str:
 
-    * pictures, uint8 (h, w, 3): "image", which is RGB, and others such as "hha";
+    * pictures, uint8 (h, w, 3): "image", which is RGB, and others such as "hha"; where the data
+      set has other bands or types, (h, w, bands) of uint8, uint16, int16 or float32, grey ones
+      with their band three times;
     * "depth", where there is one, uint16 (h, w): millimetres, 0 where nothing was measured;
     * label maps, uint8 (h, w): 0..C-1, and 255 for void. A single one is called "label".
 
@@ -36,6 +43,9 @@ class Source:
 
     Attributes:
         modalities: The names of the inputs, "image" first.
+        channels: The number of channels of each input.
+        dtypes: The type of each input's arrays, by name.
+        ranges: For each input (black, white) of every channel; None of 8 bits and of depth.
         label_maps: The class table of every label map, by its name.
         ids: The id of every example.
         digests: The `fcn_jax.data.images.pixel_digest` of every image.
@@ -52,34 +62,28 @@ class Source:
     def __init__(self, path: str | Path, split: str) -> None:
         self.path = Path(path).expanduser()
         self.split = split
-        metadata = json.loads((self.path / "metadata.json").read_text())
-        info = json.loads((self.path / "dataset_info.json").read_text())
-        self.name = "/".join(filter(None, (info["name"], info.get("configName"), info["version"])))
-        if not {"label_maps", "label_digests"} <= set(metadata):
-            raise ValueError(
-                f"{self.path} was prepared by another version of fcn_jax; delete it and prepare "
-                "the data set again"
-            )
-        self.label_maps = {
-            name: ClassTable.from_dict(table) for name, table in metadata["label_maps"].items()
-        }
-        self._kinds: dict[str, str] = metadata["modalities"]
-        self.modalities = tuple(self._kinds)
-        self.notes = tuple(metadata["notes"])
+        metadata = _metadata(self.path)
+        self.name: str = metadata["name"]
+        self.label_maps: dict[str, ClassTable] = metadata["label_maps"]
+        self._stored: dict[str, Stored] = metadata["modalities"]
+        self.modalities = tuple(self._stored)
+        self.channels = {name: how.channels for name, how in self._stored.items()}
+        self.dtypes = {name: how.dtype for name, how in self._stored.items()}
+        self.ranges: dict[str, Range | None] = metadata["ranges"]
+        self.notes: tuple[str, ...] = metadata["notes"]
         self.origin: str = metadata["source"]
-        sizes = {name: len(ids) for name, ids in metadata["ids"].items()}
-        rows = _rows(split, sizes, self.name, self.notes)
-        self._positions = tuple(range(len(rows)))  # of the examples among those of the split
-        self.ids = tuple(metadata["ids"][name][i] for name, i in rows)
-        self.digests = tuple(metadata["digests"][name][i] for name, i in rows)
-        self.label_digests = tuple(metadata["label_digests"][name][i] for name, i in rows)
-        self.sizes = tuple(tuple(metadata["sizes"][name][i]) for name, i in rows)
+        self._sizes = {name: len(ids) for name, ids in metadata["ids"].items()}
+        self._rows = _rows(split, self._sizes, self.name, self.notes)
+        self.ids = tuple(metadata["ids"][name][i] for name, i in self._rows)
+        self.digests = tuple(metadata["digests"][name][i] for name, i in self._rows)
+        self.label_digests = tuple(metadata["label_digests"][name][i] for name, i in self._rows)
+        self.sizes = tuple(tuple(metadata["sizes"][name][i]) for name, i in self._rows)
 
     def without(self, digests: Collection[str]) -> Source:
         """A source of the same split that leaves out the images of some digests."""
         kept = [i for i, digest in enumerate(self.digests) if digest not in digests]
         source = copy.copy(self)
-        source._positions = tuple(self._positions[i] for i in kept)
+        source._rows = [self._rows[i] for i in kept]
         for name in ("ids", "digests", "label_digests", "sizes"):
             setattr(source, name, tuple(getattr(self, name)[i] for i in kept))
         return source
@@ -90,33 +94,60 @@ class Source:
         return next(iter(self.label_maps.values()))
 
     @functools.cached_property
-    def _reader(self) -> Sequence[dict[str, Any]]:
-        """The records of the split, images as the bytes of their files."""
+    def _records(self) -> dict[str, Any]:
+        """The records of every split that is read."""
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        records: dict[str, Any] = {}
+        for split in dict.fromkeys(split for split, _ in self._rows):
+            path = self.path / f"{self.name.split('/')[0]}-{split}.array_record-00000"
+            with _damage_named(path):
+                if not path.is_file():
+                    raise ValueError("no such file")
+                records[split] = ArrayRecordDataSource([str(path)])
+                if len(records[split]) != self._sizes[split]:
+                    raise ValueError(f"holds {len(records[split])} of {self._sizes[split]} images")
+        return records
+
+    @functools.cached_property
+    def _features(self) -> Any:
+        """What a record holds. Not read from features.json, which TFDS takes for code to import."""
         import tensorflow_datasets as tfds
 
-        # Undecoded: TFDS would decode with OpenCV on one machine, with Pillow on another.
-        skip = dict.fromkeys((*self.modalities, *self.label_maps), tfds.decode.SkipDecoding())
-        builder: Any = tfds.builder_from_directory(str(self.path))
-        return builder.as_data_source(split=self.split, decoders=skip)
+        stored = {**self._stored, **dict.fromkeys(self.label_maps, LABELS)}
+        features = {name: how.feature for name, how in stored.items()}
+        return tfds.features.FeaturesDict({**features, "id": tfds.features.Text()})
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        import tensorflow_datasets as tfds
+
         position = index.__index__()
         if not -len(self) <= position < len(self):
             raise IndexError(f"{self!r} has no example {position}")
-        record = self._reader[self._positions[position % len(self)]]
-        example_id = record["id"].decode()
-        inputs = {
-            name: (read_depth if kind == "depth" else read_image)(record[name], example_id)
-            for name, kind in self._kinds.items()
-        }
-        labels = {
-            name: read_label(record[name], kind="index", name=example_id).astype(np.uint8)
-            for name in self.label_maps
-        }
-        return {**inputs, **labels, "id": example_id}
+        split, row = self._rows[position]
+        records = self._records[split]
+        with _damage_named(self.path, f"image {row} of {split} ({self.ids[position]})"):
+            # Undecoded: TFDS would decode with OpenCV on one machine, with Pillow on another.
+            skip = dict.fromkeys((*self.modalities, *self.label_maps), tfds.decode.SkipDecoding())
+            record = self._features.deserialize_example_np(records[row], decoders=skip)
+            example_id = record["id"].decode()
+            if example_id != self.ids[position]:
+                raise ValueError(f"its id is {example_id}")
+            example: dict[str, Any] = {}
+            for name, how in self._stored.items():
+                if how.kind == "depth":
+                    example[name] = read_depth(record[name], example_id)
+                elif how[1:] == (3, "uint8"):
+                    example[name] = read_image(record[name], example_id)
+                else:
+                    example[name] = _decompressed(record[name], how, self.sizes[position])
+            for name in self.label_maps:
+                label = read_label(record[name], kind="index", name=example_id)
+                example[name] = label.astype(np.uint8)
+            return {**example, "id": example_id}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[i] for i in range(len(self)))
@@ -126,7 +157,20 @@ class Source:
         return f"Source({self.name!r}, split={self.split!r}, examples={len(self)})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_reader"}
+        opened = ("_records", "_features")
+        return {name: value for name, value in self.__dict__.items() if name not in opened}
+
+
+def _decompressed(record: dict[str, Any], how: Stored, size: tuple[int, int]) -> Pixels:
+    """A picture that is no file, of the size that it must have; grey ones get three channels."""
+    shape = tuple(int(side) for side in record["shape"])
+    if shape not in ((*size, how.channels), (*size, 1)):
+        raise ValueError(f"its shape is {shape}")
+    dtype = np.dtype(how.dtype)
+    number = math.prod(shape) * dtype.itemsize
+    values = zlib.decompressobj().decompress(record["value"], number + 1)
+    pixels = np.frombuffer(values, dtype).reshape(shape)
+    return pixels if shape[2] == how.channels else np.repeat(pixels, how.channels, axis=2)
 
 
 def unseen(source: Source, trained_on: Collection[str], remedy: str) -> tuple[Source, str]:
@@ -207,5 +251,78 @@ def _rows(
 
 def split_sizes(path: str | Path) -> dict[str, int]:
     """The number of examples in every split of a prepared data set."""
-    metadata = json.loads((Path(path) / "metadata.json").read_text())
-    return {name: len(ids) for name, ids in metadata["ids"].items()}
+    return {name: len(ids) for name, ids in _metadata(Path(path))["ids"].items()}
+
+
+@contextlib.contextmanager
+def _damage_named(path: Path, what: str = "") -> Iterator[None]:
+    """Anything that is wrong with a file of a prepared data set, as a ValueError of one line."""
+    try:
+        yield
+    except Exception as error:  # what readers raise on wrong bytes is of many types
+        folder = path if path.is_dir() else path.parent
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(
+            f"{path} is damaged: {f'{what}: ' if what else ''}{reason}; delete {folder} and "
+            "prepare the data set again"
+        ) from error
+
+
+def _metadata(folder: Path) -> dict[str, Any]:
+    """What stands beside the records of a prepared data set, and its name, after a check.
+
+    Raises:
+        ValueError: If a file is damaged, or of another version of this package.
+    """
+    with _damage_named(folder / "dataset_info.json"):
+        info = json.loads((folder / "dataset_info.json").read_text())
+        names = [info["name"], info.get("configName") or "", info["version"]]
+        if not all(isinstance(name, str) for name in names) or not re.fullmatch(r"\w+", names[0]):
+            raise ValueError("it does not name the data set")
+    path = folder / "metadata.json"
+    with _damage_named(path):
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("it is no description of a prepared data set")
+    keys = {*LISTS, "label_maps", "modalities", "notes", "ranges"}
+    if info["version"] != VERSION or not keys <= set(content):
+        raise ValueError(
+            f"{folder} was prepared by another version of fcn_jax; delete it and prepare the data "
+            "set again"
+        )
+    with _damage_named(path):
+        for split, ids in content["ids"].items():
+            lists = {key: content[key][split] for key in LISTS}
+            if {len(values) for values in lists.values()} != {len(ids)}:
+                raise ValueError(f"its lists of {split} differ in length")
+            for size in lists.pop("sizes"):
+                if [type(side) for side in size] != [int, int] or min(size) < 1:
+                    raise ValueError(f"{size} is no size")
+            if not all(isinstance(text, str) for values in lists.values() for text in values):
+                raise ValueError(f"ids and digests of {split} must be text")
+        stored = {name: Stored(**how) for name, how in content["modalities"].items()}
+        for name, how in stored.items():
+            known = how.kind in ("picture", "depth") and how.dtype in DTYPES
+            if not known or type(how.channels) is not int or how.channels < 1:
+                raise ValueError(f"{name} is {how}")
+        return {
+            "name": "/".join(filter(None, names)),
+            **{key: content[key] for key in LISTS},
+            "label_maps": {
+                name: ClassTable.from_dict(table) for name, table in content["label_maps"].items()
+            },
+            "modalities": stored,
+            "source": str(content.get("source", "")),
+            "notes": tuple(map(str, content["notes"])),
+            "ranges": {name: _range(content["ranges"][name], how) for name, how in stored.items()},
+        }
+
+
+def _range(given: Any, how: Stored) -> Range | None:
+    if given is None:
+        return None
+    found = tuple((float(low), float(high)) for low, high in given)
+    sound = all(math.isfinite(low) and math.isfinite(high) and low < high for low, high in found)
+    if len(found) != how.channels or not sound:
+        raise ValueError(f"{given} are no ranges of {how.channels} channels")
+    return found

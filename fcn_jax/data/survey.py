@@ -10,6 +10,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import re
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,9 +19,11 @@ import numpy as np
 from jaxtyping import Integer
 
 from fcn_jax.classes import NO_ID, VOID, ClassTable
+from fcn_jax.data.bands import Alpha, UsedRange
 from fcn_jax.data.images import LabelKind, encoded_image, read_image, read_mask
 from fcn_jax.data.labelme import image_source
 from fcn_jax.data.layouts import Drawing, DrawingError
+from fcn_jax.data.records import Stored, digest_of, size_of, stored_as
 
 READERS = 4
 STRIP = 1 << 20  # pixels
@@ -32,6 +35,9 @@ MANY = 1000  # colours; more are a photograph's
 BACKGROUNDS = ("background", "bg", "void", "unlabeled", "unlabelled", "none", "other", "others")
 
 Color: TypeAlias = tuple[int, int, int]
+
+Used: TypeAlias = defaultdict[Stored, UsedRange]
+"""The range that images use, for each combination of bands and type."""
 
 
 class Problems:
@@ -78,6 +84,7 @@ class Reading:
         image: The image's path, as messages show it.
         mask: The mask's path; the image's where masks are drawn.
         digest: See `fcn_jax.data.images.pixel_digest`; empty if the image cannot be read.
+        form: The image's bands and type, if it can be read.
         ids: The pixels of every id in the mask.
         colors: See `fcn_jax.data.images.Mask`.
         stored: Whether the mask's numbers are its ids; they are not where colours were looked up.
@@ -87,6 +94,7 @@ class Reading:
     image: str
     mask: str
     digest: str
+    form: Stored | None
     ids: Mapping[int, int]
     colors: Mapping[int, Color] | None
     stored: bool
@@ -98,14 +106,21 @@ def read_all(
     root: Path,
     colors: ClassTable | None,
     kind: LabelKind,
+    alpha: Alpha,
+    used: Used,
 ) -> list[Reading]:
-    """Reads all images and masks, in four threads: decoding leaves Python's lock."""
+    """Reads all images and masks, in four threads: decoding leaves Python's lock.
+
+    Images that are not of 8 bits are added to ``used``.
+    """
     from rich.console import Console
     from rich.progress import track
 
     console = Console(stderr=True)
     with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
-        readings = pool.map(lambda pair: _read(pair[0], pair[1], root, colors, kind), pairs)
+        readings = pool.map(
+            lambda pair: _read(pair[0], pair[1], root, colors, kind, alpha, used), pairs
+        )
         return list(
             track(
                 readings,
@@ -119,16 +134,24 @@ def read_all(
 
 
 def _read(
-    image: Path, mask: Path | Drawing, root: Path, colors: ClassTable | None, kind: LabelKind
+    image: Path,
+    mask: Path | Drawing,
+    root: Path,
+    colors: ClassTable | None,
+    kind: LabelKind,
+    alpha: Alpha,
+    used: Used,
 ) -> Reading:
     names = _short(image, root), _short(mask if isinstance(mask, Path) else image, root)
     problems = []
-    size, digest = None, ""
+    size, digest, form = None, "", None
     ids, palette, by_color = np.zeros((0, 0), np.int32), None, not isinstance(mask, Path)
     try:
-        encoded = encoded_image(image_source(image), str(image))
-        size, digest = encoded.size, encoded.digest
-        del encoded
+        picture = encoded_image(image_source(image), str(image), alpha)
+        size, digest, form = size_of(picture), digest_of(picture), stored_as(picture)
+        if isinstance(picture, np.ndarray) and picture.dtype != np.uint8:
+            used[form].add(picture)
+        del picture
     except (ValueError, OSError) as error:
         problems.append((_without_path(error, image), names[0]))
     try:
@@ -154,7 +177,7 @@ def _read(
                     f"{names[1]}: {own} pixels, but its image {names[0]} has {other}{turned}",
                 )
             )
-    return Reading(*names, digest, _counts(ids), palette, not by_color, tuple(problems))
+    return Reading(*names, digest, form, _counts(ids), palette, not by_color, tuple(problems))
 
 
 def read_values(
@@ -374,6 +397,37 @@ class Survey:
                         reading.mask,
                     )
                     break
+
+    def look_at_images(self, used: Used, value_range: Sequence[float]) -> None:
+        """Compares bands and types, and tells the range of images that are not 8-bit RGB."""
+        forms = collections.Counter(reading.form for reading in self._all if reading.form)
+        if not forms:
+            return
+        (usual, _), *others = forms.most_common()
+        for reading in self._all if others else ():
+            if reading.form not in (None, usual):
+                self.problems.add(
+                    f"an image of {reading.form}, where most are of {usual}",
+                    reading.image,
+                    hint="All images of a set need the same bands of one type. Whether the last "
+                    "band of some is alpha is said by alpha='drop' or alpha='band'",
+                )
+        if others or usual == stored_as(None):
+            return
+        text = f"images are of {usual}"
+        if value_range:
+            text += ", of which {:g} is black and {:g} white".format(*value_range)
+        elif usual in used:
+            try:
+                ends = ", ".join(f"{low:g}..{high:g}" for low, high in used[usual].found())
+            except ValueError as error:
+                self.problems.add(str(error))
+                return
+            text += (
+                f", and use {ends}: what the training images use becomes black and white, unless "
+                "value_range=(low, high) is given"
+            )
+        self.notes.append(text)
 
     def _find_copies(self) -> None:
         first: dict[str, tuple[str, str]] = {}

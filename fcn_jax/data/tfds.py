@@ -290,7 +290,7 @@ class _Split(Sequence[Entry]):
             if isinstance(image, bytes):
                 picture = images.encoded_image(image, names["image"])
             else:
-                picture = images.encoded_pixels(images.to_rgb(np.asarray(image)))
+                picture = images.encoded(np.asarray(image), names["image"])
             try:
                 labels = self.table.to_labels(_mask_ids(record[row.mask], self.red))
             except ValueError as error:

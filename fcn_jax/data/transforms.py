@@ -2,8 +2,9 @@
 
 Each takes an example and an explicit generator and returns a new example; nothing here reads
 files. An example is a dictionary of arrays of one height and width, and its ``id``. Type and rank
-tell what an array is: uint8 (h, w, 3) is a picture (``image``, RGB; ``hha``), uint16 (h, w) depth
-in millimetres, uint8 (h, w) a label map (``label``, or several of other names), whose void is 255.
+tell what an array is: (h, w, bands) is a picture (``image``, mostly uint8 RGB; ``hha``), uint16
+(h, w) depth in millimetres, uint8 (h, w) a label map (``label``, or several of other names), whose
+void is 255.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Shaped
 
 from fcn_jax.canvas import Size, stack
 from fcn_jax.classes import VOID
+from fcn_jax.data.bands import DTYPES
 
 Example: TypeAlias = dict[str, Any]
 
@@ -46,7 +48,10 @@ class Augmentation:
         scale_range: Lowest and highest random factor besides, drawn log-uniformly.
         crop: Height and width of a random crop; None keeps the whole image.
         flip: Mirror left to right with probability 1/2.
-        jitter: Brightness, contrast and saturation change by random factors in 1 ± jitter.
+        jitter: Brightness, contrast and saturation of ``image`` change by random factors in
+            1 ± jitter; saturation where it has three bands. Other modalities stay.
+        black: Of each band of ``image`` the value that is black, which brightness leaves as it is;
+            None is 0.
     """
 
     scale: float = 1.0
@@ -54,6 +59,7 @@ class Augmentation:
     crop: tuple[int, int] | None = None
     flip: bool = False
     jitter: float = 0.0
+    black: tuple[float, ...] | None = None
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Transforms an example; the same generator state gives the same result."""
@@ -70,19 +76,51 @@ class Augmentation:
         if self.flip and rng.random() >= 0.5:
             example |= {name: value[:, ::-1] for name, value in arrays(example).items()}
         if self.jitter > 0:
+            example["image"] = self._jittered(
+                example["image"], rng.uniform(1 - self.jitter, 1 + self.jitter, 3).tolist()
+            )
+        return example
+
+    def _jittered(
+        self, image: Shaped[np.ndarray, "h w c"], factors: Sequence[float]
+    ) -> Shaped[np.ndarray, "h w c"]:
+        """An image with its brightness, contrast and saturation changed by factors."""
+        if image.dtype == np.uint8 and image.shape[2] == 3:
             from PIL import Image, ImageEnhance
 
-            image = Image.fromarray(np.ascontiguousarray(example["image"]))
-            for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-                image = change(image).enhance(float(rng.uniform(1 - self.jitter, 1 + self.jitter)))
-            example["image"] = np.asarray(image)
-        return example
+            picture = Image.fromarray(np.ascontiguousarray(image))
+            changes = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+            for change, factor in zip(changes, factors, strict=True):
+                picture = change(picture).enhance(factor)
+            return np.asarray(picture)
+        brightness, contrast, saturation = factors
+        black = np.array(self.black or [0] * image.shape[2], np.float32)
+        values = (image.astype(np.float32) - black) * brightness
+        values = blended(values, values.mean(axis=(0, 1)), contrast)
+        if image.shape[2] == 3:
+            values = blended(values, values.mean(axis=2, keepdims=True), saturation)
+        return as_type(values + black, image.dtype)
+
+
+def blended(
+    values: Shaped[np.ndarray, "h w c"], plain: Shaped[np.ndarray, "..."], factor: float
+) -> Shaped[np.ndarray, "h w c"]:
+    """Values with their distance from plain ones multiplied by a factor."""
+    return plain + factor * (values - plain)
+
+
+def as_type(values: Shaped[np.ndarray, "..."], dtype: np.dtype) -> Shaped[np.ndarray, "..."]:
+    """Floats as the nearest values of a type."""
+    if dtype.kind != "f":
+        limits = np.iinfo(dtype)
+        values = np.clip(np.rint(values), limits.min, limits.max)
+    return values.astype(dtype)
 
 
 def resize(example: Mapping[str, object], factor: float) -> Example:
     """Scales all arrays to at least 1 pixel, with their pixels' centres aligned.
 
-    Pictures (h, w, 3) are interpolated bilinearly, with antialiasing. Of depth and label maps
+    Pictures (h, w, bands) are interpolated bilinearly, with antialiasing. Of depth and label maps
     (h, w) the nearest pixel is taken: between two depths or two classes there is nothing.
     """
     resized = {}
@@ -123,13 +161,13 @@ def check_example(example: Example) -> Example:
     """Returns a sound example; of another, the ValueError names the array."""
     height, width = size_of(example)
     for name, value in arrays(example).items():
-        kind = (value.dtype.name, *value.shape[2:])
-        known = kind in (("uint8", 3), ("uint8",), ("uint16",))
+        is_picture = value.ndim == 3 and value.dtype.name in DTYPES
+        known = is_picture or (value.ndim == 2 and value.dtype in (np.uint8, np.uint16))
         if not known or value.shape[:2] != (height, width):
             raise ValueError(
-                f"{example['id']}: expected uint8 pictures (h, w, 3), uint8 label maps (h, w) and "
-                f"uint16 depth (h, w) of one size, got {name} {value.dtype} {value.shape} where "
-                f"others have {height}x{width}"
+                f"{example['id']}: expected uint8 pictures (h, w, 3), or others (h, w, bands) of "
+                f"{', '.join(DTYPES)}, uint8 label maps (h, w) and uint16 depth (h, w) of one "
+                f"size, got {name} {value.dtype} {value.shape} where others have {height}x{width}"
             )
     if not any(map(is_label, arrays(example).values())):
         found = ", ".join(arrays(example))
@@ -137,12 +175,15 @@ def check_example(example: Example) -> Example:
     return example
 
 
-def resize_image(image: Shaped[np.ndarray, "..."], scale: float) -> UInt8[np.ndarray, "h w 3"]:
+def resize_image(
+    image: Shaped[np.ndarray, "..."], scale: float
+) -> Shaped[np.ndarray, "height width c"]:
     """Scales an image, as training does: bilinear, antialiased, at least 1 pixel."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+    if image.dtype.name not in DTYPES or image.ndim != 3 or image.size == 0:
         raise ValueError(
-            f"an image must be uint8 RGB of the shape (h, w, 3) (or depth uint16 (h, w)), got "
-            f"{image.dtype} {image.shape}; fcn_jax.data.images.to_rgb makes one of any other"
+            "an image must be uint8 RGB of the shape (h, w, 3), or (h, w, bands) of "
+            f"{', '.join(DTYPES)} (or depth uint16 (h, w)), got {image.dtype} {image.shape}; "
+            "fcn_jax.data.images.to_rgb makes one of any other"
         )
     if scale <= 0:
         raise ValueError(f"scale must be positive, got {scale}")
@@ -151,4 +192,12 @@ def resize_image(image: Shaped[np.ndarray, "..."], scale: float) -> UInt8[np.nda
         return image
     from PIL import Image
 
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    def resized(pixels: np.ndarray) -> np.ndarray:
+        picture = Image.fromarray(np.ascontiguousarray(pixels))
+        return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        return resized(image)
+    # Band by band, and in floats, which Pillow takes for what they are.
+    bands = [resized(image[..., band].astype(np.float32)) for band in range(image.shape[2])]
+    return as_type(np.stack(bands, axis=-1), image.dtype)

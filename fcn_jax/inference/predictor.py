@@ -28,7 +28,8 @@ from fcn_jax import canvas as canvases
 from fcn_jax import data, ops, weights
 from fcn_jax.canvas import Batch, CanvasImage, Size
 from fcn_jax.classes import MAX_CLASSES, ClassTable, read_names, table_from_names
-from fcn_jax.data.images import read_depth, read_image, to_rgb
+from fcn_jax.data.bands import check_bright, check_finite
+from fcn_jax.data.images import pixels_of, read_depth, read_pixels, to_rgb
 from fcn_jax.data.transforms import resize
 from fcn_jax.devices import jit_in_least_memory, shardings
 from fcn_jax.geometry import Geometry
@@ -36,7 +37,7 @@ from fcn_jax.inference import tiling
 from fcn_jax.inference.tiling import Span
 from fcn_jax.models.backbones import Padding
 from fcn_jax.models.fcn import FCN
-from fcn_jax.models.inputs import CAFFE, Inputs
+from fcn_jax.models.inputs import CAFFE, Inputs, Preprocessing
 
 Result: TypeAlias = Literal["labels", "logits", "probabilities"]
 
@@ -53,9 +54,11 @@ class Predictor:
 
     An image is a path, a Pillow image, or an array: RGB, grey or RGBA, of 8 or 16 bits or floating
     point (see `fcn_jax.data.images.to_rgb`), or anything with a ``shape`` and a ``dtype`` whose
-    slices ``image[rows, columns]`` are such arrays. For a network that reads several modalities it
-    is a dictionary of them, ``{"image": ..., "depth": uint16 (h, w)}``. Every method takes one
-    image and returns its result, or takes an iterable of images of any sizes and returns a list.
+    slices ``image[rows, columns]`` are such arrays. A network that was trained on images of other
+    bands, or on the range of 16-bit or floating-point ones, takes those: (h, w, bands) of their
+    type. For a network that reads several modalities it is a dictionary of them,
+    ``{"image": ..., "depth": uint16 (h, w)}``. Every method takes one image and returns its result,
+    or takes an iterable of images of any sizes and returns a list.
 
     Images of similar size lie on one canvas and share a compiled program; each gets the result that
     it would get alone, whatever the canvas and the batch. Classifiers, and modules that are no
@@ -81,9 +84,14 @@ class Predictor:
             at most this side, with the same result; but not by a classifier, nor at another scale
             than 1. Then memory does not grow with the image, apart from image and result.
         mesh: Splits each batch over its axis ``data``; None runs on one device.
+        value_range: The values of the images that are black and white, whatever their type; None
+            is as in training, and of networks of 8-bit images the whole range of 16 bits, or 0..1
+            of floats (0..255 if one is above 1). An image that would be nearly black by that is
+            refused.
 
     Raises:
-        ValueError: If an option is not positive, or the heads are not those of the network.
+        ValueError: If an option is not positive, the range is empty, or the heads are not those of
+            the network.
 
     Example:
         >>> import jax, numpy as np
@@ -107,8 +115,11 @@ class Predictor:
     canvas: canvases.Canvas = canvases.canvas_side
     tile: int = canvases.LARGEST_SIDE
     mesh: Mesh | None = None
+    value_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        if self.value_range is not None:
+            object.__setattr__(self, "inputs", self.inputs.with_range(*self.value_range))
         for name in ("scale", "batch_size", "tile"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -282,7 +293,7 @@ class Predictor:
     def opened(self, image: Any) -> dict[str, Any]:
         """What the network reads of an image, by modality: arrays, or what is sliced like them.
 
-        Files are read. Only integers are left to be converted, which can be done tile by tile.
+        Files are read. What is left to be converted can be done tile by tile (`_pixels`).
         """
         given = image if isinstance(image, Mapping) else {self.inputs.modalities[0]: image}
         if missing := [name for name in self.inputs.modalities if name not in given]:
@@ -290,29 +301,84 @@ class Predictor:
                 f"the network reads {', '.join(self.inputs.modalities)}; {', '.join(missing)} is "
                 "missing: pass a dictionary with all of them"
             )
-        arrays = {}
-        for name in self.inputs.modalities:
-            array, is_depth = given[name], name in self._depths
-            read, convert = (read_depth, np.asarray) if is_depth else (read_image, to_rgb)
-            if isinstance(array, str | os.PathLike):
-                array = read(Path(array).expanduser())
-            elif getattr(array, "dtype", None) not in (np.uint8, np.uint16):
-                array = convert(array if hasattr(array, "getbands") else np.asarray(array))
-            if len(array.shape) not in (2, 3) or 0 in array.shape:
-                raise ValueError(f"{name} is no image: {array.dtype} {array.shape}")
-            if is_depth and (array.dtype != np.uint16 or len(array.shape) != 2):
-                raise ValueError(f"{name} must be uint16 (h, w), got {array.dtype} {array.shape}")
-            arrays[name] = array
+        arrays = {name: self._opened(name, given[name]) for name in self.inputs.modalities}
         sizes = {name: array.shape[:2] for name, array in arrays.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"the modalities of an image must have one size, got {sizes}")
         return arrays
 
+    def _opened(self, name: str, given: Any) -> Any:
+        """One modality of an image."""
+        way, is_file = self._ways[name], isinstance(given, str | os.PathLike)
+        alpha = "drop" if way.channels == 3 else "band"
+        if name in self._depths:
+            array = read_depth(Path(given).expanduser()) if is_file else given
+        elif is_file:
+            array = read_pixels(Path(given).expanduser(), alpha=alpha)
+        else:
+            array = pixels_of(given, alpha) if hasattr(given, "getbands") else given
+        if not hasattr(array, "dtype"):
+            array = np.asarray(array)
+        if len(array.shape) not in (2, 3) or 0 in array.shape:
+            raise ValueError(f"{name} is no image: {array.dtype} {array.shape}")
+        if name in self._depths:
+            if array.dtype != np.uint16 or len(array.shape) != 2:
+                raise ValueError(f"{name} must be uint16 (h, w), got {array.dtype} {array.shape}")
+            return array
+        called = f"{given}: " if is_file else ""
+        bands = array.shape[2] if len(array.shape) == 3 else 1
+        # Arrays of two and four channels may be grey and RGB with alpha.
+        fitting = {way.channels} | ({1} if way.channels == 3 else set())
+        if self._is_rgb(way) and not is_file:
+            fitting |= {2, 4}
+        try:
+            if bands not in fitting:
+                raise ValueError(f"{name} has {bands} bands, the network reads {way.channels}")
+            if self._is_rgb(way):
+                check_bright(array)
+                return array if array.dtype in (np.uint8, np.uint16) else to_rgb(np.asarray(array))
+            is_float = np.dtype(array.dtype).kind == "f"
+            check_finite(array)
+            if array.dtype == way.dtype or (way.dtype == "float32" and is_float):
+                return array
+            if self.value_range is not None and np.dtype(array.dtype).kind in "buif":
+                return array
+            black, white = (way.range or ((0, 255),))[0]
+            raise ValueError(
+                f"{name} is {array.dtype}; the network was trained on {way.dtype} images of the "
+                f"range {black:g}..{white:g}: give the values of this one that are black and "
+                "white, value_range=(low, high)"
+            )
+        except ValueError as error:
+            text = str(error)
+            raise ValueError(text if text.startswith(called) else f"{called}{text}") from None
+
+    def _pixels(self, name: str, array: Any) -> np.ndarray:
+        """What an opened array, or a tile of it, is to the network."""
+        way, values = self._ways[name], np.asarray(array)
+        if name in self._depths:
+            return values
+        if self._is_rgb(way):
+            return to_rgb(values)
+        pixels = values if values.ndim == 3 else values[..., None]
+        pixels = pixels.astype(way.dtype, copy=False)
+        grey = pixels.shape[2] == 1 < way.channels
+        return np.repeat(pixels, way.channels, axis=2) if grey else pixels
+
+    @staticmethod
+    def _is_rgb(way: Preprocessing) -> bool:
+        """Whether a modality is RGB of 8 bits, to which images of any kind are brought."""
+        return way.range is None and way.channels == 3
+
+    @functools.cached_property
+    def _ways(self) -> dict[str, Preprocessing]:
+        """The normalisation of each modality."""
+        return dict(part for _, parts in self.inputs.entries for part in parts)
+
     @functools.cached_property
     def _depths(self) -> set[str]:
         """The modalities that are depth images: those of one channel."""
-        parts = (part for _, parts in self.inputs.entries for part in parts)
-        return {name for name, preprocessing in parts if preprocessing.channels == 1}
+        return {name for name, way in self._ways.items() if way.channels == 1}
 
     def parts(
         self, source: Any, arrays: Mapping[str, Any], result: dict[str, Any] | None = None
@@ -333,10 +399,10 @@ class Predictor:
             tiles, canvas = tiling.tiles(self.model, size, self.tile)
         image = Pending(source, size, len(tiles), {} if result is None else result)
         for rows, columns in tiles:
-            pixels = {}
-            for name, array in arrays.items():
-                part = np.asarray(array[rows.seen, columns.seen])
-                pixels[name] = part if name in self._depths else to_rgb(part)
+            pixels = {
+                name: self._pixels(name, array[rows.seen, columns.seen])
+                for name, array in arrays.items()
+            }
             scaled = resize(pixels, self.scale)
             on = canvases.canvas_for(size_of(scaled), canvas)
             yield CanvasImage((image, (rows, columns)), scaled, size_of(pixels), on)

@@ -25,7 +25,7 @@ from rich.table import Column, Table
 from fcn_jax import drawing
 from fcn_jax.canvas import rule_for
 from fcn_jax.classes import ClassTable
-from fcn_jax.data import Source, loader, unseen
+from fcn_jax.data import Source, bands, loader, unseen
 from fcn_jax.data.source import examples_of
 from fcn_jax.data.transforms import Example
 from fcn_jax.devices import local_mesh
@@ -286,7 +286,8 @@ def _write_files(
     for head, of_head in heads.items():
         for index in of_head[0].labels:
             example = source[index]
-            panels = {"image": example["image"], "ground truth": example[head]}
+            shown = bands.picture(example["image"], source.ranges["image"])
+            panels = {"image": shown, "ground truth": example[head]}
             panels |= {result.stage: result.labels[index] for result in of_head}
             # Ids may hold slashes and more that no file name can, and need not be unique then.
             name = "pictures/" + re.sub(r"[^\w.-]+", "_", example["id"])

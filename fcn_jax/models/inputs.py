@@ -1,4 +1,4 @@
-"""From stored pixels (uint8 pictures, 16-bit depth) to the floats a network was trained on.
+"""From stored pixels (pictures of any bands and type, depth) to the floats of a network.
 
 `Preprocessing` normalises one modality of an example; `Inputs` says which modalities a network
 reads, and in which of its inputs.
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt
+from jaxtyping import Array, Float, Real
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,14 +22,19 @@ class Preprocessing:
     The default is Caffe's: BGR on the 0..255 scale with the ImageNet mean subtracted.
 
     Attributes:
-        channel_order: Order of the channels the network reads; ``rgb`` is as they are stored.
+        channel_order: Order of the channels the network reads; ``rgb`` is as they are stored,
+            ``bgr`` turns the first three around and leaves further bands where they are.
         mean: Subtracted after scaling, in that order; one value for each channel.
         std: Divided by after that.
-        scale: Factor on the stored values before the mean.
+        scale: Factor on the values before the mean.
         log: Take the natural logarithm of the scaled values, at least 1 (depth).
+        range: For each channel as it is stored the values that become 0 and 255 before all else;
+            what lies beyond becomes 0 or 255, too. None: pictures of 8 bits, and depth, as they
+            are stored.
+        dtype: With a range, the type of the images that it is of.
 
     Raises:
-        ValueError: If the numbers of values differ, or one that divides is 0.
+        ValueError: If the numbers of values differ, one that divides is 0, or a range is empty.
 
     Example:
         >>> black = jnp.zeros((1, 2, 2, 3), jnp.uint8)
@@ -42,14 +47,21 @@ class Preprocessing:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     scale: float = 1.0
     log: bool = False
+    range: tuple[tuple[float, float], ...] | None = None
+    dtype: str = "uint8"
 
     def __post_init__(self) -> None:
         if self.channel_order not in ("bgr", "rgb"):
             raise ValueError(f"channel_order must be bgr or rgb, got {self.channel_order!r}")
-        if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean):
-            raise ValueError(f"mean and std need 3 values each, or 1 for depth; got {self}")
+        if not self.mean or len(self.std) != len(self.mean):
+            raise ValueError(f"mean and std need one value each for every channel; got {self}")
         if 0 in (*self.std, self.scale):
             raise ValueError(f"std and scale need values of which none is 0; got {self}")
+        if self.range is None:
+            return
+        sound = all(np.isfinite(pair).all() and pair[0] < pair[1] for pair in self.range)
+        if len(self.range) != len(self.mean) or not sound:
+            raise ValueError(f"range needs (low, high), low < high, for every channel; got {self}")
 
     @property
     def channels(self) -> int:
@@ -57,16 +69,22 @@ class Preprocessing:
         return len(self.mean)
 
     def apply(
-        self, images: UInt[Array | np.ndarray, "b h w *c"]
+        self, images: Real[Array | np.ndarray, "b h w *c"]
     ) -> Float[Array, "b h w {self.channels}"]:
         """Normalises a batch on the device, to float32.
 
         Args:
-            images: RGB, 0..255; depth without an axis for the one channel.
+            images: RGB, 0..255; depth without an axis for the one channel; with a range any bands,
+                of its type.
 
         Raises:
-            ValueError: If the images have another number of channels.
+            ValueError: If the images have another number of channels, or another type than those
+                of the range.
         """
+        if self.range is not None and images.dtype != np.dtype(self.dtype):
+            raise ValueError(
+                f"the network's range is of {self.dtype} images, these are {images.dtype}"
+            )
         x = jnp.asarray(images, jnp.float32)
         if self.channels == 1 and x.ndim == 3:
             x = x[..., None]
@@ -75,8 +93,15 @@ class Preprocessing:
                 f"expected a batch of {self.channels}-channel images, got an array of the shape "
                 f"{images.shape}"
             )
+        if self.range is not None:
+            low, high = np.array(self.range, np.float32).T[:, None, None, None]
+            x = jnp.clip((x - low) * (255 / (high - low)), 0, 255)
         if self.channel_order == "bgr":
-            x = x[..., ::-1]
+            x = (
+                jnp.concatenate([x[..., 2::-1], x[..., 3:]], -1)
+                if len(self.mean) > 3
+                else x[..., ::-1]
+            )
         mean, std = (jnp.array(v, jnp.float32)[None, None, None] for v in (self.mean, self.std))
         x = x * self.scale
         if self.log:
@@ -93,6 +118,42 @@ class Preprocessing:
         mean = tuple(m / self.scale * other.scale for m in self.mean)
         return dataclasses.replace(self, mean=mean, std=other.std, scale=other.scale)
 
+    def for_images(
+        self,
+        channels: int,
+        range: tuple[tuple[float, float], ...] | None = None,
+        dtype: str = "uint8",
+    ) -> Preprocessing:
+        """This normalisation for images of other bands, or of another type and range.
+
+        All bands are brought to 0..255. Bands beyond three (or the two that there are) have the
+        mean of the three means and of the three deviations. All deviations are multiplied by the
+        number of bands over three: so a first kernel that has been widened
+        (`fcn_jax.weights.transplant`) responds to equal bands as it did to three.
+
+        Raises:
+            ValueError: If this one is of other bands than these, and not of three.
+        """
+        if channels == self.channels:
+            return dataclasses.replace(self, range=range, dtype=dtype)
+        if self.channels != 3:
+            raise ValueError(
+                f"a normalisation of {self.channels} bands does not fit images of {channels}"
+            )
+        kept = 3 if channels > 3 else 0
+        mean, std = (
+            (*values[:kept], *[sum(values) / 3] * (channels - kept))
+            for values in (self.mean, self.std)
+        )
+        return dataclasses.replace(
+            self,
+            channel_order=self.channel_order if kept else "rgb",
+            mean=mean,
+            std=tuple(value * channels / 3 for value in std),
+            range=range,
+            dtype=dtype,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for JSON."""
         return dataclasses.asdict(self)
@@ -100,8 +161,11 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Preprocessing:
         """The inverse of `to_dict`; lists become tuples."""
-        values: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        return cls(**values)
+
+        def tuples(value: Any) -> Any:
+            return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+        return cls(**{name: tuples(value) for name, value in fields.items()})
 
 
 CAFFE = Preprocessing()
@@ -144,6 +208,30 @@ class Inputs:
     def channels(self) -> dict[str, int]:
         """Channels of each input, for `create_model`."""
         return {name: sum(part.channels for _, part in parts) for name, parts in self.entries}
+
+    def preprocessing(self, modality: str) -> Preprocessing:
+        """How a modality is normalised; Caffe's way if it is not read."""
+        found = (part for _, parts in self.entries for name, part in parts if name == modality)
+        return next(found, CAFFE)
+
+    def with_range(self, low: float, high: float) -> Inputs:
+        """These inputs for images, as float32, of which other values are black and white.
+
+        Raises:
+            ValueError: If no image is read, or the range is empty.
+        """
+        if "image" not in self.modalities:
+            raise ValueError(f"the network reads {', '.join(self.modalities)}; a range is of image")
+        entries = {
+            name: {
+                read: part.for_images(part.channels, ((low, high),) * part.channels, "float32")
+                if read == "image"
+                else part
+                for read, part in parts
+            }
+            for name, parts in self.entries
+        }
+        return Inputs.of(entries)
 
     def apply(
         self, arrays: Mapping[str, Array | np.ndarray] | Array | np.ndarray

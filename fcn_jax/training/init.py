@@ -20,16 +20,29 @@ StartWeights = Mapping[str, weights.Weights]
 # ======================================================================== weights
 
 
-def check_weights(model: FCN, backbone: str, start: StartWeights, origin: str) -> None:
+def check_weights(
+    model: FCN, backbone: str, start: StartWeights, origin: str, any_bands: bool = False
+) -> None:
     """Raises ValueError with all that does not fit, if the weights are of another backbone.
 
     What may be missing is fc6, fc7 and the scores (files without a top), not a convolution of the
-    backbone. Backbones of the user's own are not checked.
+    backbone. Backbones of the user's own are not checked. With ``any_bands`` the data's are not
+    known yet, and the weights may be of any.
     """
     if not start or backbone not in BACKBONES:
         return
-    _, report = transplant(model, start)
     layers = model.backbone.layers
+    if any_bands:
+        inputs = []
+        for name, channels in model.inputs:
+            arrays = start.get(name, start.get("", weights.Weights()))
+            suffix = name if len(model.inputs) > 1 else ""
+            names = (f"{layers[0].name}{suffix}/kernel", f"{layers[0].name}/kernel")
+            kernels = [arrays[key] for key in names if key in arrays]
+            other = kernels and kernels[0].ndim == 4 and kernels[0].shape[2] != 3
+            inputs.append((name, kernels[0].shape[2] if other else channels))
+        model = model.clone(inputs=tuple(inputs))
+    _, report = transplant(model, start)
     needed = [layer.name for layer in model.backbone.convolutions]
     left = {name.rpartition("/")[0] for name in report.left}
     missing = [name for name in left if name.startswith(tuple(needed))]
@@ -110,7 +123,12 @@ def choose_inputs(
 
     Weights of Caffe's kind take the means of the data set, as in the reference; others (RGB from
     0 to 1) bring their own. ``usual`` is how the published networks normalise each modality,
-    Caffe's way where it is not listed.
+    Caffe's way where it is not listed. Bands, type and range are those of the data
+    (`Preprocessing.for_images`).
+
+    Raises:
+        ValueError: If an input reads what the data do not have, or the start weights were trained
+            on images of other bands.
     """
     inputs: dict[str, dict[str, Preprocessing]] = {}
     for name, joined in chosen.items():
@@ -127,4 +145,27 @@ def choose_inputs(
             for modality, way in inputs[name].items():
                 scaled = way.on_scale_of(known["image"]) if "image" in known else way
                 inputs[name][modality] = known.get(modality, scaled)
+        for modality, way in inputs[name].items():
+            images = (source.channels[modality], source.ranges[modality], source.dtypes[modality])
+            if not way.log:
+                try:
+                    inputs[name][modality] = way.for_images(*images)
+                except ValueError as error:
+                    raise ValueError(f"{source.name}, {modality}: {error}") from None
     return Inputs.of(inputs)
+
+
+def check_images(inputs: Inputs, *sources: data.Source) -> None:
+    """Raises ValueError if the images have not the bands and the type that a network reads."""
+    for source in sources:
+        for _, parts in inputs.entries:
+            for name, way in parts:
+                if name not in source.modalities:
+                    raise ValueError(f"the network reads {name}, which {source.name} has not")
+                there = (source.channels[name], source.dtypes[name])
+                read = (way.channels, "uint16" if way.log else way.dtype)
+                if there != read:
+                    raise ValueError(
+                        f"the network reads {name} of {read[0]} bands of {read[1]}; {source.name} "
+                        f"has {there[0]} of {there[1]}"
+                    )

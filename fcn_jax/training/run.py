@@ -26,7 +26,7 @@ from fcn_jax import config as configs
 from fcn_jax import data, devices, drawing, runs, weights
 from fcn_jax.canvas import rule_for
 from fcn_jax.classes import ClassTable
-from fcn_jax.data import loader
+from fcn_jax.data import bands, loader
 from fcn_jax.data.transforms import Augmentation
 from fcn_jax.inference.evaluation import evaluate
 from fcn_jax.inference.metrics import compute_metrics
@@ -133,7 +133,7 @@ def _train(config: configs.Config, workdir: Path, accept_changed_data: bool) -> 
     else:
         start = {name: weights.load(path) for name, path in configs.start_files(config).items()}
         first = configs.stage_model(config, config.stages[0])
-        init.check_weights(first, config.backbone, start, config.init)
+        init.check_weights(first, config.backbone, start, config.init, any_bands=True)
 
     # ---- The data, and mistakes that show by them
     options = configs.data_options(config)
@@ -158,9 +158,11 @@ def _train(config: configs.Config, workdir: Path, accept_changed_data: bool) -> 
     else:
         usual = data.row_of(config.dataset).preprocessing
         inputs = init.choose_inputs(config.inputs.to_dict(), train_source, usual, start)
+    init.check_images(inputs, train_source, eval_source)
     scored, left_out = data.unseen(eval_source, earlier, "choose another config.eval_split")
     stages = make_stages(config, train_source, heads, inputs, mesh)
     init.drop_other_scores(start, stages[0].model, heads)
+    init.check_weights(stages[0].model, config.backbone, start, config.init)
     identified = identity.describe_data(train_source, eval_source, earlier)
     description = describe_run(config, heads, inputs, identified)
 
@@ -282,7 +284,12 @@ def make_stages(
     """Takes a config apart, into what each stage needs."""
     steps = configs.stage_steps(config, len(source))
     fields = ("scale", "scale_range", "flip", "jitter")
-    augmentation = Augmentation(**{f: config[f] for f in fields}, crop=config.crop or None)
+    used = source.ranges["image"]
+    augmentation = Augmentation(
+        **{f: config[f] for f in fields},
+        crop=config.crop or None,
+        black=None if used is None else tuple(low for low, _ in used),
+    )
     part, parts = devices.batch_part(mesh)
     stages = []
     for index, name in enumerate(config.stages):
@@ -483,7 +490,8 @@ def _score(
             + "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items())
         )
         for number, (example, labels) in enumerate(drawn):
-            panels = {"image": example["image"], "ground truth": example[head]}
+            shown = bands.picture(example["image"], images.ranges["image"])
+            panels = {"image": shown, "ground truth": example[head]}
             picture = drawing.side_by_side({**panels, stage.name: labels[head]}, classes)
             name = f"sample{number}{'_' + head if prefix else ''}"
             journal.picture(stage.name, step, name, picture)

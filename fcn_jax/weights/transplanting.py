@@ -21,7 +21,8 @@ class Report:
     Attributes:
         copied: Taken as they were.
         reshaped: Dense kernels turned into convolutions.
-        widened: First kernels that got a fourth input channel, the mean of the three.
+        widened: First kernels over three channels that got others: further ones, the mean of the
+            three each, or fewer than three, all of them that mean.
         left: Arrays of the network that kept their initial values.
         unused: Arrays of the source that the network has no place for.
         skipped: What the reader of the file left out (`fcn_jax.weights.Weights.skipped`).
@@ -57,8 +58,10 @@ def transplant(
 
     Two kernels change their shape on the way. A dense kernel (inputs, outputs) becomes the
     convolution of the same function; its inputs are in Caffe's order (channel, row, column). A
-    kernel over three channels gets as the filter of a fourth the mean of the three (the paper's
-    early fusion of colour and depth).
+    first kernel over three channels gets as the filter of each further one the mean of the three
+    (the paper's early fusion of colour and depth; images of more bands); where the network reads
+    one or two channels, the filter of each is that mean. `Preprocessing.for_images` keeps the size
+    of the response.
 
     Args:
         params: The network's parameters, ``{layer: {"kernel": …, "bias": …}}``, or their shapes
@@ -161,6 +164,8 @@ def _fit(
         height, width, inputs, outputs = shape
         if new.shape == (height * width * inputs, outputs):
             return "reshaped", dense_to_conv(new, shape)
-        if may_widen and new.shape == (height, width, 3, outputs) and inputs == 4:
-            return "widened", np.concatenate([new, new.mean(2, keepdims=True)], axis=2)
+        if may_widen and new.shape == (height, width, 3, outputs) != shape:
+            kept = new if inputs > 3 else new[:, :, :0]
+            mean = new.mean(2, keepdims=True)
+            return "widened", np.concatenate([kept, *[mean] * (inputs - kept.shape[2])], axis=2)
     return "left", None
