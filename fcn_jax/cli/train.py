@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import flags, logging
+from absl import flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from fcn_jax import config as configs
@@ -69,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from fcn_jax.inference import report
     from fcn_jax.training.run import Diverged, Stopped, train
 
-    logging.set_verbosity(logging.FATAL)  # orbax logs tracebacks of errors that it raises as well
+    silence_orbax()
     devices.keep_compiled_programs()
     try:
         # ---- The other processes, before anything touches the devices
@@ -88,6 +90,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def silence_orbax() -> None:
+    """Leaves out the tracebacks that its threads print of errors which reach us as well."""
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+    def hook(found: sys.UnraisableHookArgs) -> None:
+        if "Event loop is closed" not in str(found.exc_value):
+            sys.__unraisablehook__(found)
+
+    sys.unraisablehook = hook
 
 
 def describe_configs() -> str:
