@@ -21,8 +21,8 @@ from jaxtyping import Shaped, UInt8
 
 DTYPES = ("uint8", "uint16", "int16", "float32")
 
-Pixels: TypeAlias = Shaped[np.ndarray, "h w bands"]
-"""An image of one of the `DTYPES`; floats are finite."""
+Pixels: TypeAlias = Shaped[np.ndarray, "_ _ _"]
+"""An image (h, w, bands) of one of the `DTYPES`; floats are finite."""
 
 Alpha: TypeAlias = Literal["drop", "band"] | None
 """What becomes of a channel that a file calls alpha: None keeps that of a TIFF file if most of its
@@ -134,7 +134,7 @@ def read_tiff(content: bytes, alpha: Alpha) -> Pixels:
     except Exception as error:  # tifffile raises what Python raises on wrong bytes
         reason = " ".join(str(error).split())[:200]
         if "imagecodecs" in reason:
-            reason += ": pip install imagecodecs, or save the file without compression"
+            reason += ": pip install 'fcn-jax[tiff]', or save the file uncompressed or deflated"
         raise ValueError(reason or type(error).__name__) from error
     if pixels.ndim == 3 and "S" not in axes[-1:]:
         # Bands come as planes, as pages, or as an axis without a name.

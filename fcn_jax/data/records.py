@@ -153,7 +153,13 @@ def prepared_copy(
 
 def made_from(copy: Path) -> Mapping[str, Any]:
     """What a prepared copy was made from, as `write` was told."""
-    return json.loads((copy / "metadata.json").read_text()).get("made_from", {})
+    try:
+        return dict(json.loads((copy / "metadata.json").read_text()).get("made_from", {}))
+    except (ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
+        raise ValueError(
+            f"{copy / 'metadata.json'} is damaged: {str(error)[:200]}; delete {copy} and prepare "
+            "the data set again"
+        ) from None
 
 
 class Stored(NamedTuple):

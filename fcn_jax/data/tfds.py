@@ -13,10 +13,11 @@ TFDS downloads and prepares one in `data_dir`.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -199,8 +200,45 @@ def _fetch(name: str, tfds_dir: Path, manual_dir: Path | None) -> Path:
     return Path(builder.data_dir)
 
 
+def check_features(root: Path) -> None:
+    """Raises ValueError if TFDS would import other code than its own to read a prepared copy.
+
+    A copy names the classes of its features, and TFDS imports whatever module is named.
+    """
+    path = root / "features.json"
+    if not path.is_file():
+        return
+
+    def classes(value: Any) -> Iterator[object]:
+        if isinstance(value, dict):
+            yield from (
+                value[key]
+                for key in ("pythonClassName", "python_class_name", "type")
+                if key in value
+            )
+            for item in value.values():
+                yield from classes(item)
+        elif isinstance(value, list):
+            for item in value:
+                yield from classes(item)
+
+    try:
+        named = [*classes(json.loads(path.read_text()))]
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}; prepare the data set again") from None
+    for found in named:
+        if not isinstance(found, str):
+            continue  # a column may be called "type"
+        if "." in found and not re.fullmatch(r"tensorflow_datasets\.core\.features(\.\w+)+", found):
+            raise ValueError(
+                f"{path} names {found}, which is none of TFDS's own features: it is not read, for "
+                "that would run its code"
+            )
+
+
 def _contents(name: str, root: Path, row: TfdsSet, first_id: int, void: Sequence[int]) -> Contents:
     """The examples of the copy that TFDS prepared."""
+    check_features(root)
     builder: Any = tfds.builder_from_directory(str(root))
     features: Mapping[str, Any] = builder.info.features
     there = ", ".join(f"{key} ({type(value).__name__})" for key, value in features.items())
