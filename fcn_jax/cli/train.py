@@ -97,7 +97,7 @@ def silence_orbax() -> None:
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
-    def hook(found: sys.UnraisableHookArgs) -> None:
+    def hook(found: Any) -> None:
         if "Event loop is closed" not in str(found.exc_value):
             sys.__unraisablehook__(found)
 
