@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +68,16 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "weights.npz").write_text("a page that says: not found")
     with pytest.raises(ValueError, match=r"weights\.npz is no weight file"):
         load(tmp_path / "weights.npz")
+
+
+def test_what_other_programs_save_is_named(tmp_path):
+    np.save(tmp_path / "vgg16.npy", {"conv1_1": [np.ones(3)]}, allow_pickle=True)
+    with pytest.raises(ValueError, match=r"vgg16\.npy is a single array or a pickle; .*\.npz"):
+        load(tmp_path / "vgg16.npy")
+    with zipfile.ZipFile(tmp_path / "a.keras", "w") as archive:
+        archive.writestr("model.weights.h5", b"")
+    with pytest.raises(ValueError, match=r"a\.keras: Keras' newer format; .*FILE\.h5"):
+        load(tmp_path / "a.keras")
 
 
 @pytest.mark.parametrize("compressed", [False, True])

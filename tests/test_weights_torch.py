@@ -184,11 +184,21 @@ def test_safetensors_as_the_library_writes_them(tmp_path, name, dtype):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model"])
-def test_checkpoints_of_training_scripts(tmp_path, wrapper, legacy):
+@pytest.mark.parametrize(
+    ("wrapper", "prefix"),
+    [
+        ("state_dict", "module."),
+        ("model_state_dict", "_orig_mod.module."),
+        ("model_state", "model."),
+        ("model", "encoder."),
+        ("params", "backbone."),
+        ("weights", "net."),
+    ],
+)
+def test_checkpoints_of_training_scripts(tmp_path, wrapper, prefix, legacy):
     """With an optimiser's state, numbers and numpy scalars beside the state dict."""
     arrays = state_dicts.vgg("vgg11")
-    state = collections.OrderedDict((f"module.{n}", t) for n, t in tensors(arrays).items())
+    state = collections.OrderedDict((prefix + n, t) for n, t in tensors(arrays).items())
     parameter = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
     parameter.sum().backward()
@@ -203,6 +213,13 @@ def test_checkpoints_of_training_scripts(tmp_path, wrapper, legacy):
     }
     weights = load(saved(tmp_path, checkpoint, legacy))
     assert_layers_are(weights, arrays, state_dicts.vgg_names("vgg11") | TORCHVISION)
+
+
+def test_a_prefix_of_some_names_is_not_taken_off(tmp_path):
+    names = tensors(state_dicts.vgg("vgg11"))
+    half = {("module." if i % 2 else "") + name: names[name] for i, name in enumerate(names)}
+    with pytest.raises(ValueError, match=r"features\.0\.bias"):
+        load(saved(tmp_path, half, False))
 
 
 @pytest.mark.parametrize("legacy", [False, True])

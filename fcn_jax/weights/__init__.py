@@ -42,6 +42,8 @@ __all__ = [
 
 def _read_zip(path: Path) -> Weights:
     with zipped.open_zip(path) as archive:
+        if "model.weights.h5" in archive.namelist():
+            raise ValueError("Keras' newer format; save it again with model.save('FILE.h5')")
         pickled = any(name.endswith("data.pkl") for name in archive.namelist())
     return torch.read_zip(path) if pickled else npz.read(path)
 
@@ -58,6 +60,7 @@ _STRANGERS = {
     b"version https://git-lfs": "is not the file but a pointer to it; fetch it with git lfs pull",
     b"<": "is a web page; the download went to a page that shows or refuses the file",
     b"\x1f\x8b": "is compressed; unpack it with gunzip",
+    b"\x93NUMPY": "is a single array or a pickle; give weights as .npz, an array for each name",
     b"\x80": "is a Python pickle of another kind than PyTorch's; reading it could run anything",
     b"": "is no weight file that fcn_jax can read (.caffemodel .pth .safetensors .h5 .npz)",
 }

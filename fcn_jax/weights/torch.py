@@ -28,7 +28,10 @@ from fcn_jax.weights.zipped import SIGNATURE, open_zip
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
+_WRAPPERS = (
+    *("state_dict", "model_state_dict", "model_state", "model", "net", "network"),
+    *("params", "weights"),
+)
 """Where training scripts keep the state dict among other things."""
 
 DESCRIPTION = "fcn_jax"

@@ -100,6 +100,9 @@ NETWORKS: tuple[Network, ...] = (
     ),
 )
 
+PREFIXES = ("module.", "_orig_mod.", "model.", "encoder.", "backbone.", "net.")
+"""What stands before all names: of DataParallel, of torch.compile, of models that hold another."""
+
 STRANGERS = {
     "backbone.": "torchvision's segmentation networks are no FCNs of the paper (ResNet, MobileNet)",
     "layer1.0.": "a ResNet is none of the networks here",
@@ -113,8 +116,11 @@ def translate(arrays: Mapping[str, np.ndarray]) -> Weights:
 
     Batch norms are folded into the convolutions before them, exactly as at inference.
     """
-    if all(name.startswith("module.") for name in arrays):  # torch.nn.DataParallel
-        arrays = {name.removeprefix("module."): value for name, value in arrays.items()}
+    given = tuple(arrays)
+    before = [p for p in PREFIXES if all(name.startswith(p) for name in arrays)]
+    while before and arrays:  # they may be nested
+        arrays = {name.removeprefix(before[0]): value for name, value in arrays.items()}
+        before = [p for p in PREFIXES if all(name.startswith(p) for name in arrays)]
     fits = [network for network in NETWORKS if network.matches(arrays)]
     if fits:  # several of one backbone differ in their last layers
         last = [sum(f"{layer}.weight" in arrays for layer in fit.classifier) for fit in fits]
@@ -126,9 +132,9 @@ def translate(arrays: Mapping[str, np.ndarray]) -> Weights:
     remarks = [
         remark
         for beginning, remark in STRANGERS.items()
-        if any(name.startswith(beginning) for name in arrays)
+        if any(name.startswith(beginning) for name in (*given, *arrays))
     ]
-    names = ", ".join(name[:60] for name in list(arrays)[:6])
+    names = ", ".join(name[:60] for name in given[:6])
     remark = [*remarks, f"tensors of an unknown network ({names} …)"][0]
     known = ", ".join([*(network.kind for network in NETWORKS), "pytorch-fcn"])
     raise ValueError(f"{remark}; known are {known}")

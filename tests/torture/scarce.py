@@ -78,7 +78,7 @@ def main() -> int:
         failures = []
         code = campaign.wait(campaign.fork(short, output, errors), PATIENCE)
         lines = [line for line in errors.read_text().splitlines() if "\r" not in line and line]
-        lines = [line for line in lines if "images/s" not in line]  # progress bars
+        lines = [line for line in lines if "images/s" not in line and "Preparing" not in line]
         if code == 0:
             tally[f"{what}: enough"] += 1
         else:
