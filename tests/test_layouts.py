@@ -81,7 +81,7 @@ def classes(files):
 @pytest.mark.parametrize(
     ("image", "mask"),
     [
-        *(("{s}/x{i}.jpg", f"{{s}}/x{{i}}{end}.png") for end in layouts.MASK_ENDS),
+        ("{s}/x{i}.jpg", "{s}/x{i}.png"),
         ("{s}/x{i}.JPG", "{s}/x{i}_mask.PNG"),
         ("{s}/images/x{i}.jpg", "{s}/masks/x{i}_mask.png"),
         ("{s}/images/x{i}_rgb.png", "{s}/labels/x{i}_gt.png"),
@@ -100,6 +100,22 @@ def test_images_and_masks_of_usual_places(files, tmp_path, capsys, image, mask):
     assert {split: len(names) for split, names in ids.items()} == {"train": 3, "val": 3}
     assert check.main([str(files.root)]) == 0
     assert "layout: images in " in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("classes")
+@pytest.mark.parametrize("mask_end", layouts.MASK_ENDS[1:])
+@pytest.mark.parametrize("image_end", layouts.IMAGE_ENDS)
+def test_usual_ends_of_names(files, image_end, mask_end):
+    for i in range(3):
+        files.add(f"a/x{i}{image_end}.png", f"a/x{i}{mask_end}.png")
+    found = folder.plan(files.root).found
+    assert found.splits == {
+        "": {
+            f"a_x{i}": tuple(files.root / f"a/x{i}{end}.png" for end in (image_end, mask_end))
+            for i in range(3)
+        }
+    }
+    assert not found.unlabeled + found.leftover + found.notes + found.problems
 
 
 @pytest.mark.usefixtures("classes")
