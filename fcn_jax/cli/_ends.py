@@ -142,7 +142,12 @@ _TEXTS = {
     "files": ("Too many open files",),
     "memory": (
         *("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "bad_alloc"),
-        *("Cannot allocate memory", "can't start new thread", "Resource temporarily unavailable"),
+        *(
+            "Cannot allocate memory",
+            "not enough memory",
+            "can't start new thread",
+            "Resource temporarily unavailable",
+        ),
     ),
 }
 """What messages of C++ code, and of errors that wrap others, hold where something has run out."""

@@ -1,6 +1,6 @@
 """A disk that fills up, too few file handles, too little memory: one line, and nothing is lost.
 
-    python tests/torture/scarce.py [--count 60]        Linux, and rights to mount (root)
+    python tests/torture/scarce.py [--count 40]        Linux, and rights to mount (root)
 
 A trial starts a run where there is too little of something, how much is drawn. It ends by itself
 within a minute, with one line and an exit code that is not 0, unless there was enough. Then, with
@@ -44,15 +44,20 @@ def mount(place: Path, kilobytes: int, again: bool = False) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], check=True)
 
 
-def limited(kind: int, most: int, arguments: list[str], compiled: Path) -> int:
-    """The command under a limit of the system; in a child."""
-    resource.setrlimit(kind, (most, most))
-    return kills.train(arguments, kills.PhaseTold(), compiled)
+def limited(kind: int, most: int, arguments: list[str], output: Path, errors: Path) -> int:
+    """The process id of the command, a program of its own, under a limit of the system."""
+    with output.open("a") as out, errors.open("a") as err:
+        return subprocess.Popen(
+            [sys.executable, str(campaign.ROOT / "train.py"), *arguments],
+            stdout=out,
+            stderr=err,
+            preexec_fn=lambda: resource.setrlimit(kind, (most, most)),
+        ).pid
 
 
 def main() -> int:
     """Runs the campaign."""
-    torture = campaign.Campaign("scarce", __doc__, count=60)
+    torture = campaign.Campaign("scarce", __doc__, count=40)
     bits, _ = kills.reference(torture.folder, "shapes")
     compiled = torture.folder / "compiled"
 
@@ -63,20 +68,19 @@ def main() -> int:
             kills.train, arguments, kills.PhaseTold(), compiled
         )
         what = ("disk of the run", "disk of the data", "file handles", "memory")[number % 4]
-        short, folder = plain, place / ("data" if "data" in what else "run")
+        folder = place / ("data" if "data" in what else "run")
+        output, errors = place / "output.txt", place / "errors.txt"
         if "disk" in what:
             mount(folder, rng.randint(1, 200 if "data" in what else 2000))
+            pid = campaign.fork(plain, output, errors)
         elif what == "file handles":
-            most = rng.randint(8, 60)
-            short = functools.partial(limited, resource.RLIMIT_NOFILE, most, arguments, compiled)
+            pid = limited(resource.RLIMIT_NOFILE, rng.randint(8, 300), arguments, output, errors)
         else:
-            pages = int(Path("/proc/self/statm").read_text().split()[0])
-            most = pages * resource.getpagesize() + (rng.randint(20, 900) << 20)
-            short = functools.partial(limited, resource.RLIMIT_AS, most, arguments, compiled)
-        output, errors = place / "output.txt", place / "errors.txt"
+            most = rng.randint(200, 6000) << 20
+            pid = limited(resource.RLIMIT_AS, most, arguments, output, errors)
         tally: collections.Counter[str] = collections.Counter()
         failures = []
-        code = campaign.wait(campaign.fork(short, output, errors), PATIENCE)
+        code = campaign.wait(pid, PATIENCE)
         lines = [line for line in errors.read_text().splitlines() if "\r" not in line and line]
         lines = [line for line in lines if "images/s" not in line and "Preparing" not in line]
         if code == 0:
