@@ -67,6 +67,14 @@ def test_alpha_of_a_tiff_file_is_a_band_if_it_is_none(tmp_path, rng):
     np.testing.assert_array_equal(read_pixels(tmp_path / "x.tif"), pixels)
 
 
+def test_previews_in_a_tiff_file_are_no_bands(tmp_path, rng):
+    pixels = rng.integers(0, 256, (16, 20, 3), np.uint8)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(pixels, photometric="rgb", metadata=None)
+        file.write(pixels[::2, ::2], photometric="rgb", subfiletype=1, metadata=None)
+    np.testing.assert_array_equal(read_pixels(tmp_path / "a.tif"), pixels)
+
+
 def png(pixels: np.ndarray, color_type: int) -> bytes:
     """A PNG of 16 bits, its rows filtered by turns with nothing, the left and the upper pixel."""
     height, width, channels = pixels.shape
@@ -159,7 +167,7 @@ def test_the_used_range_is_that_of_the_percentiles(rng, dtype):
 def test_a_band_of_one_value_has_no_range():
     used = bands.UsedRange()
     used.add(np.dstack([np.arange(12).reshape(3, 4), np.full((3, 4), 7)]).astype(np.uint16))
-    with pytest.raises(ValueError, match="band 2 is 7 in all pixels.*value_range"):
+    with pytest.raises(ValueError, match=r"band 2 is 7 in all pixels.*value_range"):
         used.found()
 
 
@@ -418,7 +426,7 @@ def test_twelve_bits_are_not_nearly_black_without_a_word(tmp_path, rng):
     for image in (grey, tmp_path / "a.png", Image.open(tmp_path / "a.png")):
         with pytest.raises(ValueError, match=r"end at 409\d, .*value_range=\(0, 4095\)"):
             predictor(image)
-    with pytest.raises(ValueError, match="end at 0.0999.*, where 1 is white"):
+    with pytest.raises(ValueError, match=r"end at 0.0999.*, where 1 is white"):
         predictor((grey / 40950).astype(np.float32))
     ranged = predictor_of(CAFFE, value_range=(0, 4095))
     eight = np.repeat((grey / 4095 * 255)[..., None], 3, axis=2).astype(np.float32)

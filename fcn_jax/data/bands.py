@@ -100,9 +100,13 @@ def is_plain_tiff(content: bytes) -> bool:
 
     try:
         with Image.open(io.BytesIO(content), formats=["TIFF"]) as image:
-            tags: Any = getattr(image, "tag_v2", {})
-            if getattr(image, "n_frames", 1) > 1:
-                return False
+            file: Any = image
+            for number in range(1, file.n_frames):
+                file.seek(number)
+                if not file.tag_v2.get(254, 0) & 5:  # neither a preview nor a mask
+                    return False
+            file.seek(0)
+            tags = file.tag_v2
     except Exception:  # Pillow knows no such file, or it is broken: tifffile will say so
         return False
     bits, samples, extra = tags.get(258, (1,)), tags.get(277, 1), tags.get(338, ())
