@@ -212,7 +212,7 @@ def main() -> int:
         tally: collections.Counter[str] = collections.Counter()
         failures, kills, code = [], 0, None
         factor = 2.5 if program or compiled.parent == place else 1.0
-        for _ in range(rng.randint(1, 5)):
+        for _ in range(rng.randint(1, 3) if program else rng.randint(2, 8)):
             phase, code = strike(rng, start, None if program else told, factor * seconds)
             if phase is None:
                 break
