@@ -207,6 +207,20 @@ def test_colours_of_no_class_are_told_of_each_mask(mine):
     assert mine.problems(skip_unlabeled=True) == ("masks/x2.png: colours of no class: (7, 8, 9)")
 
 
+def test_a_palette_of_other_colors_among_renumbered_ones(mine):
+    """Alone its indices would be believed: sky is where it belongs, and white is no class."""
+    mine.classes("name,color\nsky,#000000\nroad,#00ff00\nsea,#0000ff", "classes.csv")
+    ids = np.array([[0, 1, 1], [1, 0, 0]], np.uint8)
+    black, white = (0, 0, 0), (255, 255, 255)
+    other = mine.add(ids, palette=(black, white))
+    assert mine.problems() == ""
+    moved = mine.add(ids, palette=(GREEN, BLUE))
+    text = mine.problems()
+    assert f"{other}: its palette has {white}, the colour of no class, and masks such as" in text
+    assert f"{moved} have renumbered palettes" in text
+    assert "renumbered" not in mine.problems(mask_kind="index")
+
+
 # ======================================================================== copies, sizes, grouping
 
 

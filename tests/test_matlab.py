@@ -97,6 +97,27 @@ def test_a_file_that_takes_too_long_is_refused(tmp_path, monkeypatch):
     np.testing.assert_array_equal(read_mat(tmp_path / "a.mat", "S"), np.eye(3))
 
 
+def claim_many_cells(path):
+    """Some hundred bytes that say they are 169 million cells."""
+    scipy.io.savemat(path, {"S": np.array([[1, "a"]], object)})
+    content = path.read_bytes()
+    dimensions = struct.pack("<ii", 1, 2)
+    assert content.count(dimensions) == 1
+    path.write_bytes(content.replace(dimensions, struct.pack("<ii", 13000, 13000)))
+
+
+def test_a_small_file_that_makes_much_work_is_refused(tmp_path):
+    claim_many_cells(tmp_path / "a.mat")
+    matlab._READER.stop()
+    start = os.times()
+    with pytest.raises(ValueError, match=r"a\.mat: cannot read S: .*(work|memory)"):
+        read_mat(tmp_path / "a.mat", "S")
+    matlab._READER.stop()
+    end = os.times()
+    work = end.children_user + end.children_system - start.children_user - start.children_system
+    assert work < 4  # with all that the process did before
+
+
 def test_an_interrupted_question_is_not_answered_to_the_next(tmp_path, monkeypatch):
     for name in "ab":
         scipy.io.savemat(tmp_path / f"{name}.mat", {"S": np.full((2, 2), ord(name))})

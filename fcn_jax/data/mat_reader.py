@@ -70,6 +70,12 @@ def _named(names: Any) -> str:
     return ", ".join(str(name)[:40] for name in list(names)[:20] if name[:2] != "__") or "nothing"
 
 
+def _limit_work(seconds: float) -> None:
+    """After so many seconds of work, whatever else the machine does, the process is ended."""
+    if hasattr(signal, "setitimer"):  # Windows has none
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
 def main() -> None:
     """Answers until its input ends, which it does with the caller's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's business
@@ -84,6 +90,7 @@ def main() -> None:
         path, variable = json.loads(line)
         content = b""
         try:
+            _limit_work(1.0 + Path(path).stat().st_size / (4 << 20))
             array = read(Path(path), variable)
             _check_kind(array.dtype, array.shape)
             array = array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -94,6 +101,7 @@ def main() -> None:
         except Exception as error:  # SciPy and h5py raise many types for broken files
             text = " ".join((str(error) or type(error).__name__).split())
             answer = {"error": text[:300]}
+        _limit_work(0)  # no more
         answers.write(json.dumps(answer).encode() + b"\n")
         answers.write(content)
         answers.flush()

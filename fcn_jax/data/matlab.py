@@ -18,7 +18,7 @@ from fcn_jax.classes import NO_ID, VOID, ClassTable
 from fcn_jax.data.images import whole_ids
 
 SECONDS = 30
-"""That one file may take."""
+"""That one file may take; the process limits its own work to much less."""
 
 
 def read_mat(path: Path, variable: str) -> Int32[np.ndarray, "h w"]:
@@ -70,7 +70,11 @@ class _Reader:
                 return self._ask(process, json.dumps([str(path.absolute()), variable]))
             except EOFError:
                 self.stop()
-                what = f"took over {SECONDS} seconds" if late.finished.is_set() else "crashed"
+                what = (
+                    f"took over {SECONDS} seconds"
+                    if late.finished.is_set()
+                    else "crashed or had too much work"
+                )
                 raise ValueError(f"damaged: its reader {what}") from None
             except ValueError:
                 raise

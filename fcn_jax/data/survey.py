@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Integer
 
-from fcn_jax.classes import NO_ID, VOID, ClassTable
+from fcn_jax.classes import NO_ID, VOID, VOID_COLOR, ClassTable
 from fcn_jax.data.bands import Alpha, UsedRange
 from fcn_jax.data.images import LabelKind, encoded_image, read_image, read_mask
 from fcn_jax.data.labelme import image_source
@@ -385,6 +385,18 @@ class Survey:
         return ""
 
     def _compare_palettes(self) -> None:
+        renumbered = [each.mask for each in self._all if each.colors and not each.stored]
+        classes = {VOID_COLOR, *(row.color for row in self.classes.rows)}
+        for reading in self._all if renumbered else ():
+            # Alone it could be decoration; among renumbered palettes its indices mean nothing.
+            others = sorted({*(reading.colors or {}).values()} - classes) if reading.stored else []
+            if others:
+                self.problems.add(
+                    f"its palette has {others[0]}, the colour of no class, and masks such as "
+                    f"{renumbered[0]} have renumbered palettes. Give that colour in the class "
+                    "file, or mask_kind='index' if all indices are the ids",
+                    reading.mask,
+                )
         first: dict[int, tuple[Color, str]] = {}
         for reading in self._all:
             for raw_id, color in (reading.colors or {}).items() if reading.stored else ():
