@@ -6,11 +6,12 @@ take the same steps in the same order, and arrays are spread over the devices of
 
 from __future__ import annotations
 
-import functools
+import collections
 import os
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
@@ -193,7 +194,6 @@ def sum_over_processes(counts: Any) -> Any:
 
 # ======================================================================== how programs are compiled
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -209,25 +209,42 @@ def least_memory(platform: str) -> dict[str, str]:
     return options if platform == "cpu" else {}
 
 
-def jit_in_least_memory(**options: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """A decorator: `jax.jit` with ``options`` and `least_memory` for the default devices.
+class Programs(Generic[T]):
+    """Programs of a function, compiled with `least_memory` for each set of shapes and options.
 
-    These are looked for at the first call: a function is defined before a program chooses them.
+    `jax.jit` keeps all programs of a function as long as it lives, and each holds tens of MiB. Here
+    each is of a function of its own, which goes when the program is the least recently used and
+    there are too many.
+
+    Args:
+        function: Of arrays, and of options by keyword that are hashable.
     """
 
-    def decorate(function: Callable[P, T]) -> Callable[P, T]:
-        @functools.cache
-        def compiled() -> Callable[P, T]:
-            chosen = least_memory(jax.default_backend())
-            return jax.jit(function, compiler_options=chosen, **options)
+    def __init__(self, function: Callable[..., T]) -> None:
+        self._function = function
+        self._kept: collections.OrderedDict[Hashable, Callable[..., T]] = collections.OrderedDict()
+        self._lock = threading.Lock()
 
-        @functools.wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> T:
-            return compiled()(*args, **kwargs)
+    def __call__(self, most: int, variables: Any, *arrays: Any, **options: Hashable) -> T:
+        """Runs the program for these arrays, and keeps at most so many, over all callers."""
+        shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(arrays))
+        key = (tuple(options.items()), shapes)
+        with self._lock:
+            program = self._kept.get(key) or self._new(options)
+            self._kept[key] = program
+            self._kept.move_to_end(key)
+            while len(self._kept) > most:
+                self._kept.popitem(last=False)
+        return program(variables, *arrays)
 
-        return call
+    def _new(self, options: Mapping[str, Hashable]) -> Callable[..., T]:
+        function = self._function
 
-    return decorate
+        def run(*arrays: Any) -> T:
+            return function(*arrays, **options)
+
+        run.__name__ = run.__qualname__ = function.__name__
+        return jax.jit(run, compiler_options=least_memory(jax.default_backend()))
 
 
 def keep_compiled_programs() -> Path | None:

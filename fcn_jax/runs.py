@@ -33,6 +33,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from fcn_jax.classes import ClassTable
 from fcn_jax.config import Config, changed_fields, from_plain, stage_model, to_plain
+from fcn_jax.models.backbones import code_of, find_trusted
 from fcn_jax.models.decoders import SEGMENTERS
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.inputs import Inputs
@@ -487,10 +488,16 @@ class Run:
     trained_on: frozenset[str] = frozenset()
 
 
-def build_model(config: Config, stage: str, heads: Mapping[str, ClassTable], inputs: Inputs) -> FCN:
-    """The network of a stage of a config."""
+def build_model(
+    config: Config,
+    stage: str,
+    heads: Mapping[str, ClassTable],
+    inputs: Inputs,
+    **options: Any,
+) -> FCN:
+    """The network of a stage of a config, with ``options`` as for `stage_model`."""
     num_classes = {head: classes.num_classes for head, classes in heads.items()}
-    return stage_model(config, stage, num_classes=num_classes, inputs=inputs.channels)
+    return stage_model(config, stage, num_classes=num_classes, inputs=inputs.channels, **options)
 
 
 def describe_run(
@@ -509,6 +516,7 @@ def describe_run(
         "heads": {head: classes.to_dict() for head, classes in heads.items()},
         "inputs": inputs.to_dict(),
         "data": data,
+        "code": code_of(os.path.expanduser(config.backbone)),
     }
 
 
@@ -600,6 +608,8 @@ def load_run(
     stage: str | None = None,
     which: Which = "best",
     precision: str | None = None,
+    *,
+    allow_code: bool | str = False,
 ) -> Run:
     """Loads a trained network.
 
@@ -608,11 +618,13 @@ def load_run(
         stage: Such as ``fcn16s``; None is the last that has a checkpoint.
         which: The checkpoint of the highest mean IU on the validation split, or the last.
         precision: In what it is to compute (`create_model`); None is as in training.
+        allow_code: Whether a backbone of the run's own may be loaded, which runs its file; it must
+            be the file of the training. Text is the sha256 of the one file that may be run.
 
     Raises:
         FileNotFoundError: If the folder is no run's, or holds no checkpoint yet.
         ValueError: If the stage has no checkpoint, or there is no such precision; the message
-            lists those that there are.
+            lists those that there are. If code is not allowed, missing or changed.
     """
     stages = available_stages(workdir)
     if not stages:
@@ -629,6 +641,7 @@ def load_run(
         config.precision = precision
     heads = {head: ClassTable.from_dict(table) for head, table in fields["heads"].items()}
     inputs = Inputs.from_dict(fields["inputs"])
-    model = build_model(config, stage, heads, inputs)
+    backbone = find_trusted(config.backbone, fields.get("code"), allow_code, str(workdir))
+    model = build_model(config, stage, heads, inputs, backbone=backbone)
     variables = {"params": params}
     return Run(model, variables, inputs, heads, config, stage, step, trained_on(fields))

@@ -233,7 +233,7 @@ def test_a_damaged_checkpoint_is_set_aside_by_training_alone(copy, states):
 def test_instead_of_a_damaged_best_checkpoint_the_next_best_is_used(copy, harmed, capsys):
     (stage_of(copy) / harmed).write_bytes(b"x")
     runs.note.cache_clear()
-    assert load_run(copy).step == 6
+    assert load_run(copy, allow_code=True).step == 6
     line = capsys.readouterr().err
     assert re.fullmatch(r"note: \S+/2/\w+ is damaged \(.*\); step 6 is used instead\n", line)
 
@@ -245,7 +245,7 @@ def test_without_a_whole_checkpoint_one_line_tells_what_to_do(copy, states):
     for reading in (
         lambda: read(copy, states[6], []),
         lambda: read(copy, states[6], [], read_only=False),
-        lambda: load_run(copy, STAGE),
+        lambda: load_run(copy, STAGE, allow_code=True),
         lambda: read_config(copy),
     ):
         with pytest.raises(Damaged, match=r"6/description is damaged.* no checkpoint in") as caught:
@@ -351,7 +351,7 @@ def test_a_damaged_config_is_replaced_by_the_checkpoints(copy, content, problem,
         path.write_bytes(content)
     runs.note.cache_clear()
     assert configs.to_plain(read_config(copy)) == configs.to_plain(make_config())
-    assert load_run(copy).step == 2
+    assert load_run(copy, allow_code=True).step == 2
     line = capsys.readouterr().err
     expected = rf"note: {path} {problem}.*; the config in the checkpoint counts\n"
     assert re.fullmatch(expected, line)
@@ -459,7 +459,7 @@ def test_a_run_with_a_damaged_checkpoint_ends_with_the_same_bits(trained, tmp_pa
     (folder / "config.json").unlink()
     (folder / "samples" / f"{STAGE}_sample0.png").write_bytes(b"")
     shutil.rmtree(folder / "tensorboard")
-    code, text, errors = run_command(eval_command.main, [f"--workdir={folder}"])
+    code, text, errors = run_command(eval_command.main, ["--allow_code", f"--workdir={folder}"])
     assert code == 0, errors
     assert "config.json is missing; the config in the checkpoint counts" in errors
     code, text, errors = run_command(train_command.main, [*argv, f"--workdir={folder}"])
@@ -467,7 +467,7 @@ def test_a_run_with_a_damaged_checkpoint_ends_with_the_same_bits(trained, tmp_pa
     assert re.search(r"6/state is damaged.*; set aside as 6.damaged; step 4 is used", text)
     assert f"{STAGE}: going on from step 4" in text
     for which in ("best", "last"):
-        one, other = (load_run(place, which=which) for place in (folder, whole))
+        one, other = (load_run(place, which=which, allow_code=True) for place in (folder, whole))
         assert one.step == other.step
         assert_same(one.variables, other.variables)
     assert records(folder) == records(whole)
@@ -480,7 +480,7 @@ def test_a_run_without_a_whole_checkpoint_is_not_begun_anew(trained, tmp_path):
     folder = Path(shutil.copytree(whole, tmp_path / "run"))
     for path in stage_of(folder).glob("*/state/manifest.ocdbt"):
         path.unlink()
-    for main, given in ((train_command.main, argv), (eval_command.main, [])):
+    for main, given in ((train_command.main, argv), (eval_command.main, ["--allow_code"])):
         code, _, errors = run_command(main, [*given, f"--workdir={folder}"])
         assert code == 2
         assert re.search(r"6/state is damaged .* no checkpoint in \S+ is whole", errors)

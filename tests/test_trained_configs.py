@@ -142,10 +142,10 @@ SLOW += ("folder", "nyud", "nyud:hha", "nyud:color_depth", "pascal_context", "si
 )
 def test_a_config_trains_and_is_scored(trained, name):
     workdir = trained(name)
-    config = load_run(workdir).config
+    config = load_run(workdir, allow_code=True).config
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     for stage in config.stages:
-        run = load_run(workdir, stage, "last")
+        run = load_run(workdir, stage, "last", allow_code=True)
         assert run.step == 2
         losses = [r["loss"] for r in records if r["stage"] == stage and "loss" in r]
         assert losses
@@ -161,8 +161,8 @@ def test_every_config_is_trained_here():
 @pytest.mark.slow
 def test_both_heads_are_reported(trained, place):
     workdir = trained("siftflow:16s")
-    options = configs.data_options(load_run(workdir).config)
-    report.evaluate_run(workdir, data.open_source("sift_flow", "test", **options))
+    options = configs.data_options(load_run(workdir, allow_code=True).config)
+    report.evaluate_run(workdir, data.open_source("sift_flow", "test", **options), allow_code=True)
     folder = workdir / "report"
     scores = json.loads((folder / "scores.json").read_text())["stages"]
     names = [f"{stage}_{head}" for stage in ("fcn32s", "fcn16s") for head in ("sem", "geo")]
@@ -179,10 +179,10 @@ def test_both_heads_are_reported(trained, place):
 def test_late_fusion_starts_from_the_two_networks(trained):
     color, hha = trained("nyud:color"), trained("nyud:hha")
     workdir = trained("nyud:color_hha", init=f"color={color},hha={hha}")
-    run = load_run(workdir)
+    run = load_run(workdir, allow_code=True)
     assert run.inputs.channels == {"color": 3, "hha": 3}
     for stream, start in (("color", color), ("hha", hha)):
-        before = load_run(start).variables["params"]
+        before = load_run(start, allow_code=True).variables["params"]
         for layer in ("stem", "middle", "top"):
             after = run.variables["params"][f"{layer}{stream}"]["kernel"]
             # Two steps of a rate of 1e-12 leave it where it was.
@@ -191,7 +191,7 @@ def test_late_fusion_starts_from_the_two_networks(trained):
 
 @pytest.mark.slow
 def test_colour_and_depth_are_one_input_of_four_channels(trained):
-    run = load_run(trained("nyud:color_depth"))
+    run = load_run(trained("nyud:color_depth"), allow_code=True)
     assert run.variables["params"]["stem"]["kernel"].shape[2] == 4
     [(_, features)] = run.inputs.entries
     assert [name for name, _ in features] == ["image", "depth"]
@@ -272,7 +272,7 @@ def test_a_failed_start_does_not_claim_the_folder(place, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             start(place, "claimed", init=init, seed=1)
     start(place, "claimed", init=init, seed=2)
-    assert load_run(place / "claimed").config.seed == 2
+    assert load_run(place / "claimed", allow_code=True).config.seed == 2
     with pytest.raises(ValueError, match="holds a run of another config"):
         start(place, "claimed", init=init, seed=3)
 
@@ -282,7 +282,8 @@ def test_a_trunk_of_ones_own_in_training_and_after(place):
     start(place, "own")
     code = (
         "import sys; from fcn_jax.runs import load_run; "
-        "print([layer.name for layer in load_run(sys.argv[1]).model.backbone.layers][:2])"
+        "run = load_run(sys.argv[1], allow_code=True); "
+        "print([layer.name for layer in run.model.backbone.layers][:2])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(place / "own")],

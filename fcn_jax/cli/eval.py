@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="score images as well that the run was trained on; default: they are left out",
     )
+    add("--allow_code", action="store_true", help="run the file of the run's own backbone")
     add("--output", type=path, help="the report's folder; default: WORKDIR/report")
     add("--data_dir", type=path, help="where data sets are prepared; default: as in training")
     add("--manual_dir", type=path, help="the data set's original files; default: as in training")
@@ -74,5 +75,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         pictures=args.pictures,
         precision=args.precision,
         include_training_images=args.include_training_images,
+        allow_code=args.allow_code,
     )
     return 0

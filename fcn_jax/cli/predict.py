@@ -43,7 +43,7 @@ from fcn_jax.models.inputs import Inputs
 
 LOADED = (
     *("stage", "which", "network", "padding", "modality", "classes", "precision", "tile"),
-    "value_range",
+    *("value_range", "allow_code"),
 )
 
 
@@ -76,6 +76,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     precisions = ("float32", "tf32", "bfloat16")
     add("--precision", choices=precisions, help="default: as in training, or float32")
     add("--tile", type=int, default=2048, help="largest side of a tile in pixels; default: 2048")
+    add("--allow_code", action="store_true", help="run the file of the run's own backbone")
     add("--camera", type=camera, help="fx,fy,cx,cy of the depth images; default: NYUDv2's")
     add(
         "--value_range",

@@ -60,6 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="go on although images, masks or names of classes are no longer the run's",
     )
+    add(
+        "--allow_code",
+        action="store_true",
+        help="run the file of the own backbone of a run that config.init names",
+    )
     args, fields = parser.parse_known_args(argv)
 
     argument = args.config.replace(":", "_").replace(",", "_")
@@ -69,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_fields(config, fields)
 
     from fcn_jax.inference import report
+    from fcn_jax.models.backbones import code_of
     from fcn_jax.training.run import Diverged, Stopped, train
 
     silence_orbax()
@@ -78,9 +84,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         devices.join_processes(args.coordinator, args.num_processes, args.process_id)
 
         # ---- Every stage, then the report
-        source = train(config, workdir, accept_changed_data=args.accept_changed_data)
+        source = train(
+            config,
+            workdir,
+            accept_changed_data=args.accept_changed_data,
+            allow_code=args.allow_code,
+        )
         if jax.process_count() == 1:
-            report.evaluate_run(workdir, source)
+            # The code that this config names has been run; another may have crept into the folder.
+            code = code_of(str(path(config.backbone)))
+            report.evaluate_run(workdir, source, allow_code=code["sha256"] if code else False)
         elif jax.process_index() == 0:  # reading checkpoints alone would wait for the others
             print(f"fcn-jax eval --workdir={workdir} writes the report")
     except Stopped as stopped:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Int64, UInt8
 
 from fcn_jax.canvas import Batch, CanvasImage, original_canvas, stack
 from fcn_jax.classes import VOID
-from fcn_jax.devices import jit_in_least_memory, shardings
+from fcn_jax.devices import Programs, shardings
 from fcn_jax.inference.metrics import ConfusionMatrix, PixelCounts, count_pixels
 from fcn_jax.inference.predictor import Network, Predictor, Progress, compute, size_of
 from fcn_jax.models.losses import check_labels
@@ -78,7 +78,9 @@ def evaluate(
             for head in heads
         }
         labels = jax.device_put(labels, split)
-        counts, maps = _count_batch(predictor.network, predictor.on_device, batch, labels)
+        counts, maps = _counting(
+            predictor.programs, predictor.on_device, batch, labels, network=predictor.network
+        )
         return counts, maps if visit is not None else {}
 
     def counted() -> Iterator[tuple[list[CanvasImage], dict[str, np.ndarray]]]:
@@ -96,19 +98,22 @@ def evaluate(
     return {head: matrix.counts for head, matrix in matrices.items()}
 
 
-@jit_in_least_memory(static_argnames="network")
 def _count_batch(
-    network: Network,
     variables: Any,
     batch: Batch,
     labels: dict[str, UInt8[Array, "b height width"]],
+    *,
+    network: Network,
 ) -> tuple[dict[str, PixelCounts], dict[str, Array]]:
     """Counts a batch on the device, by head; returns the label maps, too."""
-    maps = compute(network, variables, batch, "labels")
+    maps = compute(variables, batch, network=network, kind="labels")
     counts = {
         head: count_pixels(labels[head], maps[head], classes) for head, classes in network.heads
     }
     return counts, maps
+
+
+_counting = Programs(_count_batch)
 
 
 def _kept(part: CanvasImage, head: str) -> UInt8[np.ndarray, "_ _"]:

@@ -31,7 +31,7 @@ from fcn_jax.classes import MAX_CLASSES, ClassTable, read_names, table_from_name
 from fcn_jax.data.bands import check_bright, check_finite
 from fcn_jax.data.images import pixels_of, read_depth, read_pixels, to_rgb
 from fcn_jax.data.transforms import resize
-from fcn_jax.devices import jit_in_least_memory, shardings
+from fcn_jax.devices import Programs, shardings
 from fcn_jax.geometry import Geometry
 from fcn_jax.inference import tiling
 from fcn_jax.inference.tiling import Span
@@ -88,6 +88,9 @@ class Predictor:
             is as in training, and of networks of 8-bit images the whole range of 16 bits, or 0..1
             of floats (0..255 if one is above 1). An image that would be nearly black by that is
             refused.
+        programs: Compiled programs that are kept, over all predictors of the process: one for each
+            canvas, kind of result and network. Beyond, the least recently used is dropped, and
+            compiled anew when it is needed again. Each holds 30 to 60 MiB.
 
     Raises:
         ValueError: If an option is not positive, the range is empty, or the heads are not those of
@@ -116,11 +119,12 @@ class Predictor:
     tile: int = canvases.LARGEST_SIDE
     mesh: Mesh | None = None
     value_range: tuple[float, float] | None = None
+    programs: int = 32
 
     def __post_init__(self) -> None:
         if self.value_range is not None:
             object.__setattr__(self, "inputs", self.inputs.with_range(*self.value_range))
-        for name in ("scale", "batch_size", "tile"):
+        for name in ("scale", "batch_size", "tile", "programs"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if not isinstance(self.model, FCN):
@@ -282,7 +286,9 @@ class Predictor:
                     raise ValueError(f"image {number}: {error}") from error
 
         def start(_: object, batch: Batch) -> dict[str, Array]:
-            return compute_batch(self.network, self.on_device, batch, kind=kind)
+            return compute_batch(
+                self.programs, self.on_device, batch, network=self.network, kind=kind
+            )
 
         results = {}
         for image in self.put_together(self.each_batch(parts(), start), progress):
@@ -534,7 +540,7 @@ class Network(NamedTuple):
     scale: float
 
 
-def compute(network: Network, variables: Any, batch: Batch, kind: Result) -> dict[str, Array]:
+def compute(variables: Any, batch: Batch, *, network: Network, kind: Result) -> dict[str, Array]:
     """Normalises, runs the network, interpolates to the original sizes; jit-able.
 
     Returns:
@@ -563,7 +569,7 @@ def compute(network: Network, variables: Any, batch: Batch, kind: Result) -> dic
     return results
 
 
-compute_batch = jit_in_least_memory(static_argnames=("network", "kind"))(compute)
+compute_batch = Programs(compute)
 
 
 # ======================================================================== from files
@@ -579,6 +585,7 @@ def load(
     modality: Literal["image", "hha"] | None = None,
     classes: str | Path | list[str] | None = None,
     precision: str | None = None,
+    allow_code: bool = False,
     **options: Any,
 ) -> Predictor:
     """A trained network, ready to predict.
@@ -595,6 +602,7 @@ def load(
         classes: Of a file, the names of the classes, or the file that holds them; None is as usual
             for their number.
         precision: ``float32``, ``tf32`` or ``bfloat16``; None is as in training, or float32.
+        allow_code: Of a run, whether a backbone of its own may be loaded, which runs its file.
         **options: Fields of `Predictor`, such as ``tile``.
 
     Raises:
@@ -627,7 +635,7 @@ def load(
 
         if path.parent.name == "checkpoints" and not (path / "config.json").exists():
             path, stage = path.parents[1], path.name
-        run = load_run(path, stage, which, precision)
+        run = load_run(path, stage, which, precision, allow_code=allow_code)
         options = {"scale": run.config.scale, **options}
         return Predictor(run.model, run.variables, run.inputs, run.heads, **options)
 

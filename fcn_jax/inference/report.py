@@ -71,6 +71,7 @@ def evaluate_run(
     pictures: int = 8,
     precision: str | None = None,
     include_training_images: bool = False,
+    allow_code: bool | str = False,
     console: Console | None = None,
 ) -> list[StageResult]:
     """Scores stages of a run on all local devices, prints the metrics and writes the report folder.
@@ -118,7 +119,7 @@ def evaluate_run(
     with Progress(*columns, TextColumn("images"), TimeRemainingColumn(), console=console) as bar:
         tasks = {stage: bar.add_task(stage, total=count) for stage in stages}
         for stage, task in tasks.items():  # one network in memory at a time
-            run = load_run(workdir, stage, which, precision)
+            run = load_run(workdir, stage, which, precision, allow_code=allow_code)
             config: Any = run.config
             check_classes(stage, run.heads, source.label_maps)
             predictor = Predictor(

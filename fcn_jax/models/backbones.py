@@ -20,18 +20,22 @@ A backbone of your own is a function of ``(padding, width, fc_width)`` that retu
 
     model = create_model("fcn16s", backbone=tiny)  # one skip, here from stride 4 to stride 2
 
-Configs name it by its file: ``config.backbone = "my_backbones.py:tiny"``.
+Configs name it by its file: ``config.backbone = "my_backbones.py:tiny"``. A run's checkpoints hold
+that name with the file's digest; whoever loads them must allow the code to run (docs/safety.md).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import importlib
 import importlib.util
-from collections.abc import Callable
+import sys
+import types
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from fcn_jax.geometry import Window
 
@@ -278,25 +282,97 @@ BACKBONES: dict[str, BackboneBuilder] = {
 }
 
 
-@functools.cache
 def find_backbone(name: str) -> BackboneBuilder:
-    """The builder of a name in `BACKBONES`, or of ``FILE.py:FUNCTION`` or ``MODULE:FUNCTION``."""
+    """The builder of a name in `BACKBONES`, or of ``FILE.py:FUNCTION`` or ``MODULE:FUNCTION``.
+
+    The file of one's own is run: names that somebody else chose go to `find_trusted`.
+    """
     if name in BACKBONES:
         return BACKBONES[name]
+    file = _file_of(name)
+    try:
+        return _run(name, file, file.read_bytes())
+    except OSError as error:
+        raise ValueError(f"backbone {name!r} cannot be loaded: {error}") from error
+
+
+def code_of(name: str) -> dict[str, str] | None:
+    """The file of a backbone of one's own and its sha256; None for a name in `BACKBONES`."""
+    if name in BACKBONES:
+        return None
+    file = _file_of(name)
+    return {"file": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+
+
+def find_trusted(name: str, code: Any, allow_code: bool | str, origin: str) -> BackboneBuilder:
+    """The builder of a name that a file or folder gives, which may be a stranger's.
+
+    Args:
+        name: As for `find_backbone`. A relative path leads from where the code was when it was
+            described, or, if it is there no more, from here.
+        code: What `code_of` gave when it was described.
+        allow_code: Whether code of its own may be run; text is the sha256 of what may be.
+        origin: What names it, for messages.
+
+    Raises:
+        ValueError: If the code is not allowed, missing, or not what was described.
+    """
+    if name in BACKBONES:
+        return BACKBONES[name]
+    if not (isinstance(code, Mapping) and all(isinstance(v, str) for v in code.values())) or not {
+        "file",
+        "sha256",
+    } <= set(code):
+        raise ValueError(f"{origin} names the code {name!r} without its digest: it is not run")
+    file, digest = Path(code["file"]), code["sha256"]
+    if allow_code is not True and allow_code != digest:
+        raise ValueError(
+            f"{origin} would run the code {file} (backbone {name!r}); if you trust that file, "
+            "allow it with allow_code=True, or --allow_code"
+        )
+    if not file.is_file():
+        file = _file_of(name)
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{origin} needs the code {file}: {error.strerror}") from None
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise ValueError(
+            f"{origin} needs {file} as it was in training, but the file has changed: bring it back"
+        )
+    return _run(name, file, content)
+
+
+def _file_of(name: str) -> Path:
+    """The file of ``FILE.py:FUNCTION`` or ``MODULE:FUNCTION``."""
     path, _, function = name.rpartition(":")
-    if not path:
+    if not path or not function:
         known = ", ".join(BACKBONES)
         raise ValueError(
             f"unknown backbone {name!r}; choose one of {known}, or FILE.py:FUNCTION of your own"
         )
+    if path.endswith(".py"):
+        return Path(path).expanduser().absolute()
+    try:
+        spec = importlib.util.find_spec(path)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        raise ValueError(f"backbone {name!r} cannot be loaded: there is no module {path!r}")
+    return Path(spec.origin)
+
+
+@functools.cache
+def _run(name: str, file: Path, content: bytes) -> BackboneBuilder:
+    """The function of a file whose content is run: what was compared, whatever lies there now."""
+    path, _, function = name.rpartition(":")
     try:
         if not path.endswith(".py"):
             return getattr(importlib.import_module(path), function)
-        spec = importlib.util.spec_from_file_location(f"backbones_{Path(path).stem}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = types.ModuleType(f"backbones_{file.stem}")
+        module.__file__ = str(file)
+        sys.modules[module.__name__] = module  # dataclasses look for it
+        exec(compile(content, str(file), "exec"), module.__dict__)
         return getattr(module, function)
     except (ImportError, OSError, AttributeError, SyntaxError) as error:
         raise ValueError(f"backbone {name!r} cannot be loaded: {error}") from error

@@ -31,6 +31,7 @@ from fcn_jax.data.transforms import Augmentation
 from fcn_jax.inference.evaluation import evaluate
 from fcn_jax.inference.metrics import compute_metrics
 from fcn_jax.inference.predictor import Predictor
+from fcn_jax.models.backbones import code_of
 from fcn_jax.models.decoders import SEGMENTERS
 from fcn_jax.models.fcn import FCN, abstract_params, initial_params
 from fcn_jax.models.inputs import Inputs
@@ -79,7 +80,11 @@ class Stage:
 
 
 def train(
-    config: configs.Config, workdir: str | Path, *, accept_changed_data: bool = False
+    config: configs.Config,
+    workdir: str | Path,
+    *,
+    accept_changed_data: bool = False,
+    allow_code: bool = False,
 ) -> data.Source:
     """Trains every stage of a config, or goes on where the folder's run was interrupted.
 
@@ -92,6 +97,8 @@ def train(
         workdir: The run's folder; made if absent. Nothing in it is touched before all of the
             config, the classes and the images have been compared with its run.
         accept_changed_data: Go on although images, masks or names of classes are not the run's.
+        allow_code: Whether the own backbone of a run that ``config.init`` names may be loaded, if
+            it is another than the config's.
 
     Returns:
         The images that the stages were scored on, for a report.
@@ -113,10 +120,12 @@ def train(
     devices.find_devices()
     alone = locked(workdir, runs.note) if jax.process_index() == 0 else contextlib.nullcontext()
     with alone:
-        return _train(config, workdir, accept_changed_data)
+        return _train(config, workdir, accept_changed_data, allow_code)
 
 
-def _train(config: configs.Config, workdir: Path, accept_changed_data: bool) -> data.Source:
+def _train(
+    config: configs.Config, workdir: Path, accept_changed_data: bool, allow_code: bool
+) -> data.Source:
     """`train`, while no other program trains in the folder."""
     # ---- Mistakes that show without the data: in the config, the folder, the start weights
     mesh = devices.data_mesh(config.spatial_shards)
@@ -128,10 +137,20 @@ def _train(config: configs.Config, workdir: Path, accept_changed_data: bool) -> 
             f"{shared}; use a multiple of {parts}"
         )
     start: dict[str, weights.Weights] = {}
+    now = code_of(str(Path(config.backbone).expanduser()))
     if last := last_checkpoint(workdir):
         identity.check_config(last, config, workdir)
+        then = last.run.get("code")
+        if then and now and then["sha256"] != now["sha256"]:
+            raise ValueError(
+                f"{now['file']} is not the code that {workdir} was trained with; bring it back, or "
+                f"start another run from this one: --config.init={workdir} --workdir=NEW"
+            )
     else:
-        start = {name: weights.load(path) for name, path in configs.start_files(config).items()}
+        start = {
+            name: weights.load(path, allow_code=allow_code or (now["sha256"] if now else False))
+            for name, path in configs.start_files(config).items()
+        }
         first = configs.stage_model(config, config.stages[0])
         init.check_weights(first, config.backbone, start, config.init, any_bands=True)
 

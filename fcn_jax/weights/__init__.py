@@ -67,7 +67,7 @@ _STRANGERS = {
 """Beginnings of other things that weight files turn out to be, and what to say of them."""
 
 
-def load(path: str | Path) -> Weights:
+def load(path: str | Path, *, allow_code: bool | str = False) -> Weights:
     """Reads a weight file, told by its content and not by its suffix.
 
     Known are Caffe's ``.caffemodel``; PyTorch's ``.pth`` and ``.safetensors`` of torchvision's
@@ -77,6 +77,7 @@ def load(path: str | Path) -> Weights:
 
     Args:
         path: A file, or the folder of a run.
+        allow_code: Whether a run's own backbone may be loaded (`fcn_jax.runs.load_run`).
 
     Returns:
         float32 arrays under our names and in our layout, with the inputs they expect. A network
@@ -100,7 +101,7 @@ def load(path: str | Path) -> Weights:
         stage = None  # the last
         if path.parent.name == "checkpoints" and not (path / "config.json").exists():
             path, stage = path.parents[1], path.name
-        run = load_run(path, stage)
+        run = load_run(path, stage, allow_code=allow_code)
         arrays = {name: np.asarray(a) for name, a in flatten(run.variables["params"]).items()}
         kind = f"fcn_jax {run.stage}"
         weights = Weights(arrays, run.inputs, kind, trained_on=run.trained_on)
