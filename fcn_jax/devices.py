@@ -7,6 +7,7 @@ take the same steps in the same order, and arrays are spread over the devices of
 from __future__ import annotations
 
 import collections
+import inspect
 import os
 import threading
 from collections.abc import Callable, Hashable, Mapping
@@ -166,11 +167,15 @@ def join_processes(
     address = None if coordinator == "auto" else coordinator
     if address is not None and not address.rpartition(":")[2].isdecimal():
         raise ValueError(f"--coordinator={coordinator} must be HOST:PORT, auto or none")
+    # A process that is gone ends the others within a minute.
+    heartbeat: dict[str, Any] = {"heartbeat_timeout_seconds": 30}
+    known = inspect.signature(jax.distributed.initialize).parameters
     try:
         jax.distributed.initialize(
             address,
             told[0] if num_processes is None else num_processes,
             told[1] if process_id is None else process_id,
+            **{name: value for name, value in heartbeat.items() if name in known},
         )
     except (ValueError, RuntimeError) as error:
         raise ValueError(

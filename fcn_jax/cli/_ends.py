@@ -184,7 +184,13 @@ def explain(error: BaseException, command: str = "train") -> str | None:
         text = "\n".join((_as_text(error), *getattr(error, "__notes__", ())))
         return text or type(error).__name__
     if type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError"):
-        return f"the device failed: {' '.join(str(error).split())[:400]}"
+        text = " ".join(str(error).split())[:400]
+        if any(sign in text for sign in ("Gloo", "NCCL", "heartbeat", "Socket closed")):
+            return (
+                f"another process of this run has ended ({text}); its own output tells why. Start "
+                "all of them again: they go on from the last checkpoint"
+            )
+        return f"the device failed: {text}"
     return None
 
 
