@@ -1,0 +1,249 @@
+"""How commands end: signals, locks and limits of the machine, each in one line and a code not 0."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from test_training import ROOT, arguments, command, environment, place, train
+
+import fcn_jax
+from fcn_jax.cli import _ends
+from fcn_jax.devices import Programs
+from fcn_jax.training.lock import locked
+from fcn_jax.training.run import noted_signals
+
+__all__ = ["place"]  # the fixture
+
+# ======================================================================== signals
+
+
+def start(*argv: str, **options) -> subprocess.Popen:
+    """A command as a program, in a process group of its own, as in a terminal."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *argv],
+        env=environment(ROOT),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
+
+
+@pytest.mark.parametrize(
+    ("signum", "seconds", "line"),
+    [
+        (signal.SIGINT, 0.6, "train.py: interrupted"),
+        (signal.SIGINT, 1.4, "train.py: interrupted"),
+        (signal.SIGHUP, 1.2, "train.py: SIGHUP"),
+    ],
+)
+def test_a_signal_in_the_first_seconds_is_one_line(place, signum, seconds, line):
+    """In the imports, which swallow an exception or print it with all their frames."""
+    process = start(*arguments(place, "early"))
+    time.sleep(seconds)
+    os.killpg(process.pid, signum)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum
+    lines = [text for text in errors.splitlines() if not text.startswith("Preparing")]
+    assert lines == [line]
+
+
+def test_ignored_signals_stay_ignored():
+    """As SIGHUP is under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with noted_signals() as received:
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            signal.raise_signal(signal.SIGHUP)
+            assert received == []
+            signal.raise_signal(signal.SIGTERM)
+            assert received == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+# ======================================================================== the lock
+
+
+def test_a_second_run_in_a_folder_is_told_who_trains_there(place, tmp_path):
+    workdir = place / "locked"
+    with locked(workdir, pytest.fail):
+        (workdir / "something").touch()
+        before = {path: path.stat().st_mtime_ns for path in workdir.iterdir()}
+        code, _, errors = train(place, "locked")
+        assert code == 2
+        assert f"{workdir} is in use: process {os.getpid()} on " in errors
+        assert errors.count("\n") == 1
+        assert {path: path.stat().st_mtime_ns for path in workdir.iterdir()} == before
+    with locked(workdir, pytest.fail):  # it is free again
+        pass
+    assert (workdir / "something").exists()
+
+
+def test_a_folder_in_which_nothing_was_written_is_gone(tmp_path):
+    with pytest.raises(KeyError), locked(tmp_path / "runs" / "one", pytest.fail):
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_program_leaves_no_lock(tmp_path):
+    code = (
+        "import pathlib, os, sys; from fcn_jax.training.lock import locked\n"
+        "with locked(pathlib.Path(sys.argv[1]), print): os.kill(os.getpid(), 9)"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], env=environ)
+    assert done.returncode == -signal.SIGKILL
+    with locked(tmp_path / "run", pytest.fail):
+        pass
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError]
+)
+def test_a_network_folder_without_locks_is_told(tmp_path, monkeypatch, error):
+    import filelock
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", fail)
+    told: list[str] = []
+    with locked(tmp_path / "run", told.append):
+        pass
+    assert len(told) == 1
+    assert "no locks" in told[0]
+
+
+def test_a_workdir_that_is_a_file_is_named(place):
+    (place / "file").write_text("mine")
+    code, _, errors = train(place, "file")
+    assert code == 2
+    assert errors.count("\n") == 1
+    assert f"{place / 'file'} is a file" in errors
+    assert (place / "file").read_text() == "mine"
+
+
+# ======================================================================== limits
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [("-v 2000000", "GiB of memory may be addressed; raise ulimit -v"), ("-n 64", "ulimit -n")],
+)
+def test_a_limit_that_is_too_low_is_told_at_once(place, limit, message):
+    """Below it jax crashes or waits for ever, without a word."""
+    line = f"ulimit {limit}; exec " + " ".join(f"'{word}'" for word in command(place, "limited"))
+    line = line.replace("('", '("').replace("',)", '",)')
+    done = subprocess.run(
+        ["bash", "-c", line], env=environment(place), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (place / "limited").exists()
+
+
+def wrapped(inner: BaseException) -> BaseException:
+    """As orbax raises what happened in its threads."""
+    try:
+        try:
+            raise inner
+        except BaseException as error:
+            raise RuntimeError("save failed") from error
+    except RuntimeError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a/b"), "no space left on the disk (a/b"),
+        (wrapped(OSError(errno.ENOSPC, "No space left on device")), "no space left on the disk"),
+        (ValueError("RESOURCE_EXHAUSTED: writing x: No space left on device"), "no space left"),
+        (OSError(errno.EMFILE, "Too many open files"), "raise ulimit -n"),
+        (OSError(errno.EROFS, "Read-only file system", "w"), "w: Read-only file system"),
+        (MemoryError(), "out of memory; lower config.batch_size"),
+        (RuntimeError("can't start new thread"), "out of memory"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9"), "lower"),
+        (jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: reset"), "another process"),
+        (RuntimeError("Worker process was terminated unexpectedly"), "a worker process died"),
+        (ValueError("of ours"), "of ours"),
+    ],
+)
+def test_errors_of_the_machine_are_one_line(error, message):
+    line = _ends.explain(error)
+    assert message in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("error", [TypeError("x"), KeyError("x"), RuntimeError("x")])
+def test_mistakes_of_the_program_keep_their_traceback(error):
+    assert _ends.explain(error) is None
+
+
+FULL = """
+import errno, sys
+from fcn_jax import cli
+from fcn_jax.cli import check
+def fail(*_): raise OSError(errno.ENOSPC, "No space left on device", "x")
+import threading, time
+def main(argv):
+    threading.Thread(target=fail).start()
+    time.sleep(100)
+check.main = main
+cli.run(["check"])
+"""
+
+
+def test_a_failing_thread_ends_the_program():
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", FULL], env=environ, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("fcn-jax check: no space left on the disk (x: No space")
+    assert len(done.stderr.splitlines()) == 1
+
+
+# ======================================================================== programs
+
+
+def test_programs_are_kept_by_their_last_use():
+    traced = []
+
+    def double(variables, array, *, sign):
+        traced.append((array.shape, sign))
+        return variables * array * sign
+
+    programs = Programs(double)
+    for length in (1, 2, 1, 3, 1, 2):
+        array = np.arange(length, dtype=np.float32)
+        found = programs(2, np.float32(2), array, sign=-1)
+        np.testing.assert_array_equal(found, -2 * array)
+    # Of two: 3 takes the place of 2, which comes back in the end; 1 always stays.
+    assert traced == [((1,), -1), ((2,), -1), ((3,), -1), ((2,), -1)]
+    programs(2, np.float32(2), np.zeros(2, np.float32), sign=1)
+    assert traced[-1] == ((2,), 1)
+
+
+def test_a_predictor_keeps_so_many_programs():
+    from fcn_jax.inference import predictor as module
+
+    model = fcn_jax.create_model("fcn32s", num_classes=2, width=1 / 64, fc_width=2)
+    variables = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    predictor = fcn_jax.Predictor(model, variables, batch_size=1, programs=2)
+    for side in (32, 40, 48):
+        assert predictor(np.zeros((side, 32, 3), np.uint8)).shape == (side, 32)
+    assert len(module.compute_batch._kept) == 2
+    with pytest.raises(ValueError, match="programs must be positive"):
+        fcn_jax.Predictor(model, variables, programs=0)
