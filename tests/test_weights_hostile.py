@@ -398,15 +398,15 @@ def test_one_error_in_a_second_and_little_memory(tmp_path, name):
     path = tmp_path / "hostile.bin"
     path.write_bytes(content() if callable(content) else content)
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         with pytest.raises(ValueError, match=message) as caught:
             load(path)
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert "hostile.bin" in str(caught.value)
     assert len(str(caught.value)) < 1000
     assert peak < (100 << 20) + 3 * path.stat().st_size
-    assert seconds < 5  # ten times slower under tracemalloc than without
+    assert seconds < 5  # of processors; ten times slower under tracemalloc than without
