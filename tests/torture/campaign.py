@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import ctypes
 import faulthandler
 import importlib
 import json
@@ -159,6 +160,7 @@ def fork(work: Callable[[], object], output: Path | None, errors: Path | None = 
 def _in_child(work: Callable[[], object], output: Path | None, errors: Path | None) -> NoReturn:
     code = 1
     try:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with its parent
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for path, descriptor in ((output, 1), (errors, 2)):
             if path is not None:
