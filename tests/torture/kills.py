@@ -13,6 +13,7 @@ kills that struck a run under way, of those runs whose every array of the last c
 from __future__ import annotations
 
 import collections
+import faulthandler
 import json
 import mmap
 import os
@@ -67,11 +68,10 @@ class PhaseTold:
 
 
 def train(arguments: Sequence[str], told: PhaseTold, compiled: Path) -> int:
-    """The command, in a child."""
+    """The command, in a child: all that ``fcn-jax train`` does from its first line on."""
     import jax
 
-    from fcn_jax import data
-    from fcn_jax.cli import train as command
+    from fcn_jax import cli, data
     from fcn_jax.inference import report
     from fcn_jax.runs import StageCheckpoints
     from fcn_jax.training import run
@@ -86,7 +86,8 @@ def train(arguments: Sequence[str], told: PhaseTold, compiled: Path) -> int:
     told.around(run, "_score", "score")
     told.around(StageCheckpoints, "save", "save", after="steps")
     told.around(report, "evaluate_run", "report", after="end")
-    return command.main(arguments)
+    faulthandler.disable()  # as in a program of its own
+    return cli.run(["train", *arguments])
 
 
 def write_folder(place: Path) -> list[str]:
