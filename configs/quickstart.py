@@ -1,6 +1,6 @@
 """A small FCN on pictures the package makes itself: all three stages in minutes on a CPU.
 
-Expected: val mean IU 0.22 (32s), 0.62 (16s), 0.81 (8s); four minutes on 2 CPU cores.
+Expected: val mean IU 0.22 (32s), 0.62 (16s), 0.82 (8s); four minutes on 2 CPU cores.
 
     python train.py --config=configs/quickstart.py
 """
