@@ -12,6 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from test_parallel import start_two
 from test_training import ROOT, arguments, command, environment, place, train
 
 import fcn_jax
@@ -131,6 +132,57 @@ def test_a_workdir_that_is_a_file_is_named(place):
     assert errors.count("\n") == 1
     assert f"{place / 'file'} is a file" in errors
     assert (place / "file").read_text() == "mine"
+
+
+# ======================================================================== several processes
+
+LEADER = """W1126 06:34:04.70 10957 preemption_sync_manager.cc:147] Failed: Socket closed
+Additional GRPC error information from remote target coordination_service
+E1126 06:34:04.70 10957 coordination_service_agent.cc:289] Polled an error
+F1126 06:34:04.71 10957 client.h:80] Terminating process. Either the leader task was preempted
+*** Check failure stack trace: ***
+    @     0x7f3782c40634  absl::lts_20260107::log_internal::LogMessage::SendToLog()
+"""
+OTHER = """a note
+E1126 06:33:55.80 7956 coordination_service.cc:1549] tasks (stopped sending heartbeats):
+3
+The tasks have crashed.
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "lines"),
+    [
+        ("a note\nanother\n", ["a note", "another"]),
+        (LEADER, ["train.py: process 0 of this run has ended"]),
+        (OTHER, ["a note", "train.py: process 3 of this run has ended"]),
+        (
+            f"{OTHER}train.py: process 3 of this run\n",
+            ["a note", "train.py: process 3 of this run"],
+        ),
+    ],
+)
+def test_the_log_of_a_lost_process_is_one_line(log, lines):
+    script = ROOT / "fcn_jax" / "cli" / "_peers.py"
+    told = subprocess.run(
+        [sys.executable, "-I", "-S", script, "train.py"], input=log, capture_output=True, text=True
+    ).stderr.splitlines()
+    assert len(told) == len(lines)
+    assert all(line.startswith(start) for line, start in zip(told, lines, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_process_that_is_killed_ends_the_others(tmp_path, lost):
+    processes = start_two(tmp_path, "two", steps="(100000,)", checkpoint_every=1000)
+    next(line for line in processes[0].stdout if line.startswith("fcn16s 3/"))
+    processes[lost].kill()
+    _, errors = processes[1 - lost].communicate(timeout=60)
+    processes[lost].communicate()
+    assert processes[1 - lost].returncode not in (0, None)
+    *_, last = errors.splitlines()  # before it the first one tells of the data
+    assert last.startswith(f"train.py: process {lost} of this run has ended")
+    assert "stack trace" not in errors
 
 
 # ======================================================================== limits

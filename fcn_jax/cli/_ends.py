@@ -12,6 +12,7 @@ import errno
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -101,6 +102,20 @@ def end_on_failing_threads(program: str) -> None:
     threading.excepthook = hook
 
 
+def tell_lost_process(program: str) -> None:
+    """From now on the log of jax's C++ code about a lost process is one line that names it."""
+    read, write = os.pipe()
+    script = os.path.join(os.path.dirname(__file__), "_peers.py")
+    with contextlib.suppress(OSError):
+        # In a session of its own: it does not hear Ctrl-C, and ends after this process.
+        subprocess.Popen(
+            [sys.executable, "-I", "-S", script, program], stdin=read, start_new_session=True
+        )
+        os.dup2(write, 2)
+    os.close(read)
+    os.close(write)
+
+
 # ======================================================================== limits of the machine
 
 LEAST_FILES = 128
@@ -186,12 +201,24 @@ def explain(error: BaseException, command: str = "train") -> str | None:
     if type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError"):
         text = " ".join(str(error).split())[:400]
         if any(sign in text for sign in ("Gloo", "NCCL", "heartbeat", "Socket closed")):
-            return (
-                f"another process of this run has ended ({text}); its own output tells why. Start "
-                "all of them again: they go on from the last checkpoint"
-            )
+            return _lost_process()
         return f"the device failed: {text}"
     return None
+
+
+def _lost_process() -> str:
+    """What to tell when the others cannot be reached: which one is gone, if that is known."""
+    import jax
+
+    who = "another process"
+    if jax.process_count() == 2:
+        who = f"process {1 - jax.process_index()}"
+    elif jax.process_count() > 2:
+        time.sleep(50)  # jax finds out which, and ends this process: `tell_lost_process`
+    return (
+        f"{who} of this run has ended; its own output tells why. Start all of them again: they go "
+        "on from the last checkpoint"
+    )
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -29,7 +29,7 @@ from ml_collections import config_flags
 
 from fcn_jax import config as configs
 from fcn_jax import devices
-from fcn_jax.cli import path, program, told_in_one_line
+from fcn_jax.cli import _ends, path, program, told_in_one_line
 
 
 @told_in_one_line
@@ -82,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         # ---- The other processes, before anything touches the devices
         devices.join_processes(args.coordinator, args.num_processes, args.process_id)
+        if jax.distributed.is_initialized():
+            _ends.tell_lost_process(name)
 
         # ---- Every stage, then the report
         source = train(
