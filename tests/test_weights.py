@@ -46,6 +46,28 @@ def params():
 # ======================================================================== reading
 
 
+def test_vgg_of_tensorflow(tmp_path):
+    """``vgg16_weights.npz``: kernels (height, width, in, out), fc6 over (row, column, channel)."""
+    rng = np.random.default_rng(0)
+    shapes = {"conv1_1_W": (3, 3, 3, 4), "conv5_3_W": (3, 3, 4, 6), "fc6_W": (2 * 2 * 6, 5)}
+    arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    arrays |= {"conv1_1_b": np.arange(4.0), "fc6_b": np.arange(5.0)}
+    np.savez(tmp_path / "vgg16_weights.npz", **arrays)
+    loaded = load(tmp_path / "vgg16_weights.npz")
+    np.testing.assert_array_equal(loaded["conv1_1/kernel"], arrays["conv1_1_W"])
+    np.testing.assert_array_equal(loaded["conv1_1/bias"], np.arange(4))
+    pool5 = rng.normal(size=(2, 2, 6)).astype(np.float32)
+    expected = pool5.reshape(-1) @ arrays["fc6_W"]
+    ours = pool5.transpose(2, 0, 1).reshape(-1) @ loaded["fc6/kernel"]  # Caffe's order
+    np.testing.assert_allclose(ours, expected, rtol=1e-5)
+    assert loaded.inputs == Inputs.of(Preprocessing("rgb", (123.68, 116.779, 103.939)))
+
+    arrays["fc6_W"] = np.ones((23, 5), np.float32)
+    np.savez(tmp_path / "wrong.npz", **arrays)
+    with pytest.raises(ValueError, match=r"wrong\.npz: fc6_W has 23 inputs: no square map of 6"):
+        load(tmp_path / "wrong.npz")
+
+
 def test_arrays_arrive_in_our_layout(caffe_file):
     path, arrays = caffe_file
     loaded = load(path)

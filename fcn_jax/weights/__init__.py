@@ -72,8 +72,9 @@ def load(path: str | Path, *, allow_code: bool | str = False) -> Weights:
 
     Known are Caffe's ``.caffemodel``; PyTorch's ``.pth`` and ``.safetensors`` of torchvision's
     and timm's VGG, of torchvision's AlexNet and GoogLeNet (`torch_names.NETWORKS`) and of
-    pytorch-fcn; Keras' ``.h5`` of VGG; ``.npz`` with Caffe's names; what `save` writes; and the
-    folder of a training run (its last stage, or ``checkpoints/STAGE`` in it; the best checkpoint).
+    pytorch-fcn; Keras' ``.h5`` of VGG; ``.npz`` with Caffe's names, and TensorFlow's
+    ``vgg16_weights.npz``; what `save` writes; and the folder of a training run (its last stage,
+    or ``checkpoints/STAGE`` in it; the best checkpoint).
 
     Args:
         path: A file, or the folder of a run.

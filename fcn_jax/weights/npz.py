@@ -1,12 +1,14 @@
-"""numpy archives: Caffe's blobs under Caffe's names, and this package's own arrays.
+"""numpy archives: Caffe's blobs under Caffe's names, VGG's of TensorFlow, and our own arrays.
 
-``LAYER/w`` and ``LAYER/b`` are Caffe's, ``LAYER/kernel`` and ``LAYER/bias`` in our layout. A member
-``__fcn_jax__`` describes the network's inputs.
+``LAYER/w`` and ``LAYER/b`` are Caffe's, ``LAYER_W`` and ``LAYER_b`` TensorFlow's
+(``vgg16_weights.npz``), ``LAYER/kernel`` and ``LAYER/bias`` in our layout. A member ``__fcn_jax__``
+describes the network's inputs.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import tokenize
 import zipfile
 from collections.abc import Mapping
@@ -14,11 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
-from fcn_jax.models.inputs import CAFFE, Inputs
+from fcn_jax.models.inputs import CAFFE, Inputs, Preprocessing
 from fcn_jax.weights.arrays import Weights, described_inputs, under_our_names
+from fcn_jax.weights.dense import conv_to_dense, dense_to_conv
 from fcn_jax.weights.zipped import open_zip
 
 DESCRIPTION = "__fcn_jax__"
+
+TENSORFLOW = Inputs.of(Preprocessing("rgb", (123.68, 116.779, 103.939)))
+"""What the networks of ``vgg16_weights.npz`` read: Caffe's pixels in the order RGB."""
 
 
 def read(path: Path) -> Weights:
@@ -29,11 +35,31 @@ def read(path: Path) -> Weights:
             for info in archive.infolist()
         }
     description = arrays.pop(DESCRIPTION, np.zeros(0, np.uint8)).tobytes()
+    if arrays and all(re.fullmatch(r"\w+_[Wb]", name) for name in arrays):
+        ours = under_our_names(_from_tensorflow(arrays))
+        return Weights(ours, TENSORFLOW, "VGG of TensorFlow (.npz)")
     weights = Weights(under_our_names(arrays), Inputs.of(CAFFE), "Caffe blobs (.npz)")
     if set(weights) == set(arrays):
         weights.kind = "fcn_jax arrays (.npz)"
         weights.inputs = described_inputs(description.decode(errors="replace"))
     return weights
+
+
+def _from_tensorflow(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Under our names; the inputs of fc6, a map flattened (row, column, channel), in our order."""
+    ours = {
+        f"{name[:-2]}/{'kernel' if name.endswith('W') else 'bias'}": value
+        for name, value in arrays.items()
+    }
+    fc6 = ours.get("fc6/kernel")
+    if fc6 is not None and fc6.ndim == 2:
+        channels = max([v.shape[-1] for v in ours.values() if v.ndim == 4], default=1)
+        side = math.isqrt(len(fc6) // max(channels, 1))
+        if side * side * channels != len(fc6):
+            raise ValueError(f"fc6_W has {len(fc6)} inputs: no square map of {channels} channels")
+        kernel = dense_to_conv(fc6, (side, side, channels, fc6.shape[1]), "hwc")
+        ours["fc6/kernel"] = np.asarray(conv_to_dense(kernel, "chw"))
+    return ours
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], description: str) -> None:
