@@ -323,7 +323,7 @@ def test_the_home_directory_in_every_path(monkeypatch, tmp_path):
     monkeypatch.setattr(
         "fcn_jax.training.run.train", lambda config, workdir, **_: given.append(workdir)
     )
-    monkeypatch.setattr(report, "evaluate_run", lambda workdir, *_: given.append(workdir))
+    monkeypatch.setattr(report, "evaluate_run", lambda workdir, *_, **__: given.append(workdir))
     given: list[Path] = []
     assert command.main(["--config=quickstart", "--workdir=~/run"]) == 0
     assert given == [tmp_path / "run"] * 2

@@ -262,7 +262,9 @@ def write(
         )
         writer.initialize_splits([*contents.splits])
         for split, entries in contents.splits.items():
-            bar = tqdm_utils.tqdm(entries, desc=f"{name} {split}", unit=" images")
+            label = f"{name} {split}"
+            # None: no bar where there is no terminal.
+            bar = tqdm_utils.tqdm(entries, desc=label, unit=" images", disable=None)
             lists = {key: metadata[key][split] for key in LISTS}
             trains = split == "train" or "train" not in contents.splits
             examples: Any = _examples(
