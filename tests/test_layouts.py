@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from fcn_jax.cli import check
-from fcn_jax.data import Source, folder, layouts, prepare
+from fcn_jax.data import Source, exports, folder, layouts, prepare
 from fcn_jax.data.source import split_sizes
 
 NAMES = ("ground", "cat", "dog")
@@ -228,6 +229,26 @@ def test_cvat_without_images(files):
     files.write("labelmap.txt", "ground:0,0,0::")
     with pytest.raises(FileNotFoundError, match="no images in JPEGImages; export once more with"):
         folder.plan(files.root)
+
+
+@pytest.mark.parametrize(
+    ("color", "number", "message"),
+    [
+        ("1e400", "1", "colour inf is not text"),
+        ("804000", "1", "colour 804000 is not text"),
+        ('"#ff80"', "1", "meta.json: not Supervisely's classes"),
+        ('"#ff8000"', "1e400", "obj_class_to_machine_color.json gives cat the number inf"),
+        ('"#ff8000"', "1.5", "gives cat the number 1.5"),
+    ],
+)
+def test_classes_of_supervisely_that_are_none(tmp_path, color, number, message):
+    for folder in ("ds/img", "ds/masks_machine"):
+        (tmp_path / folder).mkdir(parents=True)
+    meta = f'{{"classes": [{{"title": "cat", "color": {color}}}]}}'
+    (tmp_path / "meta.json").write_text(meta)
+    (tmp_path / "obj_class_to_machine_color.json").write_text(f'{{"cat": [{number}, 1, 1]}}')
+    with pytest.raises(ValueError, match=re.escape(message)):
+        exports.find_supervisely(tmp_path, None)
 
 
 @pytest.mark.parametrize("kind", ["masks_machine", "with numbers", "masks_human"])

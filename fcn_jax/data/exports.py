@@ -167,7 +167,9 @@ def _supervisely_classes(meta: Path, colors: Path | None) -> ClassTable:
         ids = {name: place for place, (name, _) in enumerate(classes, start=1)}
         if colors is not None and colors.is_file():
             given = json.loads(colors.read_text())
-            ids = {name: int(given[name][0]) for name, _ in classes if name in given}
+            ids = {name: given[name][0] for name, _ in classes if name in given}
+            if wrong := [name for name, number in ids.items() if type(number) is not int]:
+                raise ValueError(f"{colors.name} gives {wrong[0]} the number {ids[wrong[0]]!r}")
         rows = [ClassRow(name, _hex(color), id=ids[name]) for name, color in classes if name in ids]
         if 0 not in ids.values():
             rows.insert(0, ClassRow("background", (0, 0, 0), id=0))
@@ -176,6 +178,8 @@ def _supervisely_classes(meta: Path, colors: Path | None) -> ClassTable:
         raise ValueError(f"{meta}: not Supervisely's classes: {error!r}") from None
 
 
-def _hex(color: str) -> tuple[int, int, int]:
+def _hex(color: object) -> tuple[int, int, int]:
+    if not isinstance(color, str):
+        raise ValueError(f"the colour {color!r} is not text such as '#ff8000'")
     red, green, blue = bytes.fromhex(color.removeprefix("#"))
     return red, green, blue
