@@ -242,8 +242,8 @@ def test_cvat_without_images(files):
     ],
 )
 def test_classes_of_supervisely_that_are_none(tmp_path, color, number, message):
-    for folder in ("ds/img", "ds/masks_machine"):
-        (tmp_path / folder).mkdir(parents=True)
+    for place in ("ds/img", "ds/masks_machine"):
+        (tmp_path / place).mkdir(parents=True)
     meta = f'{{"classes": [{{"title": "cat", "color": {color}}}]}}'
     (tmp_path / "meta.json").write_text(meta)
     (tmp_path / "obj_class_to_machine_color.json").write_text(f'{{"cat": [{number}, 1, 1]}}')
