@@ -132,6 +132,21 @@ def test_what_is_no_image_is_refused(tmp_path, values, message):
         read_pixels(tmp_path / "a.npy")
 
 
+@pytest.mark.parametrize("big", [False, True])
+def test_pages_that_lead_in_a_circle_are_refused(tmp_path, rng, big):
+    path = tmp_path / "circle.tif"
+    tifffile.imwrite(path, rng.integers(0, 9, (2, 9, 11, 5), np.uint8), bigtiff=big)
+    with tifffile.TiffFile(path) as file:
+        pages = [page.offset for page in file.pages]
+    content, entries = bytearray(path.read_bytes()), struct.Struct("<Q" if big else "<H")
+    count = entries.unpack_from(content, pages[-1])[0]
+    after = pages[-1] + entries.size + count * (20 if big else 12)
+    struct.pack_into("<Q" if big else "<I", content, after, pages[-1])
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"circle\.tif: its pages lead back to one before"):
+        read_pixels(path)
+
+
 def test_a_file_cannot_claim_more_than_it_holds(tmp_path, rng):
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(

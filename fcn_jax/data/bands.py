@@ -10,8 +10,10 @@ Their numbers mean nothing by themselves: 12-bit pictures lie in 16 bits, reflec
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
+import struct
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeAlias
@@ -124,6 +126,7 @@ def read_tiff(content: bytes, alpha: Alpha) -> Pixels:
         import tifffile
     except ImportError:
         raise ValueError("TIFF files of such bands need tifffile: pip install tifffile") from None
+    _refuse_circle(content)
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
             series = file.series[0]
@@ -147,6 +150,20 @@ def read_tiff(content: bytes, alpha: Alpha) -> Pixels:
         pixels = np.moveaxis(pixels, named[0] if named else smallest, -1)
     pixels = as_pixels(upright(pixels, turned))
     return without_alpha(pixels, alpha) if extra and extra[-1] in (1, 2) else pixels
+
+
+def _refuse_circle(content: bytes) -> None:
+    """Raises ValueError if the pages of a TIFF file lead back: tifffile would follow for ever."""
+    order = "<" if content.startswith(b"II") else ">"
+    count, entry, offset, at = ("Q", 20, "Q", 8) if 43 in content[2:4] else ("H", 12, "I", 4)
+    pages: set[int] = set()
+    with contextlib.suppress(struct.error):  # beyond the end of the file, where tifffile stops
+        while page := struct.unpack_from(order + offset, content, at)[0]:
+            if page in pages:
+                raise ValueError("its pages lead back to one before")
+            pages.add(page)
+            entries = struct.unpack_from(order + count, content, page)[0]
+            at = page + struct.calcsize(count) + entries * entry
 
 
 def is_deep_png(content: bytes) -> bool:
