@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import subprocess
 import sys
+import tracemalloc
 import warnings
 import zlib
 from pathlib import Path
@@ -17,6 +19,7 @@ from PIL import Image
 
 from fcn_jax.classes import ClassRow, ClassTable
 from fcn_jax.data.images import (
+    encode_png,
     encoded_image,
     image_files,
     pixel_digest,
@@ -644,3 +647,19 @@ def test_the_orientation_of_a_pillow_image_is_applied(rng):
 def test_what_is_no_image_is_refused(image, message):
     with pytest.raises(ValueError, match=message):
         to_rgb(image)
+
+
+def test_a_false_length_in_a_png_file_claims_no_memory(tmp_path, rng):
+    path = tmp_path / "mask.png"
+    ids = rng.integers(0, 3, (17, 23)).astype(np.uint8)
+    content = bytearray(encode_png(ids))
+    length = content.rindex(b"IDAT") - 4
+    content[length : length + 4] = (2**31 - 1).to_bytes(4, "big")
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(ValueError):
+            np.testing.assert_array_equal(read_mask(path).ids, ids)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -485,6 +486,18 @@ def encode_png(pixels: UInt8[np.ndarray, "h w *c"] | UInt16[np.ndarray, "h w"]) 
     return buffer.getvalue()
 
 
+class _File(io.BufferedReader):
+    """Reads no more than is left of a file, however long a chunk of it calls itself.
+
+    Python allocates what is asked for first, and Pillow asks for what a chunk of a PNG file says.
+    """
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """The next ``size`` bytes, or what is left."""
+        left = os.fstat(self.fileno()).st_size - self.tell()
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
 @contextlib.contextmanager
 def _opened(
     source: str | Path | bytes, name: str | None, as_mask: bool = False
@@ -498,7 +511,7 @@ def _opened(
     _ignore_warnings()
     try:
         with (
-            io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file,
+            io.BytesIO(source) if isinstance(source, bytes) else _File(io.FileIO(source)) as file,
             Image.open(file, formats=_formats(file)) as image,
         ):
             if as_mask:
