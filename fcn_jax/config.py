@@ -347,11 +347,7 @@ def validate(config: Config) -> None:
     Raises:
         ValueError: With all problems, a line each: the field, its value and the remedy.
     """
-    problems = {
-        name: field.kind.words for name, field in _ALL.items() if not field.kind.fits(config[name])
-    }
-    for name in set(config) - set(_ALL):
-        problems[name] = f"there is no such field{near_field(name)}"
+    problems = wrong_values(config)
 
     # ---- Values that are right alone, together
     if not problems.keys() & {"stages", "steps", "epochs", "learning_rate", "inputs", "init"}:
@@ -385,6 +381,16 @@ def validate(config: Config) -> None:
         raise ValueError(
             "\n".join(f"config.{n} = {plain[n]!r:.200}: {problems[n]:.1000}" for n in problems)
         )
+
+
+def wrong_values(config: Config) -> dict[str, str]:
+    """The fields whose value is wrong by itself, or that do not exist, each with what to give."""
+    problems = {
+        name: field.kind.words for name, field in _ALL.items() if not field.kind.fits(config[name])
+    }
+    for name in set(config) - set(_ALL):
+        problems[name] = f"there is no such field{near_field(name)}"
+    return problems
 
 
 def near_field(name: str) -> str:

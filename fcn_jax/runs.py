@@ -32,7 +32,14 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from fcn_jax.classes import ClassTable
-from fcn_jax.config import Config, changed_fields, from_plain, stage_model, to_plain
+from fcn_jax.config import (
+    Config,
+    changed_fields,
+    from_plain,
+    stage_model,
+    to_plain,
+    wrong_values,
+)
 from fcn_jax.models.backbones import code_of, find_trusted
 from fcn_jax.models.decoders import SEGMENTERS
 from fcn_jax.models.fcn import FCN
@@ -570,6 +577,8 @@ def read_config(workdir: str | Path) -> Config:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         written = from_plain(fields)
+        for name, words in wrong_values(written).items():
+            raise ValueError(f"{name} = {written[name]!r:.80}: {words}")
         if saved is None:
             return written
         if fields.keys() != to_plain(saved).keys():

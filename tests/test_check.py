@@ -289,7 +289,7 @@ def test_splits_that_are_missing(mine, capsys):
     assert check.main([str(mine.root)]) == 0
     assert "--config.eval_split=test" in capsys.readouterr().out
     shutil.rmtree(mine.root / "train")
-    assert check.main([str(mine.root)]) == 1
+    assert check.main([str(mine.root)]) == 2
     assert "no image to train on; it has test (1 images)" in capsys.readouterr().err
 
 
@@ -308,7 +308,7 @@ def test_a_class_file_is_written_from_ids(mine, capsys, values, palette, expecte
     for _ in range(3):
         ids = mine.rng.permutation(np.resize(np.array(values, np.uint8), (4, 5)))
         mine.add(ids, palette=palette)
-    assert check.main([str(mine.root)]) == 1
+    assert check.main([str(mine.root)]) == 2
     assert "--write_classes" in capsys.readouterr().err
     assert check.main([str(mine.root), "--write_classes"]) == 0
     assert void in capsys.readouterr().out
@@ -316,7 +316,7 @@ def test_a_class_file_is_written_from_ids(mine, capsys, values, palette, expecte
     assert written.read_text() == expected
     assert check.main([str(mine.root)]) == 0
     for name in ("--write_classes", f"--write_classes={written}"):
-        assert check.main([str(mine.root), name]) == 1
+        assert check.main([str(mine.root), name]) == 2
         assert f"{written} exists; give another name" in capsys.readouterr().err
     assert written.read_text() == expected
     assert check.main([str(mine.root), f"--write_classes={mine.root}/other.csv"]) == 0

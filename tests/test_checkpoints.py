@@ -338,7 +338,8 @@ def test_a_save_that_fails_is_one_line_and_leaves_nothing_half(tmp_path, monkeyp
         (b'{"stages": ["fcn32s"]}', "has other fields than the checkpoint"),
         (("fc_width", 9), r"differs from the checkpoint \(fc_width: 3 -> 9\)"),
         (("fc_width", "a"), r"is damaged \("),
-        (("lr", 1), "has other fields than the checkpoint"),
+        (("lr", 1), r"is damaged \(lr = 1: there is no such field"),
+        (("log_every", -1), r"is damaged \(log_every = -1: give a whole number"),
     ],
 )
 def test_a_damaged_config_is_replaced_by_the_checkpoints(copy, content, problem, capsys):

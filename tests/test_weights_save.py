@@ -79,8 +79,10 @@ def test_any_name_and_any_memory_order(tmp_path, kind):
     save(tmp_path / "weights.of.mine", flat, kind, RGB)
     loaded = load(tmp_path / "weights.of.mine")
     assert_equal(loaded, {n: np.asarray(a, np.float32) for n, a in flat.items()})
-    save(tmp_path / "again", loaded, kind)  # with the inputs that the weights carry
+    loaded.trained_on = frozenset(f"{number:016x}" for number in range(50_000))
+    save(tmp_path / "again", loaded, kind)  # with the inputs and the digests that they carry
     assert load(tmp_path / "again").inputs == loaded.inputs == RGB
+    assert load(tmp_path / "again").trained_on == loaded.trained_on
 
 
 def test_numpy_reads_the_npz(tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fcn_jax.classes import VOID
+from fcn_jax.cli import told_in_one_line
 from fcn_jax.data import folder
 from fcn_jax.data.survey import Survey, ranges
 
@@ -21,8 +22,9 @@ SHOWN_IDS = 20
 BATCH_SIZE = 4  # of the config `folder`
 
 
+@told_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints what a folder holds and all of its problems; returns 0 if there are none."""
+    """Prints what a folder holds and all of its problems; returns 0 if there are none, else 1."""
     parser = argparse.ArgumentParser(
         prog="fcn-jax check",
         description="Check your own images and masks before training. Every option but "
@@ -55,16 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     root = options.pop("dir").expanduser().absolute()
     write_to = options.pop("write_classes", None)
 
-    try:
-        if write_to is not None:
-            kept = ("images", "masks", "mask_kind")
-            options = {name: options[name] for name in kept if name in options}
-            print(folder.write_classes(root, write_to, **options))
-            return 0
-        plan = folder.plan(root, **options)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    if write_to is not None:
+        kept = ("images", "masks", "mask_kind")
+        options = {name: options[name] for name in kept if name in options}
+        print(folder.write_classes(root, write_to, **options))
+        return 0
+    plan = folder.plan(root, **options)
     survey = plan.survey
     print(plan.root)
     print(f"layout: {plan.found.layout}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -24,7 +25,7 @@ class Weights(dict[str, np.ndarray]):
         inputs: What the network reads and how that is normalised; None where the file does not say.
         kind: What the file is, such as ``torchvision vgg16``.
         skipped: What else the file holds, in words.
-        trained_on: Digests of the images that it was trained on, where it is a run's.
+        trained_on: Digests of the images that it was trained on, where that is known.
         classes: Names of the classes of each head, where it is a run's.
     """
 
@@ -110,12 +111,21 @@ def most_bytes(file_size: int) -> int:
     return (64 << 20) + 16 * file_size
 
 
-def described_inputs(text: str) -> Inputs | None:
-    """What a network reads, from the JSON that `fcn_jax.weights.save` puts beside its arrays."""
+def description(inputs: Inputs | None, trained_on: Iterable[str]) -> str:
+    """The JSON that `fcn_jax.weights.save` puts beside its arrays; `described` reads it."""
+    fields = {"inputs": inputs and inputs.to_dict(), "trained_on": "".join(sorted(trained_on))}
+    return json.dumps(fields)
+
+
+def described(weights: Weights, text: str) -> Weights:
+    """Weights with what their file's `description` says; older files tell of the inputs only."""
     try:
-        if len(text) > 1 << 16:
-            raise ValueError(f"{len(text)} characters")
         fields = json.loads(text or "null")
-        return None if fields is None else Inputs.from_dict(fields)
+        digests = ""
+        if fields and "trained_on" in fields:
+            fields, digests = fields["inputs"], fields["trained_on"]
+        weights.inputs = None if fields is None else Inputs.from_dict(fields)
+        weights.trained_on = frozenset(re.findall("[0-9a-f]{16}", digests))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"damaged: no description of inputs: {str(error)[:80]}") from error
+        raise ValueError(f"damaged: no description of the network: {str(error)[:80]}") from error
+    return weights

@@ -2,7 +2,7 @@
 
 ``LAYER/w`` and ``LAYER/b`` are Caffe's, ``LAYER_W`` and ``LAYER_b`` TensorFlow's
 (``vgg16_weights.npz``), ``LAYER/kernel`` and ``LAYER/bias`` in our layout. A member ``__fcn_jax__``
-describes the network's inputs.
+is their `description`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from fcn_jax.models.inputs import CAFFE, Inputs, Preprocessing
-from fcn_jax.weights.arrays import Weights, described_inputs, under_our_names
+from fcn_jax.weights.arrays import Weights, described, under_our_names
 from fcn_jax.weights.dense import conv_to_dense, dense_to_conv
 from fcn_jax.weights.zipped import open_zip
 
@@ -41,7 +41,7 @@ def read(path: Path) -> Weights:
     weights = Weights(under_our_names(arrays), Inputs.of(CAFFE), "Caffe blobs (.npz)")
     if set(weights) == set(arrays):
         weights.kind = "fcn_jax arrays (.npz)"
-        weights.inputs = described_inputs(description.decode(errors="replace"))
+        described(weights, description.decode(errors="replace"))
     return weights
 
 
@@ -63,7 +63,7 @@ def _from_tensorflow(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], description: str) -> None:
-    """Writes arrays in our layout, and the description of the network's inputs."""
+    """Writes arrays in our layout, and their description."""
     members = {**arrays, DESCRIPTION: np.frombuffer(description.encode(), np.uint8)}
     with path.open("wb") as file:
         np.savez(file, **members)

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from fcn_jax.weights import torch_names
-from fcn_jax.weights.arrays import Weights, described_inputs, under_our_names
+from fcn_jax.weights.arrays import Weights, described, under_our_names
 
-MAX_HEADER = 4 << 20
-"""Bytes of the header, some hundred for each tensor."""
+MAX_HEADER = 32 << 20
+"""Bytes of the header: some hundred for each tensor, 16 for each image it was trained on."""
 
 DESCRIPTION = "fcn_jax"
-"""Key of the inputs' description in the header's metadata."""
+"""Key of the `description` in the header's metadata."""
 
 
 def recognises(head: bytes) -> bool:
@@ -38,12 +38,12 @@ def read(path: Path) -> Weights:
         raise ValueError(f"damaged: {str(error)[:200]}") from error
     if not all(name.endswith(("/kernel", "/bias")) for name in arrays):
         return torch_names.translate(arrays)
-    inputs = described_inputs(metadata.get(DESCRIPTION, ""))
-    return Weights(under_our_names(arrays), inputs, "fcn_jax arrays (.safetensors)")
+    weights = Weights(under_our_names(arrays), kind="fcn_jax arrays (.safetensors)")
+    return described(weights, metadata.get(DESCRIPTION, ""))
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], description: str) -> None:
-    """Writes arrays in our layout, and the description of the network's inputs."""
+    """Writes arrays in our layout, and their description."""
     from safetensors.numpy import save_file
 
     contiguous = {name: np.ascontiguousarray(array, "<f4") for name, array in arrays.items()}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from fcn_jax.models.inputs import Inputs
 from fcn_jax.weights import npz, safetensors, torch
-from fcn_jax.weights.arrays import flatten
+from fcn_jax.weights.arrays import Weights, description, flatten
 
 Kind = Literal["npz", "safetensors", "pytorch-fcn"]
 
@@ -30,6 +29,7 @@ def save(
     params: Mapping[str, Any],
     kind: Kind | None = None,
     inputs: Inputs | None = None,
+    trained_on: Iterable[str] | None = None,
 ) -> None:
     """Writes parameters to a file that `fcn_jax.weights.load` reads back exactly.
 
@@ -42,6 +42,8 @@ def save(
             of Wada's pytorch-fcn (``conv1_1.weight``), which ``torch.load`` opens.
         inputs: What the network reads, and how that is normalised. None takes what `Weights`
             carry.
+        trained_on: Digests of the images it was trained on (`fcn_jax.runs.Run`), so that a run
+            that starts from it is not scored on them. None takes what `Weights` carry.
 
     Raises:
         ValueError: If the kind is unknown, or an array is none of a network's or not finite; all
@@ -72,10 +74,13 @@ def save(
         arrays[name] = array
     if problems or not arrays:
         raise ValueError(f"cannot save {path}: {'; '.join(problems or ['no arrays'])}")
-    inputs = inputs or getattr(params, "inputs", None)
+    carried = params if isinstance(params, Weights) else Weights()
+    told = description(
+        inputs or carried.inputs, carried.trained_on if trained_on is None else trained_on
+    )
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        _WRITERS[kind](temporary, arrays, json.dumps(inputs and inputs.to_dict()))
+        _WRITERS[kind](temporary, arrays, told)
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from fcn_jax.weights import torch_names, torch_pickle
-from fcn_jax.weights.arrays import Weights, described_inputs, is_conv_transpose, our_axes
+from fcn_jax.weights.arrays import Weights, described, is_conv_transpose, our_axes
 from fcn_jax.weights.torch_pickle import Dictionary, Storage, Tensor
 from fcn_jax.weights.zipped import SIGNATURE, open_zip
 
@@ -137,8 +137,7 @@ def _weights(saved: Any, find: Callable[[str], memoryview | None], file_size: in
     if not isinstance(ours, Dictionary):
         return torch_names.translate(arrays)
     weights = torch_names.translate_caffe_names(arrays)
-    weights.inputs = described_inputs(str(ours.get("inputs", "")))
-    return weights
+    return described(weights, str(ours.get("inputs", "")))
 
 
 def _view(tensor: Tensor, data: memoryview | None) -> np.ndarray:
