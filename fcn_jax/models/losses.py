@@ -1,9 +1,10 @@
-"""Pixelwise losses over label maps with a void label."""
+"""Losses over label maps with a void label, each a sum over pixels and a mean."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,23 +16,36 @@ from fcn_jax.geometry import Geometry
 
 
 class PixelLoss(NamedTuple):
-    """Cross-entropy of a batch.
+    """The loss of a batch; those of parts of a batch can be added, field by field.
 
     Attributes:
-        total: Summed over the valid pixels, in nats. NaN, and so is its gradient, if
-            any label is invalid.
+        total: What is minimised where the loss is summed over the valid pixels, as the paper does.
+            A loss that is a mean by nature, such as Dice's, counts once for every valid pixel. NaN,
+            and so is its gradient, if any label is invalid.
         valid: Number of valid pixels (int32).
         invalid: Number of pixels whose label is neither a class nor void (int32).
+        quotients: Where the mean is not over the valid pixels: pairs (sum, what it is divided by),
+            whose quotients add up to the mean.
     """
 
     total: Float[Array, ""]
     valid: Int[Array, ""]
     invalid: Int[Array, ""]
+    quotients: tuple[tuple[Float[Array, ""], Float[Array, ""]], ...] = ()
 
     @property
     def mean(self) -> Float[Array, ""]:
-        """Per valid pixel; 0 where no pixel is valid."""
-        return self.total / jnp.maximum(self.valid, 1)
+        """Per valid pixel, or as the loss defines it; 0 where no pixel is valid."""
+        if not self.quotients:
+            return self.total / jnp.maximum(self.valid, 1)
+        return sum(
+            (above / jnp.where(below > 0, below, 1.0) for above, below in self.quotients),
+            jnp.zeros(()),
+        )
+
+
+Loss: TypeAlias = Callable[[Float[Array, "... c"], Integer[Array, "..."]], PixelLoss]
+"""``loss(logits, labels)``; `cross_entropy` is one. Void pixels must not count."""
 
 
 def cross_entropy(

@@ -1,6 +1,6 @@
-"""What a run tells while it goes on: metrics.jsonl, TensorBoard, pictures, a progress bar.
+"""What a run tells while it goes on: metrics.jsonl, loggers, callbacks, pictures, a progress bar.
 
-Only the first process of a multi-process run writes or prints. No number is computed here.
+Only the first process of a multi-process run writes, prints or calls. No number is computed here.
 """
 
 from __future__ import annotations
@@ -10,38 +10,54 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
-import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from fcn_jax.runs import write_whole
+from fcn_jax.training.loggers import Logger, TensorBoard
 
-if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
+Callback: TypeAlias = Callable[[str, int, Mapping[str, float]], object]
+"""``callback(stage, step, values)``, called with what metrics.jsonl gets: ``{"loss": …,
+"learning_rate": …}`` after every `log_every` steps, ``{"eval/mean_iu": …}`` after an evaluation.
+What it raises ends the run."""
 
 
 class Journal:
-    """The records of a run in its workdir; a context manager. A silent one records nothing."""
+    """The records of a run in its workdir; a context manager. A silent one records nothing.
 
-    def __init__(self, workdir: Path, stages: tuple[str, ...], *, silent: bool = False) -> None:
+    Args:
+        loggers: Others than TensorBoard, which is always there.
+        callbacks: Called with every record.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        stages: tuple[str, ...],
+        *,
+        silent: bool = False,
+        loggers: Sequence[Logger] = (),
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
         self._workdir = workdir
         self._stages = stages
+        self._loggers = (TensorBoard(workdir / "tensorboard"), *loggers)
+        self._callbacks = callbacks
         self._silent = silent
         self._console = Console(quiet=silent, soft_wrap=True)
-        self._writers: dict[str, SummaryWriter] = {}
         self._progress: Progress | None = None
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for writer in self._writers.values():
-            writer.close()
+        for logger in self._loggers:
+            logger.close()
 
     def say(self, text: str) -> None:
         """Prints a line above the progress bar."""
@@ -100,31 +116,23 @@ class Journal:
             return None
 
     def record(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Appends numbers to metrics.jsonl, and draws them in TensorBoard."""
+        """Appends numbers to metrics.jsonl, and hands them to loggers and callbacks."""
         if self._silent:
             return
         with (self._workdir / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._tensorboard(stage).add_scalar(name, value, step)
+        for call in (*(logger.record for logger in self._loggers), *self._callbacks):
+            call(stage, step, values)
 
     def picture(self, stage: str, step: int, name: str, image: Image.Image) -> None:
-        """Saves a sample prediction in samples/ and shows it in TensorBoard."""
+        """Saves a sample prediction in samples/, and hands it to the loggers."""
         if self._silent:
             return
         folder = self._workdir / "samples"
         folder.mkdir(exist_ok=True)
         image.save(folder / f"{stage}_{name}.png")
-        self._tensorboard(stage).add_image(name, np.asarray(image), step, dataformats="HWC")
-
-    def _tensorboard(self, stage: str, purge_step: int | None = None) -> SummaryWriter:
-        """The writer of a stage; made at the first call, which alone can purge."""
-        from tensorboardX import SummaryWriter
-
-        if stage not in self._writers:
-            folder = self._workdir / "tensorboard" / stage
-            self._writers[stage] = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=30)
-        return self._writers[stage]
+        for logger in self._loggers:
+            logger.picture(stage, step, name, image)
 
     # ------------------------------------------------------------------ progress
 
@@ -132,7 +140,8 @@ class Journal:
     def progress(self, stage: str, step: int, steps: int) -> Iterator[None]:
         """Shows a bar for a stage; without a terminal, `advance` prints lines instead."""
         if not self._silent:
-            self._tensorboard(stage, purge_step=step + 1)
+            for logger in self._loggers:
+                logger.begin(stage, step)
         if self._silent or not sys.stdout.isatty():
             yield
             return

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Integer
 from fcn_jax.devices import batch_sharding, least_memory, replicated
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.inputs import Inputs
-from fcn_jax.models.losses import PixelLoss, cross_entropy, sample_cells
+from fcn_jax.models.losses import Loss, PixelLoss, cross_entropy, sample_cells
 
 Params: TypeAlias = dict[str, Any]
 """``{layer: {"kernel": …, "bias": …}}``"""
@@ -37,8 +37,8 @@ class StepReport(NamedTuple):
     """What a step reports; it stays on the device until somebody asks.
 
     Attributes:
-        loss: Cross-entropy per valid pixel, in nats; NaN if a label was invalid. With several
-            heads the sum of theirs, each times its weight.
+        loss: `PixelLoss.mean`: by default the cross-entropy per valid pixel, in nats; NaN if a
+            label was invalid. With several heads the sum of theirs, each times its weight.
         head_losses: The same for each head, unweighted.
         valid, invalid: Pixels over all heads; of invalid ones the label is no class and not void.
         gradient_norm: Of all parameters together.
@@ -64,16 +64,18 @@ def make_objective(
     inputs: Inputs,
     mesh: Mesh,
     *,
+    loss: Loss | Mapping[str, Loss] = cross_entropy,
     normalize_loss: bool = False,
     cell_fraction: float = 1.0,
     loss_weights: Mapping[str, float] | None = None,
 ) -> Objective:
-    """The pixelwise cross-entropy of a network, summed over its heads.
+    """The loss of a network, summed over its heads.
 
     Args:
         inputs: How the network sees a batch; applied on the devices.
         mesh: Devices, from `fcn_jax.devices.data_mesh`; batches are split over them.
-        normalize_loss: Divide the loss by the number of valid pixels (the paper sums).
+        loss: What is computed of the logits and labels of a head; of all heads, or by head.
+        normalize_loss: Minimise the loss's mean, not its total (the paper sums over pixels).
         cell_fraction: Part of the final-layer cells that are trained on (paper, figure 5).
         loss_weights: Factor on the loss of each head; 1 where none is given.
 
@@ -82,6 +84,7 @@ def make_objective(
         the loss of each head. Dropout and the sampling of cells draw from the key.
     """
     heads = [head for head, _ in model.heads]
+    loss_of = loss if isinstance(loss, Mapping) else dict.fromkeys(heads, loss)
     cells = model.alignment.geometry["score_fr"]
 
     def losses_of(params: Params, batch: Batch, key: Array) -> Losses:
@@ -99,7 +102,7 @@ def make_objective(
         if cell_fraction < 1:
             for head, label in labels.items():
                 labels[head] = sample_cells(cell_key, label, cell_fraction, cells)
-        return {head: cross_entropy(logits[head], labels[head]) for head in heads}
+        return {head: loss_of[head](logits[head], labels[head]) for head in heads}
 
     def losses_of_group(params: Params, batch: Batch, key: Array) -> Losses:
         key = jax.random.fold_in(key, jax.lax.axis_index("data"))

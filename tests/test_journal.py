@@ -1,0 +1,63 @@
+"""What a run tells while it goes on, and to whom. Damaged records: test_checkpoints.py."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+from PIL import Image
+
+from fcn_jax.training.journal import Journal
+
+
+class Heard:
+    """A logger that keeps what it is told."""
+
+    def __init__(self):
+        self.calls = []
+
+    def begin(self, stage, step):
+        self.calls.append(("begin", stage, step))
+
+    def record(self, stage, step, values):
+        self.calls.append(("record", stage, step, values))
+
+    def picture(self, stage, step, name, image):
+        self.calls.append(("picture", stage, step, name, np.asarray(image).shape))
+
+    def close(self):
+        self.calls.append(("close",))
+
+
+def tell(journal):
+    with journal, journal.progress("fcn32s", 4, 10):
+        journal.record("fcn32s", 5, {"loss": 0.5})
+        journal.picture("fcn32s", 5, "sample0", Image.new("RGB", (4, 3)))
+
+
+def test_loggers_and_callbacks_are_told_what_is_recorded(tmp_path):
+    heard, called = Heard(), []
+    callback = lambda *given: called.append(given)  # noqa: E731
+    tell(Journal(tmp_path, ("fcn32s",), loggers=[heard], callbacks=[callback]))
+    assert heard.calls == [
+        ("begin", "fcn32s", 4),
+        ("record", "fcn32s", 5, {"loss": 0.5}),
+        ("picture", "fcn32s", 5, "sample0", (3, 4, 3)),
+        ("close",),
+    ]
+    assert called == [("fcn32s", 5, {"loss": 0.5})]
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {
+        "stage": "fcn32s",
+        "step": 5,
+        "loss": 0.5,
+    }
+    assert list((tmp_path / "tensorboard" / "fcn32s").iterdir())
+
+
+def test_other_processes_tell_nobody(tmp_path):
+    heard, called = Heard(), []
+    callback = lambda *given: called.append(given)  # noqa: E731
+    tell(Journal(tmp_path, ("fcn32s",), silent=True, loggers=[heard], callbacks=[callback]))
+    assert heard.calls == [("close",)]
+    assert not called
+    assert not list(tmp_path.iterdir())
