@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -238,13 +239,41 @@ def test_a_field_that_does_not_exist():
 
 def test_lengths_are_given_as_steps_or_as_epochs():
     """What stands in the file for three stages does not matter where one is trained for steps."""
-    config = configs.load_config("folder")
+    config = configs.load_config("folder:gpu")
     command.set_fields(config, ["--config.stages=fcn8s", "--config.steps=(10,)"])
     assert config.epochs == (5.0, 5.0, 20.0)
     configs.validate(config)
     command.set_fields(config, ["--config.steps=()"])
     with pytest.raises(ValueError, match="each of the 1 stages"):
         configs.validate(config)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ((), 400),
+        (("--config.epochs=(3,)",), 24),  # of 32 images in fours
+        (("--config.epochs", "(3,)"), 24),
+        (("--config.epochs=(3,)", "--config.steps=(7,)"), 7),
+    ],
+)
+def test_epochs_that_are_given_count_although_the_file_has_steps(given, expected):
+    config = configs.load_config("folder:cpu")
+    command.set_fields(config, given)
+    assert configs.stage_steps(config, 32) == (expected,)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
+def test_the_devices_choose_the_recipe_for_a_folder_and_it_is_told(backend, monkeypatch, capsys):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    recipe = "cpu" if backend == "cpu" else "gpu"
+    chosen = configs.load_config("folder").to_dict()
+    assert f"--config=folder is folder:{recipe} here" in capsys.readouterr().err
+    for given in ("cpu", "gpu"):
+        assert (configs.load_config(f"folder:{given}").to_dict() == chosen) == (given == recipe)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(ValueError, match="at most one of each of cpu or gpu"):
+        configs.load_config("folder:cuda")
 
 
 @pytest.mark.parametrize(

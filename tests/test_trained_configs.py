@@ -134,7 +134,15 @@ def trained(place):
 
 # Late fusion has a test of its own; tfds.py names a data set of TFDS, see test_datasets_tfds.py.
 SLOW = ("camvid", "fcn8s", "fcn8s:atonce", "fcn8s:16s,cvpr", "fcn_alexnet", "fcn_googlenet:8s")
-SLOW += ("folder", "nyud", "nyud:hha", "nyud:color_depth", "pascal_context", "siftflow")
+SLOW += (
+    "folder:cpu",
+    "folder:gpu",
+    "nyud",
+    "nyud:hha",
+    "nyud:color_depth",
+    "pascal_context",
+    "siftflow",
+)
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     argument = args.config.replace(":", "_").replace(",", "_")
     workdir = path(args.workdir or f"runs/{Path(argument).name.replace('.py', '')}")
 
+    devices.keep_compiled_programs()
+    # The other processes, before anything touches the devices, as a config's file may.
+    devices.join_processes(args.coordinator, args.num_processes, args.process_id)
+    if jax.distributed.is_initialized():
+        _ends.tell_lost_process(name)
     config = configs.load_config(args.config)
     set_fields(config, fields)
 
@@ -78,14 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from fcn_jax.training.run import Diverged, Stopped, train
 
     silence_orbax()
-    devices.keep_compiled_programs()
     try:
-        # ---- The other processes, before anything touches the devices
-        devices.join_processes(args.coordinator, args.num_processes, args.process_id)
-        if jax.distributed.is_initialized():
-            _ends.tell_lost_process(name)
-
-        # ---- Every stage, then the report
         source = train(
             config,
             workdir,
@@ -136,6 +134,8 @@ def describe_configs() -> str:
 def set_fields(config: configs.Config, given: Sequence[str]) -> None:
     """Sets fields that are given as ``--config.FIELD=VALUE``; of one given twice the last counts.
 
+    Where ``epochs`` are given and ``steps`` are not, steps of the config's file do not count.
+
     Raises:
         ValueError: If a field or an argument is unknown, or a value of another type.
     """
@@ -169,6 +169,9 @@ def set_fields(config: configs.Config, given: Sequence[str]) -> None:
         raise ValueError(f"{' '.join(str(error).split()):.500}") from None
     if rest:
         raise ValueError(f"unexpected argument {rest[0]!r}; fields are --config.FIELD=VALUE")
+    named = {text.partition("=")[0].lstrip("-") for text in given}
+    if "config.epochs" in named and "config.steps" not in named:
+        config.steps = ()
 
 
 def _literal(text: str) -> Any:
