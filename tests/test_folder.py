@@ -294,5 +294,5 @@ def test_ade20k_sample(shared, tmp_path, capsys, monkeypatch):
 
 
 def test_the_check_reports_what_cannot_be_found(tmp_path, capsys):
-    assert check.main([str(tmp_path / "none")]) == 1
+    assert check.main([str(tmp_path / "none")]) == 2
     assert f"no folder {tmp_path}/none" in capsys.readouterr().err

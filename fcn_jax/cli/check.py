@@ -96,10 +96,12 @@ def sizes_of(survey: Survey) -> str:
 
 
 def print_classes(survey: Survey) -> None:
-    """A line for every class, for void, and for every id that no class has."""
+    """A line for every class, for void, and for every id of no class; none if no mask is sound."""
     splits = [*survey.readings]
     total = sum(int(pixels.sum()) for pixels in survey.pixels.values())
-    total = max(total + sum(pixels for pixels, _ in survey.unknown.values()), 1)
+    total += sum(pixels for pixels, _ in survey.unknown.values())
+    if total == 0:
+        return
     held = {i for ids in survey.readings.values() for one in ids.values() for i in one.ids}
     rows = [
         (label, str(raw_id), row.name)
