@@ -3,7 +3,8 @@
     python benchmarks/random_sizes.py [--images=10000] [--programs=32] [--largest=400]
 
 A small network in this process; a line for each tenth of the images: the resident set in MiB, the
-programs compiled so far (or read from `JAX_COMPILATION_CACHE_DIR`), images/s. A cache of programs without a bound would grow all the time.
+programs made so far (compiled, or read from `JAX_COMPILATION_CACHE_DIR`), images/s. A cache of
+programs without a bound would grow all the time.
 """
 
 from __future__ import annotations

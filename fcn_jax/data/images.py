@@ -342,8 +342,8 @@ def _rgb_ids(
                     raise ValueError("is an RGB picture, not one id per pixel")
                 raise ValueError(
                     "is an RGB mask: give the colour of each class in a csv file with the columns "
-                    "name,r,g,b (or json); fcn-jax check DIR --write_classes=FILE.csv writes one to be "
-                    "edited"
+                    "name,r,g,b (or json); one to be edited is written by fcn-jax check DIR "
+                    "--write_classes=FILE.csv"
                 )
         return ids
     by_color = _ids_by_color(table)
