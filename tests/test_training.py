@@ -147,6 +147,11 @@ def test_each_stage_starts_from_the_one_before(place, finished):
         assert 0 < change <= 2e-3
     jax.tree.map(np.testing.assert_array_equal, before, parameters(finished, "fcn32s"))
     assert re.search(r"fcn16s: starts from fcn32s, its last step\n +copied +8 arrays", text)
+    # Progress is told from the first step on, and once how long all of it will take.
+    lines = text[text.index("fcn32s: compiling") :].splitlines()
+    assert re.fullmatch(r"fcn32s 1/6  loss \d+\.\d{4}/px  .* left", lines[1])
+    (estimate,) = re.findall(r"(?<=\n)about .* in all: .* to score(?=\n)", text)
+    assert lines.index(estimate) < [line[:10] for line in lines].index("fcn32s 3/6")
 
 
 def test_a_finished_run_is_left_as_it_is(place, finished):

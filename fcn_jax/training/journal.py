@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -20,6 +19,7 @@ from rich.progress import Progress, TaskID
 
 from fcn_jax.runs import write_whole
 from fcn_jax.training.loggers import Logger, TensorBoard
+from fcn_jax.training.pace import in_words
 
 Callback: TypeAlias = Callable[[str, int, Mapping[str, float]], object]
 """``callback(stage, step, values)``, called with what metrics.jsonl gets: ``{"loss": …,
@@ -151,12 +151,23 @@ class Journal:
         self._progress = None
 
     def advance(
-        self, stage: str, step: int, steps: int, loss: float, rate: float, batch_size: int
+        self,
+        stage: str,
+        step: int,
+        steps: int,
+        loss: float,
+        rate: float,
+        batch_size: int,
+        line: bool = True,
     ) -> None:
-        """Moves the bar: loss per pixel, images per second, and the time that is left."""
-        text = f"{stage} {step}/{steps}  loss {loss:.4f}/px  {rate:.1f} images/s"
+        """Moves the bar: loss per pixel, images per second, and the time that is left.
+
+        Where there is no bar it prints a ``line``. A rate of 0 is not known yet.
+        """
+        text = f"{stage} {step}/{steps}  loss {loss:.4f}/px"
+        text += f"  {rate:.1f} images/s" if rate else ""
         if self._progress is not None:
             self._progress.update(TaskID(0), completed=step, description=text)
-        else:
-            left = time.strftime("%H:%M:%S", time.gmtime((steps - step) * batch_size / rate))
-            self.say(f"{text}  ETA {left}")
+        elif line:
+            left = (steps - step) * batch_size / rate if rate else 0.0
+            self.say(f"{text}  {in_words(left)} left" if left else text)

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import json
 import signal
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -24,7 +23,7 @@ from jax.sharding import Mesh
 
 from fcn_jax import config as configs
 from fcn_jax import data, devices, drawing, runs, weights
-from fcn_jax.canvas import rule_for
+from fcn_jax.canvas import Size, rule_for
 from fcn_jax.classes import ClassTable
 from fcn_jax.data import bands, loader
 from fcn_jax.data.transforms import Augmentation
@@ -46,6 +45,7 @@ from fcn_jax.training import identity, init
 from fcn_jax.training.journal import Journal
 from fcn_jax.training.lock import locked
 from fcn_jax.training.optimizer import make_optimizer, make_schedule
+from fcn_jax.training.pace import Pace, Work
 from fcn_jax.training.step import (
     StepReport,
     TrainState,
@@ -217,6 +217,7 @@ def _train(
             mesh=devices.local_mesh(),  # each process scores alone: sizes of images may differ
         )
         finished = config.stages[: config.stages.index(last.stage)] if last else ()
+        estimated = False
         for before, stage in zip((None, *stages), stages, strict=False):
             if stage.name in finished:
                 journal.say(f"{stage.name}: finished before")
@@ -273,6 +274,8 @@ def _train(
                     cell_fraction=config.cell_fraction,
                     loss_weights=config.loss_weights.to_dict(),
                 )
+                journal.say(f"{stage.name}: compiling the step")
+                work = work_of(config, stages[stages.index(stage) :], done, scored.sizes)
                 with stage.batches, journal.progress(stage.name, done, stage.steps):
                     _loop(
                         stage,
@@ -286,8 +289,10 @@ def _train(
                         ),
                         save=functools.partial(checkpoints.save, run=description),
                         journal=journal,
+                        work=None if estimated else work,
                         stop=stop,
                     )
+                estimated = True
         if stop:
             raise Stopped("all stages are trained and saved; there is no report yet", stop[0])
     return scored
@@ -355,6 +360,23 @@ def stage_schedule(config: configs.Config, stage: str, steps: int) -> optax.Sche
     )
 
 
+def work_of(
+    config: configs.Config, stages: Sequence[Stage], done: int, sizes: Sequence[Size]
+) -> Work:
+    """What lies before a run that goes on with the first of some stages, of which some is done.
+
+    Args:
+        sizes: Of the images that are scored, by all stages once more for the report.
+    """
+    every = config.eval_every
+    evaluations = len(config.stages)
+    for start, stage in zip((done, *[0] * len(stages)), stages, strict=False):
+        evaluations += 1 + ((stage.steps - 1) // every - start // every if every else 0)
+    pixels = sum(height * width for height, width in sizes) * config.scale**2
+    steps = sum(stage.steps for stage in stages) - done
+    return Work(len(stages), steps, evaluations * pixels)
+
+
 def _another_length(config: configs.Config, stage: Stage, then: int, done: int) -> str:
     """What to tell of a stage that has other steps than it was to have before."""
     text = f"{stage.name}: {stage.steps} steps instead of {then}"
@@ -382,18 +404,20 @@ def _loop(
     score: Callable[[int, Any], dict[str, float]],
     save: Callable[..., None],
     journal: Journal,
+    work: Work | None,
     stop: Sequence[int],
 ) -> None:
-    """The training loop: step, log, score, save; waits for the devices only to log.
+    """The training loop: step, log, score, save; waits for the devices only to log, or to tell.
 
     Args:
         score: Gives the metrics of a step's number and parameters.
         save: Is given a step's number, state, position in the data, and metrics or None.
+        work: What lies before the run, for an estimate of its time; None for none.
         stop: Signals that came, from `noted_signals`.
     """
     step = int(state.step)
     reports: list[tuple[int, list[str], StepReport]] = []
-    clock = time.perf_counter()
+    pace = Pace()
     while step < stage.steps:
         batch, ids = next(stage.batches)
         state, report = train_step(state, batch)
@@ -408,15 +432,29 @@ def _loop(
             # All must stop at one step. They agree on it where they wait for the devices anyway.
             gathered = multihost_utils.process_allgather(np.int32(signum)) if logging else 0
             signum = int(np.max(gathered))
+
+        # ---- Tell how far it is, at growing distances
+        due = pace.due()
+        if due:
+            loss = float(report.loss)  # waits for the devices
+            pace.waited()
+            if not logging:
+                rate = pace.speed * stage.batch_size if pace.taken > 1 else 0.0
+                journal.advance(stage.name, step, stage.steps, loss, rate, stage.batch_size)
+        if pace.taken == 3 and work is not None:
+            pixels = next(batch[head].size for head, _ in stage.model.heads)
+            journal.say(pace.estimate(work, pixels))
         if not logging and not signum:
             continue
 
         # ---- Look at the steps since the last time
         values = mean_losses(stage.name, reports)
-        rate = len(reports) * stage.batch_size / (time.perf_counter() - clock)
+        rate = pace.speed * stage.batch_size
         values |= {"learning_rate": stage.rate(step), "images_per_second": rate}
         journal.record(stage.name, step, values)
-        journal.advance(stage.name, step, stage.steps, values["loss"], rate, stage.batch_size)
+        line = due or step == stage.steps
+        so_far = (step, stage.steps, values["loss"], rate, stage.batch_size)
+        journal.advance(stage.name, *so_far, line)
         reports.clear()
 
         # ---- Save, with a score where it is due
@@ -436,7 +474,7 @@ def _loop(
                 "the same command goes on from here",
                 signum,
             )
-        clock = time.perf_counter()
+        pace.restart()
 
 
 def mean_losses(
