@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fcn_jax.classes import VOID, ClassTable
     from fcn_jax.geometry import Geometry, TransposedWindow, Window, compose, crop_offset
-    from fcn_jax.inference.evaluation import evaluate
-    from fcn_jax.inference.metrics import ConfusionMatrix, Metrics, compute_metrics
+    from fcn_jax.inference.evaluation import evaluate, score
+    from fcn_jax.inference.metrics import ConfusionMatrix, Metrics, compute_metrics, score_image
     from fcn_jax.inference.predictor import Predictor, load
     from fcn_jax.models.backbones import Backbone
     from fcn_jax.models.fcn import FCN, create_model
@@ -29,8 +29,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "classes": "VOID ClassTable",
     "geometry": "Geometry TransposedWindow Window compose crop_offset",
-    "inference.evaluation": "evaluate",
-    "inference.metrics": "ConfusionMatrix Metrics compute_metrics",
+    "inference.evaluation": "evaluate score",
+    "inference.metrics": "ConfusionMatrix Metrics compute_metrics score_image",
     "inference.predictor": "Predictor load",
     "models.backbones": "Backbone",
     "models.fcn": "FCN create_model",
@@ -62,6 +62,8 @@ __all__ = [
     "load",
     "load_weights",
     "save_weights",
+    "score",
+    "score_image",
     "transplant",
 ]
 

@@ -1,4 +1,4 @@
-"""Confusion matrices of a network over a set of images, each whole and at its original size.
+"""Scores of a network over a set of images, each whole and at its original size.
 
 Batches and programs are those of prediction, so that metrics and pictures never disagree.
 """
@@ -6,20 +6,56 @@ Batches and programs are those of prediction, so that metrics and pictures never
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int64, UInt8
+from jaxtyping import Array, Float64, Int64, UInt8
 
 from fcn_jax.canvas import Batch, CanvasImage, original_canvas, stack
-from fcn_jax.classes import VOID
+from fcn_jax.classes import VOID, ClassTable
 from fcn_jax.devices import Programs, shardings
-from fcn_jax.inference.metrics import ConfusionMatrix, PixelCounts, count_pixels
+from fcn_jax.inference.metrics import (
+    BOUNDARY_WIDTH,
+    ConfusionMatrix,
+    ImageScores,
+    Metrics,
+    PixelCounts,
+    compute_metrics,
+    count_pixels,
+    score_image,
+)
 from fcn_jax.inference.predictor import Network, Predictor, Progress, compute, size_of
-from fcn_jax.models.losses import check_labels
+from fcn_jax.models.losses import PixelLoss, check_labels, cross_entropy
 
 Example = dict[str, Any]
+Visit = Callable[[Example, dict[str, UInt8[np.ndarray, "h w"]]], object]
+
+
+class Tally(NamedTuple):
+    """What is counted of one head over a set of images: arrays, whose sums are those of two sets.
+
+    Attributes:
+        counts: The confusion matrix; rows are the ground truth, columns the prediction.
+        loss: The cross-entropy of all valid pixels, in nats.
+        images: `ImageScores` of each image, in the order of the examples; no rows if not asked for.
+    """
+
+    counts: Int64[np.ndarray, "c c"]
+    loss: Float64[np.ndarray, "1"]
+    images: Float64[np.ndarray, "n 3 c"]
+
+    def metrics(self, classes: ClassTable | tuple[str, ...]) -> Metrics:
+        """The metrics that follow for the classes of the head.
+
+        Raises:
+            ValueError: If there is no valid pixel.
+        """
+        scored = classes.scored if isinstance(classes, ClassTable) else None
+        images = ImageScores(*np.moveaxis(self.images, 1, 0)) if len(self.images) else None
+        loss = float(self.loss[0] / max(1, self.counts.sum()))
+        return compute_metrics(self.counts, scored, loss=loss, images=images)
 
 
 def evaluate(
@@ -27,11 +63,11 @@ def evaluate(
     examples: Iterable[Example],
     *,
     progress: Progress | None = None,
-    visit: Callable[[Example, dict[str, UInt8[np.ndarray, "h w"]]], object] | None = None,
+    visit: Visit | None = None,
 ) -> dict[str, Int64[np.ndarray, "c c"]]:
     """Counts the pixels of each class of the ground truth and predicted class over a set of images.
 
-    `fcn_jax.compute_metrics` makes the four metrics of the counts.
+    `fcn_jax.compute_metrics` makes metrics of the counts; `score` gives more of them at once.
 
     Args:
         predictor: The network, and how images are batched.
@@ -58,18 +94,69 @@ def evaluate(
         >>> counts.sum(axis=1)
         array([2000,    0])
     """
-    heads = dict(predictor.network.heads)
+    tallies = tally(predictor, examples, by_image=False, progress=progress, visit=visit)
+    return {head: of_head.counts for head, of_head in tallies.items()}
+
+
+def score(
+    predictor: Predictor,
+    examples: Iterable[Example],
+    *,
+    boundary_width: float = BOUNDARY_WIDTH,
+    progress: Progress | None = None,
+    visit: Visit | None = None,
+) -> dict[str, Metrics]:
+    """All metrics of each head over a set of images: what `fcn-jax eval` writes.
+
+    Args:
+        boundary_width: How far from a boundary the boundary metrics look, as a part of the
+            image's diagonal; see `fcn_jax.score_image`.
+        predictor, examples, progress, visit: As for `evaluate`.
+
+    Raises:
+        ValueError: As `evaluate`; also if all pixels are void.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> import fcn_jax
+        >>> model = fcn_jax.create_model("fcn32s", num_classes=2, width=1 / 16, fc_width=8)
+        >>> variables = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+        >>> image, label = np.zeros((40, 50, 3), np.uint8), np.zeros((40, 50), np.uint8)
+        >>> examples = [{"image": image, "label": label, "id": "black"}]
+        >>> metrics = fcn_jax.score(fcn_jax.Predictor(model, variables), examples)["label"]
+        >>> metrics.pixel_accuracy, metrics.mean_boundary_iu, round(metrics.loss, 4)  # log(2)
+        (1.0, 1.0, 0.6931)
+    """
+    tallies = tally(
+        predictor, examples, boundary_width=boundary_width, progress=progress, visit=visit
+    )
+    return {head: of_head.metrics(predictor.heads[head]) for head, of_head in tallies.items()}
+
+
+def tally(
+    predictor: Predictor,
+    examples: Iterable[Example],
+    *,
+    by_image: bool = True,
+    boundary_width: float = BOUNDARY_WIDTH,
+    progress: Progress | None = None,
+    visit: Visit | None = None,
+) -> dict[str, Tally]:
+    """What `score` makes the metrics of; those of single images cost the host time."""
+    heads = {head: len(predictor.names(head)) for head in predictor.heads}
     if not heads:
         raise ValueError("the predictor needs heads: the classes of each label map")
     matrices = {head: ConfusionMatrix(classes) for head, classes in heads.items()}
+    losses = {head: np.zeros(1) for head in heads}
+    of_images: dict[int, dict[str, ImageScores]] = {}
     split = shardings(predictor.mesh)[2]
 
     def parts() -> Iterator[CanvasImage]:
-        for example in examples:
+        for numbered in enumerate(examples):
             try:
-                yield from predictor.parts(example, _checked(example, predictor, heads))
+                yield from predictor.parts(numbered, _checked(numbered[1], predictor, heads))
             except ValueError as error:
-                raise ValueError(f"{example['id']}: {error}") from error
+                raise ValueError(f"{numbered[1]['id']}: {error}") from error
 
     def start(images: list[CanvasImage], batch: Batch) -> Any:
         rows, canvas = len(batch.valid_size), original_canvas(images[0].canvas, predictor.scale)
@@ -78,24 +165,40 @@ def evaluate(
             for head in heads
         }
         labels = jax.device_put(labels, split)
-        counts, maps = _counting(
+        counts, losses, maps = _counting(
             predictor.programs, predictor.on_device, batch, labels, network=predictor.network
         )
-        return counts, maps if visit is not None else {}
+        return counts, losses, maps if by_image or visit is not None else {}
 
     def counted() -> Iterator[tuple[list[CanvasImage], dict[str, np.ndarray]]]:
-        for images, (counts, maps) in predictor.each_batch(parts(), start):
+        for images, (counts, of_pixels, maps) in predictor.each_batch(parts(), start):
             for head, matrix in matrices.items():
                 matrix.add(counts[head])
+                losses[head] += float(of_pixels[head].total)
             yield images, maps
 
     image = None
     for image in predictor.put_together(counted(), progress):
+        number, example = image.source
+        if by_image:
+            of_images[number] = {
+                head: score_image(example[head], labels, heads[head], boundary_width=boundary_width)
+                for head, labels in image.result.items()
+            }
         if visit is not None:
-            visit(image.source, image.result)
+            visit(example, image.result)
     if image is None:
         raise ValueError("there is no example to evaluate")
-    return {head: matrix.counts for head, matrix in matrices.items()}
+    return {
+        head: Tally(
+            matrix.counts,
+            losses[head],
+            np.array([of_images[number][head] for number in sorted(of_images)]).reshape(
+                len(of_images), 3, heads[head]
+            ),
+        )
+        for head, matrix in matrices.items()
+    }
 
 
 def _count_batch(
@@ -104,13 +207,14 @@ def _count_batch(
     labels: dict[str, UInt8[Array, "b height width"]],
     *,
     network: Network,
-) -> tuple[dict[str, PixelCounts], dict[str, Array]]:
-    """Counts a batch on the device, by head; returns the label maps, too."""
-    maps = compute(variables, batch, network=network, kind="labels")
+) -> tuple[dict[str, PixelCounts], dict[str, PixelLoss], dict[str, Array]]:
+    """Counts a batch on the device, by head; returns its losses and label maps, too."""
+    logits = compute(variables, batch, network=network, kind="logits")
+    maps = {head: jnp.argmax(of_head, axis=-1).astype(jnp.uint8) for head, of_head in logits.items()}
     counts = {
         head: count_pixels(labels[head], maps[head], classes) for head, classes in network.heads
     }
-    return counts, maps
+    return counts, {head: cross_entropy(logits[head], labels[head]) for head in counts}, maps
 
 
 _counting = Programs(_count_batch)
@@ -119,8 +223,9 @@ _counting = Programs(_count_batch)
 def _kept(part: CanvasImage, head: str) -> UInt8[np.ndarray, "_ _"]:
     """The ground truth of a part of an example; void where a tile's results are not kept."""
     image, (rows, columns) = part.source
+    _, example = image.source
     labels = np.full(part.original_size, VOID, np.uint8)
-    labels[rows.kept_inside, columns.kept_inside] = image.source[head][rows.kept, columns.kept]
+    labels[rows.kept_inside, columns.kept_inside] = example[head][rows.kept, columns.kept]
     return labels
 
 

@@ -1,16 +1,22 @@
-"""The confusion matrix, exact for any number of pixels, and the paper's four metrics from it."""
+"""What is counted of predictions, and the metrics that follow.
+
+Of all pixels of a set together: the confusion matrix, exact for any number of pixels; the paper's
+four metrics, precision and F1. Of each image by itself (`score_image`): IoU, boundary IoU and
+boundary F1. docs/evaluation.md explains them to people.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int64, Integer, UInt32
+from jaxtyping import Array, Bool, Float, Int64, Integer, Shaped, UInt8, UInt32
 
 from fcn_jax.classes import VOID
 
@@ -100,22 +106,171 @@ class ConfusionMatrix:
         return self._counts.copy()
 
 
+# ======================================================================== one image by itself
+
+BOUNDARY_WIDTH = 0.02
+"""How far from a boundary the boundary metrics look, as a part of the image's diagonal."""
+
+
+class ImageScores(NamedTuple):
+    """How well an image is segmented, by class, from 0 to 1; of several images (n, c).
+
+    NaN where the class is in neither the ground truth nor the prediction, and nowhere else: an
+    object that is missed, or seen where none is, scores 0.
+
+    Attributes:
+        iu: Intersection over union of the class's pixels.
+        boundary_iu: The same of those of its pixels that lie within a distance of its boundary.
+        boundary_f1: Harmonic mean of two parts: of the prediction's boundary, what lies within this
+            distance of the boundary in the ground truth, and vice versa.
+    """
+
+    iu: Float[np.ndarray, "*n c"]
+    boundary_iu: Float[np.ndarray, "*n c"]
+    boundary_f1: Float[np.ndarray, "*n c"]
+
+
+def score_image(
+    labels: Integer[np.ndarray, "h w"],
+    prediction: Integer[np.ndarray, "_ _"],
+    num_classes: int,
+    *,
+    boundary_width: float = BOUNDARY_WIDTH,
+) -> ImageScores:
+    """Scores one image by itself, near the boundaries of its classes as well.
+
+    A class ends at other classes, at void and at the border of the image. What is predicted for
+    pixels whose ground truth is void changes nothing.
+
+    * Boundary IoU (Cheng et al., CVPR 2021): of the pixels of the class from which a step of at
+      most the distance along the rows, and as much along the columns, leads out of it.
+    * Boundary F1 (Csurka et al., BMVC 2013): of the pixels of the class that touch what is not of
+      it, be it at a corner; the distance is as the crow flies.
+
+    Args:
+        labels: The ground truth; void is 255.
+        prediction: Classes.
+        num_classes: At most 255.
+        boundary_width: The distance as a part of the image's diagonal, see `boundary_distance`.
+
+    Raises:
+        ValueError: If the sizes differ, or a label or prediction is no class.
+
+    Example:
+        >>> import numpy as np
+        >>> labels, prediction = np.zeros((2, 100, 100), np.uint8)
+        >>> labels[:, 50:], prediction[:, 53:] = 1, 1
+        >>> print(score_image(labels, prediction, 2).boundary_iu.round(4))
+        [0.5    0.4921]
+    """
+    from scipy.spatial import KDTree
+
+    if labels.shape != prediction.shape:
+        raise ValueError(f"labels {labels.shape} and prediction {prediction.shape} differ")
+    known = labels != VOID
+    for what, values in {"labels": labels[known], "prediction": prediction[known]}.items():
+        if values.size and not 0 <= values.min() <= values.max() < num_classes:
+            raise ValueError(
+                f"{what} from {values.min()} to {values.max()}: classes are 0 to "
+                f"{num_classes - 1}, and void {VOID} in the ground truth"
+            )
+    truth, guess = (np.where(known, each, VOID).astype(np.uint8) for each in (labels, prediction))
+    distance = boundary_distance(labels.shape, boundary_width)
+
+    def intersection_over_union(of_truth: Any, of_guess: Any) -> Float[np.ndarray, " c"]:
+        """By class, of the pixels that are chosen of each map."""
+        both = of_truth & of_guess & (truth == guess)
+        chosen = truth[of_truth], guess[of_guess], truth[both]
+        actual, predicted, shared = (np.bincount(each, minlength=num_classes) for each in chosen)
+        return _ratio(shared, actual + predicted - shared)
+
+    iu = intersection_over_union(known, known)
+    bands = (_band(each, distance) & known for each in (truth, guess))
+    boundary_iu = intersection_over_union(*bands)
+
+    boundary_f1 = np.where(np.isnan(iu), np.nan, 0.0)
+    outlines = [np.where(_band(each, 1), each, VOID) for each in (truth, guess)]
+    for label in np.intersect1d(truth[known], guess[known]):
+        lines = [np.argwhere(outline == label) for outline in outlines]
+        recall, precision = (
+            np.mean(KDTree(there).query(here)[0] <= distance)
+            for here, there in (lines, lines[::-1])
+        )
+        if recall + precision > 0:
+            boundary_f1[label] = 2 * precision * recall / (precision + recall)
+    return ImageScores(iu, boundary_iu, boundary_f1)
+
+
+def boundary_distance(size: tuple[int, ...], boundary_width: float = BOUNDARY_WIDTH) -> int:
+    """The pixels that a part of the diagonal of an image of this height and width is: 1 or more.
+
+    Example:
+        >>> boundary_distance((97, 131)), boundary_distance((375, 500))
+        (3, 12)
+    """
+    return max(1, round(boundary_width * math.hypot(*size)))
+
+
+def _band(labels: UInt8[np.ndarray, "h w"], distance: int) -> Bool[np.ndarray, "h w"]:
+    """Where a square of this distance to each side holds another label, or leaves the image.
+
+    So are the bands along the boundaries of all classes at once.
+    """
+    from scipy import ndimage
+
+    side = 2 * distance + 1
+    band = ndimage.minimum_filter(labels, side) != ndimage.maximum_filter(labels, side)
+    inside = np.zeros_like(band)
+    inside[distance:-distance, distance:-distance] = True
+    return band | ~inside
+
+
+# ======================================================================== metrics of a set
+
+
+OVERALL = (
+    *("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu"),
+    *("mean_precision", "mean_f1", "loss", "mean_image_iu", "mean_boundary_iu", "mean_boundary_f1"),
+)
+"""The fields of `Metrics` that are one number for the whole set."""
+
+BY_CLASS = (
+    *("iu", "accuracy", "precision", "recall", "f1", "image_iu", "boundary_iu", "boundary_f1"),
+)
+"""What there is of each class: the attributes ``per_class_…`` of `Metrics`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """The metrics of a confusion matrix, all from 0 to 1 (paper, section 5).
+    """The metrics of a set of images, all from 0 to 1 but the loss.
 
     With n_ij pixels of class i predicted as j, t_i = sum_j n_ij and
-    IU_i = n_ii / (t_i + sum_j n_ji - n_ii).
+    IU_i = n_ii / (t_i + sum_j n_ji - n_ii) (paper, section 5). What was not measured is None.
 
     Attributes:
         pixel_accuracy: sum_i n_ii / sum_i t_i.
         mean_accuracy: Mean of n_ii / t_i over the scored classes with t_i > 0.
         mean_iu: Mean of IU_i over the scored classes in the ground truth or the prediction.
         frequency_weighted_iu: sum_i t_i IU_i / sum_i t_i.
-        per_class_accuracy: n_ii / t_i; NaN where the class is not in the ground truth.
+        mean_precision, mean_f1: Means over the same classes as ``mean_iu``.
+        per_class_accuracy: n_ii / t_i, which is also called recall; NaN where the class is not in
+            the ground truth.
         per_class_iu: IU_i; NaN where the class is in neither.
+        per_class_precision: n_ii / sum_j n_ji; 0 where a class of the ground truth is never
+            predicted, NaN where it is in neither.
+        per_class_f1: 2 n_ii / (t_i + sum_j n_ji), also called Dice; NaN where it is in neither.
         absent: The classes in neither, left out of the means.
         unscored: The classes left out of the means because they were not to be scored.
+        loss: Cross-entropy per valid pixel, in nats.
+        images: The scores of each image by itself, (n, c).
+        per_image_iu: Of each image, the mean IU of the scored classes in it, (n,); NaN where there
+            are none.
+        mean_image_iu: Mean of ``per_image_iu``.
+        per_class_images: The number of images in which the class is in the ground truth or the
+            prediction.
+        per_class_image_iu, per_class_boundary_iu, per_class_boundary_f1: Means over those images;
+            NaN where there are none.
+        mean_boundary_iu, mean_boundary_f1: Means of those over the scored classes.
 
     Example:
         >>> metrics = compute_metrics(np.array([[8, 2], [0, 10]]))
@@ -127,14 +282,47 @@ class Metrics:
     mean_accuracy: float
     mean_iu: float
     frequency_weighted_iu: float
+    mean_precision: float
+    mean_f1: float
     per_class_accuracy: Float[np.ndarray, " c"]
     per_class_iu: Float[np.ndarray, " c"]
+    per_class_precision: Float[np.ndarray, " c"]
+    per_class_f1: Float[np.ndarray, " c"]
     absent: tuple[int, ...]
     unscored: tuple[int, ...] = ()
+    loss: float | None = None
+    images: ImageScores | None = None
+    per_image_iu: Float[np.ndarray, " n"] | None = None
+    mean_image_iu: float | None = None
+    per_class_images: Integer[np.ndarray, " c"] | None = None
+    per_class_image_iu: Float[np.ndarray, " c"] | None = None
+    per_class_boundary_iu: Float[np.ndarray, " c"] | None = None
+    per_class_boundary_f1: Float[np.ndarray, " c"] | None = None
+    mean_boundary_iu: float | None = None
+    mean_boundary_f1: float | None = None
+
+    @property
+    def per_class_recall(self) -> Float[np.ndarray, " c"]:
+        """``per_class_accuracy``, by its other name."""
+        return self.per_class_accuracy
+
+    def overall(self) -> dict[str, float]:
+        """The numbers of the whole set that were measured, by the names of `OVERALL`."""
+        values = {name: getattr(self, name) for name in OVERALL}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def by_class(self) -> dict[str, Float[np.ndarray, " c"]]:
+        """The numbers of each class that were measured, by the names of `BY_CLASS`."""
+        values = {name: getattr(self, f"per_class_{name}") for name in BY_CLASS}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def compute_metrics(
-    counts: Integer[np.ndarray, "..."], scored: Sequence[int] | None = None
+    counts: Integer[np.ndarray, "..."],
+    scored: Sequence[int] | None = None,
+    *,
+    loss: float | None = None,
+    images: ImageScores | None = None,
 ) -> Metrics:
     """The metrics of a confusion matrix (rows: ground truth; columns: prediction).
 
@@ -142,6 +330,8 @@ def compute_metrics(
         counts: Pixels of each true and predicted class.
         scored: The classes whose metrics enter the means (`fcn_jax.ClassTable.scored`); None is
             all. SIFT Flow leaves out three that its test set lacks.
+        loss: Cross-entropy per valid pixel, which is passed on.
+        images: The scores of each image by itself, (n, c): `score_image`'s, stacked.
 
     Raises:
         ValueError: If the matrix is not square, or holds no pixel.
@@ -159,25 +349,52 @@ def compute_metrics(
     total = counts.sum()
     if total == 0:
         raise ValueError("the confusion matrix is empty: no pixel had a label other than void")
-    hits = np.diag(counts).astype(np.float64)
-    labelled = counts.sum(axis=1)
-    union = labelled + counts.sum(axis=0) - np.diag(counts)
-    with np.errstate(invalid="ignore"):
-        accuracy = np.where(labelled > 0, hits / labelled, np.nan)
-        iu = np.where(union > 0, hits / union, np.nan)
+    hits, labelled, predicted = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
+    union = labelled + predicted - hits
+    accuracy, iu = _ratio(hits, labelled), _ratio(hits, union)
+    f1 = _ratio(2 * hits, labelled + predicted)
+    precision = _ratio(hits, predicted)
+    precision[(predicted == 0) & (labelled > 0)] = 0
     chosen = list(range(len(counts)) if scored is None else scored)
 
-    def mean(values: Float[np.ndarray, " c"]) -> float:
-        there = values[chosen][~np.isnan(values[chosen])]
+    def mean(values: Float[np.ndarray, " _"]) -> float:
+        there = values[~np.isnan(values)]
         return float(there.mean()) if there.size else 0.0
 
-    return Metrics(
+    metrics = Metrics(
         pixel_accuracy=float(hits.sum() / total),
-        mean_accuracy=mean(accuracy),
-        mean_iu=mean(iu),
+        mean_accuracy=mean(accuracy[chosen]),
+        mean_iu=mean(iu[chosen]),
         frequency_weighted_iu=float(np.nansum(labelled * iu) / total),
+        mean_precision=mean(precision[chosen]),
+        mean_f1=mean(f1[chosen]),
         per_class_accuracy=accuracy,
         per_class_iu=iu,
+        per_class_precision=precision,
+        per_class_f1=f1,
         absent=tuple(np.flatnonzero(union == 0).tolist()),
         unscored=tuple(sorted(set(range(len(counts))) - set(chosen))),
+        loss=loss,
     )
+    if images is None:
+        return metrics
+    there = ~np.isnan(images.iu)
+    of_classes = [_ratio(np.nansum(values, axis=0), there.sum(axis=0)) for values in images]
+    of_images = _ratio(np.nansum(images.iu[:, chosen], axis=1), there[:, chosen].sum(axis=1))
+    return dataclasses.replace(
+        metrics,
+        images=images,
+        per_image_iu=of_images,
+        mean_image_iu=mean(of_images),
+        per_class_images=there.sum(axis=0),
+        per_class_image_iu=of_classes[0],
+        per_class_boundary_iu=of_classes[1],
+        per_class_boundary_f1=of_classes[2],
+        mean_boundary_iu=mean(of_classes[1][chosen]),
+        mean_boundary_f1=mean(of_classes[2][chosen]),
+    )
+
+
+def _ratio(part: Shaped[np.ndarray, " n"], whole: Integer[np.ndarray, " n"]) -> Any:
+    """A part of a whole, one by one; NaN where there is none."""
+    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
