@@ -185,16 +185,15 @@ def join_processes(
 
 
 def sum_over_processes(counts: Any) -> Any:
-    """The sums of the processes' numpy arrays, a tree of them; int64 stays exact.
+    """The sums of the processes' numpy arrays, a tree of them: int64, which stay exact, or float64.
 
     Waits for the devices.
     """
     if jax.process_count() == 1:
         return counts
-    # Without 64 bits jax would cut the counts: they travel as two halves.
-    halves = jax.tree.map(lambda x: np.asarray(x, np.int64).view(np.uint32), counts)
-    gathered = multihost_utils.process_allgather(halves)
-    return jax.tree.map(lambda x: np.asarray(x).view(np.int64).sum(axis=0), gathered)
+    # Without 64 bits jax would cut the numbers: they travel as two halves.
+    gathered = multihost_utils.process_allgather(jax.tree.map(lambda x: x.view(np.uint32), counts))
+    return jax.tree.map(lambda x, y: np.asarray(x).view(y.dtype).sum(axis=0), gathered, counts)
 
 
 # ======================================================================== how programs are compiled

@@ -1,4 +1,4 @@
-"""Confusion counts over images of mixed sizes, beside a loop over pixels."""
+"""Counts and scores over images of mixed sizes, beside loops over pixels."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import pytest
 import toy_backbones
 from compilations import counted_compilations
 from random_parameters import random_parameters
+from scipy import ndimage
 
 import fcn_jax
-from fcn_jax.canvas import exactly
+from fcn_jax.canvas import canvas_side, exactly
 from fcn_jax.inference.evaluation import evaluate
 from fcn_jax.inference.predictor import Predictor
 from fcn_jax.models.fcn import create_model
@@ -209,6 +210,67 @@ def test_four_devices_count_as_one() -> None:
     ).stdout
     for counts in json.loads(output):
         np.testing.assert_array_equal(counts, expected_counts(make_examples()))
+
+
+# ======================================================================== other scores
+
+SCALE_OF_LOSS = Inputs.of(Preprocessing(channel_order="rgb", mean=(0.0,) * 3, std=(64.0,) * 3))
+
+
+def test_the_loss_is_that_of_each_valid_pixel():
+    """Not a mean of means: batches and images count by their valid pixels."""
+    examples = make_examples()
+    examples[0]["label"][:] = 255
+    losses = []
+    for example in examples:
+        logits = example["image"].astype(np.float64) / 64
+        all_classes = np.log(np.exp(logits).sum(axis=-1))
+        for place in np.argwhere(example["label"] != 255):
+            place = tuple(place)
+            losses.append(all_classes[place] - logits[place][example["label"][place]])
+    for batch_size in (1, 3, 5):
+        predictor = Predictor(
+            Brightest(), {}, SCALE_OF_LOSS, {"label": tuple("rgb")}, batch_size=batch_size
+        )
+        metrics = fcn_jax.score(predictor, examples)["label"]
+        assert metrics.loss == pytest.approx(np.mean(losses), rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_scores_do_not_depend_on_batch_and_canvas(network, scale):
+    """Each image's are those of its own prediction: the band is 3 pixels wide, and not 4."""
+    model, variables = network
+    examples = make_examples([(97, 131), (20, 33), (97, 131), (21, 40), (97, 131)])
+    for example in examples:  # smooth enough for the network to have boundaries, too
+        blobs = ndimage.gaussian_filter(example["image"].astype(np.float32), (5, 5, 0))
+        example["image"] = (255 * (blobs > 127)).astype(np.uint8)
+        example["label"][: len(example["label"]) // 2] = 1
+    options = {"scale": scale, "heads": {"label": tuple("rgb")}}
+    with fcn_jax.ops.plain_forms():
+        alone = Predictor(model, variables, PLAIN_IMAGES, canvas=exactly, **options)
+        single = [fcn_jax.score_image(e["label"], alone(e["image"]), 3) for e in examples]
+        results = [
+            fcn_jax.score(
+                Predictor(
+                    model, variables, PLAIN_IMAGES, batch_size=size, canvas=canvas, **options
+                ),
+                examples,
+            )["label"]
+            for size, canvas in ((1, canvas_side), (3, canvas_side), (5, (160, 160)))
+        ]
+    of_four = fcn_jax.score_image(
+        examples[0]["label"], alone(examples[0]["image"]), 3, boundary_width=4 / 163
+    )
+    assert not np.array_equal(of_four.boundary_iu, single[0].boundary_iu)
+    for metrics in results:
+        for name in ("iu", "boundary_iu", "boundary_f1"):
+            np.testing.assert_array_equal(
+                getattr(metrics.images, name), [getattr(each, name) for each in single]
+            )
+        assert metrics.overall() == {**results[0].overall(), "loss": metrics.loss}
+        assert metrics.loss == pytest.approx(results[0].loss, rel=1e-5)
+        iu = metrics.per_class_iu
+        np.testing.assert_allclose(metrics.per_class_f1, 2 * iu / (1 + iu), rtol=1e-12)
 
 
 # ======================================================================== several inputs and heads

@@ -46,6 +46,12 @@ class Tally(NamedTuple):
     loss: Float64[np.ndarray, "1"]
     images: Float64[np.ndarray, "n 3 c"]
 
+    @classmethod
+    def empty(cls, classes: int, images: int = 0) -> Tally:
+        """Nothing counted yet, and room for the scores of so many images."""
+        counts = np.zeros((classes, classes), np.int64)
+        return cls(counts, np.zeros(1), np.zeros((images, 3, classes)))
+
     def metrics(self, classes: ClassTable | tuple[str, ...]) -> Metrics:
         """The metrics that follow for the classes of the head.
 
@@ -147,7 +153,7 @@ def tally(
     if not heads:
         raise ValueError("the predictor needs heads: the classes of each label map")
     matrices = {head: ConfusionMatrix(classes) for head, classes in heads.items()}
-    losses = {head: np.zeros(1) for head in heads}
+    tallies = {head: Tally.empty(classes) for head, classes in heads.items()}
     of_images: dict[int, dict[str, ImageScores]] = {}
     split = shardings(predictor.mesh)[2]
 
@@ -174,7 +180,7 @@ def tally(
         for images, (counts, of_pixels, maps) in predictor.each_batch(parts(), start):
             for head, matrix in matrices.items():
                 matrix.add(counts[head])
-                losses[head] += float(of_pixels[head].total)
+                tallies[head].loss[0] += of_pixels[head].total
             yield images, maps
 
     image = None
@@ -189,16 +195,12 @@ def tally(
             visit(example, image.result)
     if image is None:
         raise ValueError("there is no example to evaluate")
-    return {
-        head: Tally(
-            matrix.counts,
-            losses[head],
-            np.array([of_images[number][head] for number in sorted(of_images)]).reshape(
-                len(of_images), 3, heads[head]
-            ),
-        )
-        for head, matrix in matrices.items()
-    }
+    for head, matrix in matrices.items():
+        tallies[head] = tallies[head]._replace(counts=matrix.counts)
+        if of_images:
+            rows = [of_images[number][head] for number in range(len(of_images))]
+            tallies[head] = tallies[head]._replace(images=np.array(rows))
+    return tallies
 
 
 def _count_batch(
@@ -210,7 +212,9 @@ def _count_batch(
 ) -> tuple[dict[str, PixelCounts], dict[str, PixelLoss], dict[str, Array]]:
     """Counts a batch on the device, by head; returns its losses and label maps, too."""
     logits = compute(variables, batch, network=network, kind="logits")
-    maps = {head: jnp.argmax(of_head, axis=-1).astype(jnp.uint8) for head, of_head in logits.items()}
+    maps = {
+        head: jnp.argmax(of_head, axis=-1).astype(jnp.uint8) for head, of_head in logits.items()
+    }
     counts = {
         head: count_pixels(labels[head], maps[head], classes) for head, classes in network.heads
     }

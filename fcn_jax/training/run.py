@@ -27,8 +27,7 @@ from fcn_jax.canvas import Size, rule_for
 from fcn_jax.classes import ClassTable
 from fcn_jax.data import bands, loader
 from fcn_jax.data.transforms import Augmentation
-from fcn_jax.inference.evaluation import evaluate
-from fcn_jax.inference.metrics import compute_metrics
+from fcn_jax.inference.evaluation import Tally, tally
 from fcn_jax.inference.predictor import Predictor
 from fcn_jax.models.backbones import code_of
 from fcn_jax.models.decoders import SEGMENTERS
@@ -285,7 +284,15 @@ def _train(
                         save_every=config.checkpoint_every,
                         score_every=config.eval_every,
                         score=functools.partial(
-                            _score, predictor_of, scored, heads, config.samples, journal, stage
+                            _score,
+                            predictor_of,
+                            scored,
+                            heads,
+                            config.samples,
+                            # They cost the host time, and are left to the report.
+                            any(word in str(config.get("best")) for word in ("image", "boundary")),
+                            journal,
+                            stage,
                         ),
                         save=functools.partial(checkpoints.save, run=description),
                         journal=journal,
@@ -509,6 +516,7 @@ def _score(
     images: data.Source,
     heads: Mapping[str, ClassTable],
     samples: int,
+    by_image: bool,
     journal: Journal,
     stage: Stage,
     step: int,
@@ -516,7 +524,8 @@ def _score(
 ) -> dict[str, float]:
     """Scores images, records the metrics, and draws the first ``samples`` predictions.
 
-    Each process scores its part of them; all get the same metrics.
+    Each process scores its part of them; all get the same metrics: those of the whole set by name
+    (of several heads the mean, and ``HEAD/NAME``), and ``NAME/CLASS`` of each class that has one.
     """
     local_params = jax.tree.map(lambda x: x.addressable_data(0), params)
     predictor = predictor_of(stage.model, local_params)
@@ -527,35 +536,49 @@ def _score(
             drawn.append((example, labels))
 
     part = range(jax.process_index(), len(images), jax.process_count())
+    tallies = {
+        head: Tally.empty(table.num_classes, len(images) if by_image else 0)
+        for head, table in heads.items()
+    }
     if part:
-        counts = evaluate(predictor, loader.evaluation_examples(images, part), visit=keep)
-    else:
-        counts = {
-            head: np.zeros((table.num_classes,) * 2, np.int64) for head, table in heads.items()
-        }
-    counts = devices.sum_over_processes(counts)
+        examples = loader.evaluation_examples(images, part)
+        for head, own in tally(predictor, examples, by_image=by_image, visit=keep).items():
+            tallies[head].images[part[: len(own.images)]] = own.images
+            tallies[head] = own._replace(images=tallies[head].images)
+    tallies = devices.sum_over_processes(tallies)
 
-    metrics: dict[str, float] = {}
+    overall: dict[str, dict[str, float]] = {}  # by head
+    of_classes: dict[str, float] = {}
     for head, classes in heads.items():
-        of_head = compute_metrics(counts[head], classes.scored)
-        names = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
-        values = {name: float(getattr(of_head, name)) for name in names}
+        metrics = tallies[head].metrics(classes)
+        overall[head] = metrics.overall()
         prefix = f"{head}/" if len(heads) > 1 else ""
-        metrics |= {f"{prefix}{name}": value for name, value in values.items()}
-        journal.say(
-            f"{stage.name} step {step}: {prefix.replace('/', '  ')}"
-            + "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items())
+        of_classes |= {
+            f"{prefix}{name}/{class_}": float(value)
+            for name, values in metrics.by_class().items()
+            for class_, value in zip(classes.names, values, strict=True)
+            if not np.isnan(value)
+        }
+        shown = "  ".join(
+            f"{k.replace('_', ' ')} {v:.4f}"
+            for k, v in overall[head].items()
+            if k not in ("mean_precision", "mean_f1")
         )
+        journal.say(f"{stage.name} step {step}: {prefix.replace('/', '  ')}{shown}")
         for number, (example, labels) in enumerate(drawn):
             shown = bands.picture(example["image"], images.ranges["image"])
             panels = {"image": shown, "ground truth": example[head]}
             picture = drawing.side_by_side({**panels, stage.name: labels[head]}, classes)
             name = f"sample{number}{'_' + head if prefix else ''}"
             journal.picture(stage.name, step, name, picture)
-    # By this the best checkpoint is chosen.
-    metrics["mean_iu"] = float(np.mean([v for k, v in metrics.items() if k.endswith("mean_iu")]))
-    journal.record(stage.name, step, {f"eval/{name}": value for name, value in metrics.items()})
-    return metrics
+    values = {
+        name: float(np.mean([of_head[name] for of_head in overall.values()]))
+        for name in next(iter(overall.values()))
+    }
+    if len(heads) > 1:
+        values |= {f"{head}/{name}": v for head, m in overall.items() for name, v in m.items()}
+    journal.record(stage.name, step, {f"eval/{name}": value for name, value in values.items()})
+    return values | of_classes
 
 
 # ======================================================================== ends
