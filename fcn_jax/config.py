@@ -6,6 +6,7 @@ A config file holds ``get_config()``, which starts from `default_config` and set
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 import os
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from ml_collections import ConfigDict
 
 from fcn_jax import data
+from fcn_jax.data.transforms import Augmentation
 from fcn_jax.models.backbones import find_backbone
 from fcn_jax.models.decoders import SEGMENTERS
 from fcn_jax.models.fcn import FCN, create_model
@@ -96,6 +98,8 @@ NAME = Kind("give a name", lambda value: isinstance(value, str) and value.strip(
 OPTIONS = by_name(Kind("any value", lambda value: True))
 POSITIVE = number("above 0", lambda value: value > 0)
 NOT_NEGATIVE = number("at least 0", lambda value: value >= 0)
+SHARE = number("from 0 to 1", lambda value: 0 <= value <= 1)
+DEGREES = number("from 0 to 180", lambda value: 0 <= value <= 180)
 BELOW_ONE = number("at least 0 and below 1", lambda value: 0 <= value < 1)
 SIZE = Kind(
     "give (height, width) in pixels, or () for none",
@@ -152,9 +156,15 @@ FIELDS: dict[str, dict[str, Field]] = {
     },
     "Augmentation, of training images only": {
         "flip": Field(False, FLAG, "Mirror half of the images left to right."),
+        "vertical_flip": Field(False, FLAG, "Turn half of the images upside down."),
+        "rotation": Field(0.0, DEGREES, "Most degrees of a random rotation; void where empty."),
         "scale_range": Field((1.0, 1.0), FACTORS, "Random resize, drawn log-uniformly."),
         "crop": Field((), SIZE, "Random crop to (height, width); void where an image is smaller."),
         "jitter": Field(0.0, BELOW_ONE, "Random brightness, contrast and saturation."),
+        "grey": Field(0.0, SHARE, "Share of the images that become grey."),
+        "blur": Field(0.0, NOT_NEGATIVE, "Largest sigma of a random Gaussian blur, in pixels."),
+        "jpeg": Field(0, whole(0, 100), "Lowest quality of random JPEG compression; 0: none."),
+        "copy_paste": Field(0.0, SHARE, "Share of the images that get an object of a rare class."),
         "canvas": Field((), SIZE, "(height, width) of batches; empty: as their images need."),
     },
     # "image+depth" joins channels (early fusion); two inputs have a backbone each (late fusion).
@@ -457,6 +467,20 @@ def start_files(config: Config) -> dict[str, str]:
             "give a file for each input, " + ",".join(f"{name}=FILE" for name in config.inputs)
         )
     return named
+
+
+def augmentation(config: Config, source: data.Source) -> Augmentation:
+    """What happens to the training images of a source.
+
+    Raises:
+        ValueError: If it cannot happen to images of their bands.
+    """
+    fields = {field.name for field in dataclasses.fields(Augmentation)} & set(_ALL)
+    given = {field: config[field] for field in fields}
+    given |= {"crop": config.crop or None, "value_range": source.ranges["image"]}
+    found = Augmentation(**given)
+    found.check_bands(source.channels["image"])
+    return found
 
 
 def data_options(config: Config) -> dict[str, Any]:

@@ -387,7 +387,9 @@ def test_augmentation_of_any_bands(rng, dtype, number):
     ]
     assert halved.dtype == dtype
     np.testing.assert_allclose(halved, np.stack(one_by_one, -1), atol=1)
-    augmentation = Augmentation(flip=True, crop=(20, 20), jitter=0.3, black=(-5.0,) * number)
+    augmentation = Augmentation(
+        flip=True, crop=(20, 20), jitter=0.3, value_range=((-5.0, 250.0),) * number
+    )
     first, again = (augmentation(example, np.random.default_rng(1)) for _ in range(2))
     np.testing.assert_array_equal(first["image"], again["image"])
     assert first["image"].shape == (20, 20, number)

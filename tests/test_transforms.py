@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import math
 from fractions import Fraction
+from typing import ClassVar
 
 import numpy as np
 import pytest
+from PIL import Image
+from scipy import ndimage
 
 from fcn_jax.data import transforms
-from fcn_jax.data.transforms import Augmentation, check_example, resize, stack_examples
+from fcn_jax.data.copy_paste import CopyPaste, paste
+from fcn_jax.data.transforms import (
+    Augmentation,
+    arrays,
+    blurred,
+    check_example,
+    resize,
+    rotate,
+    stack_examples,
+)
 
 SIZES = [(1, 1), (7, 13), (33, 20)]
 
@@ -223,3 +236,262 @@ def test_arrays_of_no_known_kind_are_named(name, value, message):
     }
     with pytest.raises(ValueError, match="no label map among image, hha, depth"):
         check_example(labels)
+
+
+# ======================================================================== rotation
+
+
+def rotated_directly(values: np.ndarray, degrees: float, beyond: float) -> np.ndarray:
+    """Each pixel of a map (h, w) from where a counter-clockwise turn brings it, bilinearly."""
+    height, width = values.shape
+    turn = np.exp(1j * np.deg2rad(degrees))
+    # The imaginary axis points up, rows count down.
+    y, x = np.mgrid[:height, :width]
+    place = (x - (width - 1) / 2 - 1j * (y - (height - 1) / 2)) / turn
+    rows, columns = (height - 1) / 2 - place.imag, (width - 1) / 2 + place.real
+    found = ndimage.map_coordinates(values.astype(float), [rows, columns], order=1, mode="nearest")
+    out = (np.abs(rows - (height - 1) / 2) > height / 2) | (
+        np.abs(columns - (width - 1) / 2) > width / 2
+    )
+    return np.where(out, beyond, found)
+
+
+@pytest.mark.parametrize("degrees", [-170.0, -33.0, 7.5, 89.0])
+@pytest.mark.parametrize("size", [(1, 9), (40, 57)])
+def test_rotation_against_a_direct_definition(degrees, size):
+    rng = np.random.default_rng(1)
+    image = rng.normal(100, 20, (*size, 2)).astype(np.float32)
+    turned = rotate({"image": image, "id": "a"}, degrees, (-7.0, 9.0))["image"]
+    for band, beyond in enumerate((-7.0, 9.0)):
+        np.testing.assert_allclose(
+            turned[..., band], rotated_directly(image[..., band], degrees, beyond), atol=1e-3
+        )
+    photograph = {"image": rng.integers(0, 256, (*size, 3), np.uint8), "id": "a"}
+    np.testing.assert_allclose(
+        rotate(photograph, degrees)["image"][..., 1],
+        rotated_directly(photograph["image"][..., 1], degrees, 0),
+        atol=0.51,
+    )
+
+
+def test_a_quarter_turn_moves_every_array_exactly():
+    example = rich_example((24, 24))
+    for name, value in arrays(rotate(example, 90)).items():
+        np.testing.assert_array_equal(value, np.rot90(example[name]))
+
+
+def test_rotation_invents_no_label_and_leaves_void_where_nothing_is():
+    size = (60, 80)
+    label = np.zeros(size, np.uint8)
+    label[:, 40:] = 4
+    example = {
+        "image": np.repeat(label[..., None] * np.uint8(60) + 10, 3, axis=2),
+        "depth": label.astype(np.uint16) * 100 + 50,
+        "label": label,
+        "geo": label // 4,
+        "id": "halves",
+    }
+    augmentation = Augmentation(
+        scale_range=(0.7, 1.4), crop=(48, 48), rotation=45, vertical_flip=True, flip=True
+    )
+    empty = agree = valid_pixels = 0
+    for seed in range(300):
+        found = augmentation(example, np.random.default_rng(seed))
+        valid = found["label"] != 255
+        assert set(np.unique(found["label"])) <= {0, 4, 255}
+        assert set(np.unique(found["depth"])) <= {0, 50, 450}
+        np.testing.assert_array_equal(found["geo"] == 255, ~valid)
+        np.testing.assert_array_equal(found["depth"] == 0, ~valid)
+        np.testing.assert_array_equal(found["image"][..., 0] == 0, ~valid)
+        grey = found["label"].astype(int) * 60 + 10
+        agree += (np.abs(found["image"][..., 0] - grey) < 120)[valid].sum()
+        valid_pixels += valid.sum()
+        empty += (~valid).any()
+    assert agree >= 0.98 * valid_pixels
+    assert empty > 150
+
+
+def test_vertical_flip_turns_everything_upside_down_half_of_the_time():
+    example, turned = rich_example((5, 8)), 0
+    for seed in range(200):
+        found = Augmentation(vertical_flip=True)(example, np.random.default_rng(seed))
+        upside_down = np.array_equal(found["sem"], example["sem"][::-1])
+        for name, value in arrays(example).items():
+            np.testing.assert_array_equal(found[name], value[::-1] if upside_down else value)
+        turned += upside_down
+    assert 70 < turned < 130
+
+
+# ======================================================================== colours
+
+COLOURS = Augmentation(jitter=0.3, grey=1.0, blur=2.0, jpeg=10)
+
+
+def test_colours_change_the_image_alone_and_are_seeded():
+    example = rich_example((31, 40))
+    first, again = (COLOURS(example, np.random.default_rng(3)) for _ in range(2))
+    for name, value in arrays(first).items():
+        assert value.dtype == example[name].dtype
+        np.testing.assert_array_equal(value, again[name])
+        if name != "image":
+            np.testing.assert_array_equal(value, example[name])
+    assert (first["image"] != example["image"]).mean() > 0.5
+    other = COLOURS(example, np.random.default_rng(4))
+    assert (other["image"] != first["image"]).any()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("bands", [1, 2, 4])
+def test_colours_of_any_bands(bands, dtype):
+    rng = np.random.default_rng(0)
+    image = (rng.random((20, 26, bands)) * 200).astype(dtype)
+    example = {"image": image, "label": np.zeros((20, 26), np.uint8), "id": "a"}
+    augmentation = Augmentation(jitter=0.3, blur=2.0, jpeg=10, grey=0.0 if bands > 1 else 1.0)
+    augmentation.check_bands(bands)
+    found = augmentation(example, np.random.default_rng(0))["image"]
+    assert (found.shape, found.dtype) == (image.shape, image.dtype)
+    assert (found != image).any()
+    if bands > 1:
+        with pytest.raises(ValueError, match=rf"config.grey = 1.0: an image of {bands} bands"):
+            COLOURS.check_bands(bands)
+
+
+def test_grey_is_the_brightness_within_each_bands_range():
+    image = np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8)
+    example = {"image": image, "id": "a"}
+    grey = Augmentation(grey=1.0)(example, np.random.default_rng(0))["image"]
+    expected = np.asarray(Image.fromarray(image).convert("L")).astype(int)
+    assert np.abs(grey - expected[..., None]).max() <= 1
+    turned = [
+        np.ptp(Augmentation(grey=0.25)(example, np.random.default_rng(seed))["image"], axis=2).max()
+        for seed in range(200)
+    ]
+    assert 30 < sum(spread == 0 for spread in turned) < 70
+    # Bands of other ranges: what is half bright in all of them stays as it is.
+    ranges = ((0.0, 10.0), (100.0, 300.0), (-1.0, 1.0))
+    half = np.tile(np.array([5.0, 200.0, 0.0], np.float32), (3, 4, 1))
+    augmentation = Augmentation(grey=1.0, value_range=ranges)
+    found = augmentation({"image": half, "id": "a"}, np.random.default_rng(0))["image"]
+    np.testing.assert_allclose(found, half, atol=1e-4)
+
+
+def test_jpeg_is_that_of_the_quality_and_leaves_fine_steps():
+    noise = np.random.default_rng(0).normal(128, 90, (19, 21, 3))
+    image = ndimage.gaussian_filter(noise, (2, 2, 0)).astype(np.uint8)
+    errors = []
+    for quality in (20, 95):
+        found = Augmentation()._compressed(image, quality)
+        Image.fromarray(image).save(file := io.BytesIO(), "JPEG", quality=quality)
+        np.testing.assert_array_equal(found, np.asarray(Image.open(file)))
+        errors.append(np.abs(found.astype(int) - image).mean())
+    assert errors[0] > 2 * errors[1] > 0
+    deep = image[..., :2].astype(np.uint16) * 100 + 3  # steps of 100 for JPEG, which leaves the 3
+    found = Augmentation(value_range=((0.0, 25500.0),) * 2)._compressed(deep, 60).astype(int)
+    assert 0 < np.abs(found - deep).max() < 3000
+    assert set(np.unique(found % 100)) == {3}
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.7, 3.0])
+def test_blur_is_gaussian(sigma):
+    image = np.random.default_rng(0).random((21, 30, 2)).astype(np.float32)
+    bands = [
+        ndimage.gaussian_filter(band.astype(float), sigma, mode="nearest")
+        for band in np.moveaxis(image, 2, 0)
+    ]
+    np.testing.assert_allclose(blurred(image, sigma), np.stack(bands, axis=2), atol=1e-5)
+
+
+# ======================================================================== objects that travel
+
+
+def voided_squares(size: tuple[int, int], seed: int) -> dict:
+    """Squares of classes 1 to 3 with void around each, on class 0; images are 10 label + 3."""
+    rng = np.random.default_rng(seed)
+    label = np.zeros(size, np.uint8)
+    for kind in (1, 1, 2, 3) if seed == 0 else (1, 2):
+        row, column = rng.integers(-3, size[0] - 3), rng.integers(-3, size[1] - 3)
+        label[max(0, row) : row + 9, max(0, column) : column + 9] = 255
+        label[max(0, row + 1) : row + 8, max(0, column + 1) : column + 8] = kind
+    values = label * 10.0 + 3
+    return {
+        "image": np.repeat(values[..., None], 3, axis=2).astype(np.uint8),
+        "depth": values.astype(np.uint16),
+        "label": label,
+        "geo": np.where(label == 2, 255, label).astype(np.uint8),
+        "id": str(seed),
+    }
+
+
+def pieces_of(labels: np.ndarray) -> int:
+    pieces = np.zeros(labels.shape, np.int32)
+    ndimage.label(labels, output=pieces)
+    return pieces.max()
+
+
+@pytest.mark.parametrize("size", [(40, 50), (11, 7), (1, 1)])
+@pytest.mark.parametrize("kind", [1, 2, 3])
+def test_a_pasted_piece_is_whole_in_all_arrays(size, kind):
+    donor, grew = voided_squares((40, 50), 0), 0
+    target = {**voided_squares(size, 1), "label": np.zeros(size, np.uint8)}
+    target |= {"geo": target["label"], "depth": np.full(size, 3, np.uint16)}
+    target["image"] = np.full((*size, 3), 3, np.uint8)
+    for seed in range(30):
+        found = paste(target, donor, kind, np.random.default_rng(seed))
+        assert set(np.unique(found["label"])) <= {0, kind}  # no void, no other class
+        np.testing.assert_array_equal(found["geo"], found["label"])
+        np.testing.assert_array_equal(found["depth"], found["label"] * 10.0 + 3)
+        np.testing.assert_array_equal(found["image"], found["depth"][..., None].repeat(3, axis=2))
+        assert pieces_of(found["label"]) <= 1
+        grew += (found["label"] == kind).any()
+    # Where class 2 is, the other label map is void.
+    assert grew == (0 if kind == 2 else 30)
+    assert not (target["label"] == kind).any()  # nothing was changed in place
+
+
+class Squares:
+    """Five examples; class 3 is in the first alone, and the rarest."""
+
+    channels: ClassVar = {"image": 3}
+
+    def __init__(self) -> None:
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> dict:
+        self.read.append(index)
+        return voided_squares((30 + index, 44 - 5 * index), index)
+
+
+def test_rare_classes_are_pasted_from_images_that_hold_them():
+    source = Squares()
+    copy_paste = CopyPaste(source, 0.5)
+    every = np.concatenate([source[i]["label"].ravel() for i in range(5)])
+    counts = np.bincount(every, minlength=256)[:255]
+    present = sorted(count for count in counts if count)
+    rare = [i for i in range(255) if 0 < counts[i] < np.median(present)]
+    assert copy_paste.rare.tolist() == rare == [2, 3]
+
+    target = voided_squares((25, 33), 4)
+    source.read.clear()
+    pasted = [copy_paste(target, np.random.default_rng(seed)) for seed in range(200)]
+    again = [copy_paste(target, np.random.default_rng(seed)) for seed in range(200)]
+    assert 70 < len(source.read) / 2 < 130
+    assert source.read.count(0) > len(source.read) / 2  # class 3, and a fifth of class 2
+    for first, second in zip(pasted, again, strict=True):
+        valid = first["label"] != 255
+        np.testing.assert_array_equal(first["image"][valid][:, 0], first["label"][valid] * 10.0 + 3)
+        for name, value in arrays(first).items():
+            np.testing.assert_array_equal(value, second[name])
+    assert any((example["label"] == 3).any() for example in pasted)
+
+
+def test_copy_paste_without_a_rare_class_is_refused():
+    class Even(Squares):
+        def __getitem__(self, index):
+            label = np.array([[0, 1], [1, 0]], np.uint8)
+            return {"image": np.zeros((2, 2, 3), np.uint8), "label": label, "id": "a"}
+
+    with pytest.raises(ValueError, match=r"copy_paste = 0.3: .* no class has fewer pixels"):
+        CopyPaste(Even(), 0.3)

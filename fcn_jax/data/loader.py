@@ -22,6 +22,7 @@ from jaxtyping import Array
 from fcn_jax import devices
 from fcn_jax.canvas import Size, canvas_side, round_up
 from fcn_jax.data import transforms
+from fcn_jax.data.copy_paste import CopyPaste
 from fcn_jax.data.transforms import Augmentation, Example
 
 TrainingBatch: TypeAlias = tuple[dict[str, Array], list[str]]
@@ -128,6 +129,7 @@ def training_batches(
     augmentation: Augmentation,
     mesh: Mesh | None = None,
     canvas: Size | None = None,
+    copy_paste: CopyPaste | None = None,
     num_workers: int = 0,
     read_threads: int = 2,
     process_index: int = 0,
@@ -143,6 +145,7 @@ def training_batches(
             the size of all images, or, where they differ, of the batch's largest, rounded up to
             one of few (`fcn_jax.canvas.canvas_side`). Where devices share the rows of images, the
             height is rounded up to a multiple of them.
+        copy_paste: What is pasted into examples before they are augmented.
         num_workers: Processes that load; 0 loads in threads of this process, which is faster
             unless transforms are heavy and cores many.
         process_index: This process among ``process_count`` that read different examples of the
@@ -174,18 +177,14 @@ def training_batches(
         return on_devices, batch["id"].tolist()
 
     # The processes' parts of the global batches, one after the other.
-    parts = (
-        grain.MapDataset.range(len(source))
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .map(functools.partial(_read, source=source))
-        .random_map(augmentation)
-        .batch(
-            batch_size // process_count,
-            drop_remainder=True,  # there is none, but the length of endless data would overflow
-            batch_fn=functools.partial(_batch, canvas=canvas, shards=shards, filled=filled),
-        )
+    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    examples = order.map(functools.partial(_read, source=source))
+    if copy_paste is not None:
+        examples = examples.random_map(copy_paste)
+    parts = examples.random_map(augmentation).batch(
+        batch_size // process_count,
+        drop_remainder=True,  # there is none, but the length of endless data would overflow
+        batch_fn=functools.partial(_batch, canvas=canvas, shards=shards, filled=filled),
     )
 
     def read_from(batch: int) -> grain.IterDataset:

@@ -26,7 +26,7 @@ from fcn_jax import data, devices, drawing, runs, weights
 from fcn_jax.canvas import Size, rule_for
 from fcn_jax.classes import ClassTable
 from fcn_jax.data import bands, loader
-from fcn_jax.data.transforms import Augmentation
+from fcn_jax.data.copy_paste import CopyPaste
 from fcn_jax.inference.evaluation import Tally, tally
 from fcn_jax.inference.predictor import Predictor
 from fcn_jax.models.backbones import code_of
@@ -314,13 +314,8 @@ def make_stages(
 ) -> list[Stage]:
     """Takes a config apart, into what each stage needs."""
     steps = configs.stage_steps(config, len(source))
-    fields = ("scale", "scale_range", "flip", "jitter")
-    used = source.ranges["image"]
-    augmentation = Augmentation(
-        **{f: config[f] for f in fields},
-        crop=config.crop or None,
-        black=None if used is None else tuple(low for low, _ in used),
-    )
+    augmentation = configs.augmentation(config, source)
+    copy_paste = CopyPaste(source, config.copy_paste) if config.copy_paste else None
     part, parts = devices.batch_part(mesh)
     stages = []
     for index, name in enumerate(config.stages):
@@ -343,6 +338,7 @@ def make_stages(
             augmentation=augmentation,
             mesh=mesh,
             canvas=config.canvas or None,
+            copy_paste=copy_paste,
             num_workers=config.num_workers,
             process_index=part,
             process_count=parts,
