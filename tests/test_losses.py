@@ -1,4 +1,4 @@
-"""The pixelwise loss against PyTorch and hand-made cases, and the sampling of cells."""
+"""The losses against PyTorch, their definitions and hand-made cases; the sampling of cells."""
 
 from __future__ import annotations
 
@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 
 import fcn_jax
-from fcn_jax.models.losses import check_labels, cross_entropy, sample_cells
+from fcn_jax.models.losses import (
+    balanced_weights,
+    check_labels,
+    cross_entropy,
+    dice,
+    focal,
+    make_loss,
+    ohem,
+    read_loss,
+    sample_cells,
+    tversky,
+)
 
 VOID = fcn_jax.VOID
 
@@ -132,6 +143,322 @@ def test_shapes_must_fit():
 
 def test_check_labels_accepts_all_classes_and_void():
     check_labels(np.array([0, 6, VOID], np.uint8), 7)
+
+
+# ======================================================================== all losses by definition
+
+WEIGHTS = (0.5, 1.0, 4.0, 0.0, 2.0, 1.5, 3.0)
+
+
+def softmax(logits):
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def of_pixels(loss):
+    """A definition by the probabilities of one pixel and its class, summed over valid pixels."""
+
+    def total(logits, labels):
+        valid = labels != VOID
+        return sum(map(loss, softmax(logits)[valid], labels[valid]))
+
+    return total
+
+
+def of_images(alpha, beta):
+    """Tversky's, with a loop for each sum."""
+
+    def total(logits, labels):
+        result = 0.0
+        for p, label in zip(softmax(logits), labels, strict=True):
+            valid, losses = label != VOID, []
+            for k in set(label[valid].tolist()):
+                hits = p[label == k][:, k].sum()
+                false = p[valid & (label != k)][:, k].sum()
+                missed = (1 - p[label == k][:, k]).sum()
+                losses.append(1 - hits / (hits + alpha * false + beta * missed))
+            result += valid.sum() * np.mean(losses) if losses else 0.0
+        return result
+
+    return total
+
+
+def hard(threshold, least):
+    def total(logits, labels):
+        result = 0.0
+        for p, label in zip(softmax(logits), labels, strict=True):
+            valid = label != VOID
+            true = sorted(p[valid][np.arange(valid.sum()), label[valid]])
+            kept = [q for number, q in enumerate(true) if q < threshold or number < least]
+            result -= np.log(kept).sum()
+        return result
+
+    return total
+
+
+def smoothed(p, y):
+    return -0.9 * WEIGHTS[y] * np.log(p[y]) - 0.1 / 7 * np.dot(WEIGHTS, np.log(p))
+
+
+DEFINITIONS = {
+    "cross_entropy": ({}, of_pixels(lambda p, y: -np.log(p[y]))),
+    "cross_entropy smoothed": (
+        {"class_weights": WEIGHTS, "label_smoothing": 0.1},
+        of_pixels(smoothed),
+    ),
+    "focal": ({"gamma": 1.5}, of_pixels(lambda p, y: -((1 - p[y]) ** 1.5) * np.log(p[y]))),
+    "focal weighted": (
+        {"gamma": 2.0, "class_weights": WEIGHTS},
+        of_pixels(lambda p, y: -WEIGHTS[y] * (1 - p[y]) ** 2 * np.log(p[y])),
+    ),
+    "ohem": ({"threshold": 0.02, "least": 30}, hard(0.02, 30)),
+    "dice": ({}, of_images(0.5, 0.5)),
+    "tversky": ({"alpha": 0.2, "beta": 0.9}, of_images(0.2, 0.9)),
+    "cross_entropy+0.5*dice": (
+        {},
+        lambda *given: (
+            DEFINITIONS["cross_entropy"][1](*given) + 0.5 * DEFINITIONS["dice"][1](*given)
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_losses_by_definition(name):
+    options, definition = DEFINITIONS[name]
+    loss = make_loss(name.split()[0], **options)
+    logits, labels = random_case(1)
+    logits *= 0.4
+    truth = definition(logits.astype(np.float64), labels)
+    found = jax.jit(loss)(logits, labels)
+    assert float(found.total) == pytest.approx(truth, rel=2e-6)
+    assert (int(found.valid), int(found.invalid)) == ((labels != VOID).sum(), 0)
+
+    # Along random directions the gradient is the definition's central difference.
+    gradient = jax.grad(lambda x: loss(x, labels).total)(logits)
+    for seed in range(3):
+        way = np.random.default_rng(seed).normal(size=logits.shape)
+        ahead, behind = (definition(logits + step * way, labels) for step in (1e-6, -1e-6))
+        assert np.vdot(gradient, way) == pytest.approx((ahead - behind) / 2e-6, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_an_image_on_a_canvas_has_the_loss_that_it_has_alone(name):
+    """Void beyond it, whatever the logits there; and so has an image in a batch."""
+    loss = jax.jit(make_loss(name.split()[0], **DEFINITIONS[name][0]))
+    logits, labels = random_case(2)
+    alone = [loss(logits[i : i + 1], labels[i : i + 1]) for i in range(2)]
+    wide = np.random.default_rng(3).normal(0, 9, (2, 16, 32, 7)).astype(np.float32)
+    void = np.full((2, 16, 32), VOID, np.uint8)
+    wide[:, :9, :11], void[:, :9, :11] = logits, labels
+    together = loss(wide, void)
+    assert float(together.total) == pytest.approx(sum(float(a.total) for a in alone), rel=1e-6)
+    # Parts of a batch are added field by field, as groups of devices do.
+    added = jax.tree.map(lambda *fields: sum(fields), *alone)
+    assert float(together.mean) == pytest.approx(float(added.mean), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_void_counts_for_nothing(name):
+    loss = make_loss(name.split()[0], **DEFINITIONS[name][0])
+    logits, labels = random_case(4)
+    loud = np.where((labels == VOID)[..., None], np.float32(1e4), logits)
+    loud[..., 0] += 1e3 * (labels == VOID)
+    both = jax.value_and_grad(lambda x: loss(x, labels).total)
+    (quiet, _), (total, gradient) = both(logits), both(loud)
+    assert float(total) == float(quiet)
+    assert not np.asarray(gradient)[labels == VOID].any()
+    nothing = np.full_like(labels, VOID)
+    mean = lambda x: loss(x, nothing).mean  # noqa: E731
+    total, gradient = jax.value_and_grad(mean)(logits)
+    assert float(total) == 0.0
+    assert not np.asarray(gradient).any()
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_an_invalid_label_makes_every_loss_nan(name):
+    loss = make_loss(name.split()[0], **DEFINITIONS[name][0])
+    logits, labels = random_case(3)
+    labels[1, 2, 3] = 7
+    found, gradient = jax.jit(jax.value_and_grad(lambda x: loss(x, labels).total))(logits)
+    assert np.isnan(found)
+    assert np.isnan(np.asarray(gradient)).any()
+    found = jax.jit(lambda x: loss(x, jnp.asarray(labels)))(logits)
+    assert np.isnan(found.mean)
+    assert int(found.invalid) == 1
+
+
+# ======================================================================== known values
+
+
+def total_and_mean(loss):
+    return float(loss.total), float(loss.mean)
+
+
+def test_smoothing_with_void_and_weights():
+    logits = jnp.array([[[[2.0, 0, -1], [5, 5, 5]], [[0, 9, 0], [0, 1, 3]]]])
+    labels = jnp.array([[[0, 255], [255, 2]]])
+    weighted = {"class_weights": (1, 2, 4), "label_smoothing": 0.1}
+    assert float(cross_entropy(logits, labels).total) == pytest.approx(0.3397, abs=1e-4)
+    smoothed = cross_entropy(logits, labels, label_smoothing=0.1)
+    assert total_and_mean(smoothed) == pytest.approx((0.6730, 0.3365), abs=1e-4)
+    assert total_and_mean(cross_entropy(logits, labels, **weighted)) == pytest.approx(
+        (1.6102, 0.3220), abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_weights_and_smoothing_beside_torch(reduction):
+    torch = pytest.importorskip("torch")
+    logits, labels = random_case(5)
+    truth = torch.nn.functional.cross_entropy(
+        torch.from_numpy(logits.transpose(0, 3, 1, 2).copy()).double(),
+        torch.from_numpy(labels).long(),
+        torch.tensor(WEIGHTS).double(),
+        reduction=reduction,
+        ignore_index=VOID,
+        label_smoothing=0.2,
+    )
+    loss = cross_entropy(logits, labels, class_weights=WEIGHTS, label_smoothing=0.2)
+    found = loss.total if reduction == "sum" else loss.mean
+    assert float(found) == pytest.approx(truth.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("ways", [(0.5, 0.5), (0.3, 0.7)], ids=["dice", "tversky"])
+def test_overlap_beside_optax(ways):
+    """Optax's has no void and counts absent classes: on images that hold all classes it is ours."""
+    optax = pytest.importorskip("optax")
+    logits, _ = random_case(6)
+    labels = np.random.default_rng(6).integers(0, 7, logits.shape[:-1])
+    alpha, beta = ways
+    hot = jax.nn.one_hot(labels, 7)
+    truth = optax.losses.dice_loss(logits, hot, alpha=alpha, beta=beta, smooth=0.0)
+    found = tversky(logits, labels, alpha=alpha, beta=beta)
+    assert float(found.mean) == pytest.approx(float(truth.mean()), rel=1e-6)
+    assert float(found.total) == pytest.approx(99 * float(truth.sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", [dice, tversky])
+def test_overlap_without_void_and_absent_classes(loss):
+    logits = jnp.tile(jnp.array([-20.0, 20.0]), (1, 4, 1))
+    assert float(loss(logits, jnp.array([[1, 1, 255, 255]])).mean) == pytest.approx(0, abs=1e-6)
+    logits = jnp.zeros((1, 5, 6, 21)).at[..., 0].set(20.0)
+    assert float(loss(logits, jnp.zeros((1, 5, 6), int)).mean) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_overlap_of_half_precision_is_summed_in_float32(dtype):
+    labels = (jnp.arange(512 * 512) % 2).reshape(1, 512, 512)
+    assert float(dice(jnp.zeros((1, 512, 512, 2), dtype), labels).mean) == pytest.approx(0.5)
+    logits, labels = random_case(7)
+    half = dice(jnp.asarray(logits, dtype), labels)
+    assert float(half.mean) == pytest.approx(float(dice(logits, labels).mean), abs=1e-3)
+
+
+def test_focal_of_what_is_certain():
+    zero = jnp.array([0])
+
+    def value_and_gradient(logits, gamma):
+        return jax.value_and_grad(lambda x: focal(x, zero, gamma=gamma).total)(jnp.array([logits]))
+
+    value, gradient = value_and_gradient([0.0, 200.0], 2.0)
+    assert float(value) == 200
+    np.testing.assert_allclose(gradient, [[-1, 1]], atol=1e-6)
+    for logits in ([40.0, 0.0], [200.0, 0.0], [1e4, -1e4]):
+        for gamma in (0.01, 0.5, 1.0, 3.0):
+            value, gradient = value_and_gradient(logits, gamma)
+            assert np.isfinite(gradient).all()
+            assert 0 <= float(value) < 1e-6
+    logits, labels = random_case(8)
+    assert float(focal(logits, labels, gamma=0.0).total) == float(
+        cross_entropy(logits, labels).total
+    )
+
+
+@pytest.mark.parametrize(("least", "total", "kept"), [(1, 3.5066, 2), (3, 3.7297, 3)])
+def test_the_hard_pixels_are_kept(least, total, kept):
+    p = jnp.array([[[0.9, 0.8], [0.3, 0.1]]])
+    logits = jnp.log(jnp.stack([p, 1 - p], axis=-1))
+    loss = ohem(logits, jnp.zeros((1, 2, 2), int), threshold=0.7, least=least)
+    assert total_and_mean(loss) == pytest.approx((total, total / kept), abs=1e-4)
+
+
+def test_fewer_valid_pixels_than_are_to_be_kept():
+    logits, labels = random_case(9)
+    labels[0].flat[3:] = VOID
+    labels[0].flat[:3] = 1, 0, 2
+    loss = ohem(logits[:1], labels[:1], threshold=0.5, least=50)
+    assert total_and_mean(loss) == pytest.approx(
+        total_and_mean(cross_entropy(logits[:1], labels[:1]))
+    )
+
+
+def test_the_mean_of_a_sum_is_the_sum_of_the_means():
+    logits, labels = random_case(10)
+    loss = make_loss("2*cross_entropy+0.25*dice+ohem", class_weights=WEIGHTS, least=20)
+    parts = (
+        (2, cross_entropy(logits, labels, class_weights=WEIGHTS)),
+        (0.25, dice(logits, labels)),
+        (1, ohem(logits, labels, least=20, class_weights=WEIGHTS)),
+    )
+    found = loss(logits, labels)
+    assert float(found.total) == pytest.approx(sum(f * float(p.total) for f, p in parts))
+    assert float(found.mean) == pytest.approx(sum(f * float(p.mean) for f, p in parts))
+
+
+# ======================================================================== by name
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dise", "no loss 'dise'; there are cross_entropy, focal, ohem, dice, tversky"),
+        ("cross_entropy+", "no loss ''"),
+        ("x*dice", "factor 'x' of dice"),
+        ("-1*dice", "factor '-1' of dice"),
+        ("nan*dice", "factor 'nan' of dice"),
+    ],
+)
+def test_a_loss_that_is_not_there(text, message):
+    with pytest.raises(ValueError, match=r"loss|factor") as caught:
+        read_loss(text)
+    assert message in str(caught.value)
+
+
+def test_class_weights_must_be_as_many_as_the_classes():
+    logits, labels = random_case()
+    with pytest.raises(ValueError, match="3 class weights, but 7 classes"):
+        make_loss("focal", class_weights=(1.0, 2.0, 3.0))(logits, labels)
+
+
+def test_balanced_weights():
+    """Beside scikit-learn, and the definition of median frequency over label maps."""
+    learn = pytest.importorskip("sklearn.utils.class_weight")
+    rng = np.random.default_rng(0)
+    maps = [
+        rng.choice([0, 1, 4, VOID], (5, 7), p=p) for p in ((0.5, 0.5, 0, 0), (0.6, 0, 0.1, 0.3))
+    ]
+    pixels = np.stack([np.bincount(m[m != VOID], minlength=6) for m in maps])
+    every = np.concatenate([m[m != VOID] for m in maps])
+    there = np.unique(every)
+    inverse = balanced_weights("inverse", pixels)
+    truth = learn.compute_class_weight("balanced", classes=there, y=every)
+    np.testing.assert_allclose(np.array(inverse)[there], truth)
+    assert np.mean(np.array(inverse)[every]) == pytest.approx(1)
+
+    frequency = {
+        k: sum((m == k).sum() for m in maps) / sum((m != VOID).sum() for m in maps if k in m)
+        for k in there
+    }
+    median = np.median([*frequency.values()])
+    weights = balanced_weights("median", pixels)
+    assert [weights[k] for k in there] == pytest.approx([median / frequency[k] for k in there])
+    for found in (inverse, weights):
+        assert [found[k] for k in (2, 3, 5)] == [0, 0, 0]
+    with pytest.raises(ValueError, match="no image has a label other than void"):
+        balanced_weights("median", 0 * pixels)
+    with pytest.raises(ValueError, match="'mode'; there are inverse and median"):
+        balanced_weights("mode", pixels)
 
 
 # ======================================================================== sampling of cells
