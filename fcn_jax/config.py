@@ -25,6 +25,7 @@ from fcn_jax.models.backbones import find_backbone
 from fcn_jax.models.decoders import SEGMENTERS
 from fcn_jax.models.fcn import FCN, create_model
 from fcn_jax.models.layers import PRECISIONS
+from fcn_jax.models.losses import LOSSES, options_of, read_loss
 
 if TYPE_CHECKING:
 
@@ -123,6 +124,18 @@ STAGES = Kind(
     lambda value: several(choice(*SEGMENTERS)).fits(value) and 0 < len(value) == len(set(value)),
 )
 
+CLASS_WEIGHTS = Kind(
+    "give () for none, a number for each class, or one of inverse, median: ('inverse',)",
+    lambda value: (
+        value in ((), ("inverse",), ("median",))
+        or (several(NOT_NEGATIVE).fits(value) and any(value))
+    ),
+)
+ERRORS = Kind(
+    "give (alpha, beta), factors on false and on missed pixels, both positive",
+    lambda value: several(POSITIVE).fits(value) and len(value) == 2,
+)
+
 # ======================================================================== the fields
 
 
@@ -197,6 +210,23 @@ FIELDS: dict[str, dict[str, Field]] = {
         "spatial_shards": Field(1, whole(1), "Devices that share an image's rows.", free=True),
         "remat": Field(False, FLAG, "Less memory on GPUs and TPUs, and more time.", free=True),
     },
+    "Loss": {
+        "loss": Field(
+            "cross_entropy", NAME, f"A sum such as cross_entropy+0.5*dice of {', '.join(LOSSES)}."
+        ),
+        "class_weights": Field(
+            (), CLASS_WEIGHTS, "Factors on pixels by class: numbers, or inverse, or median."
+        ),
+        "label_smoothing": Field(0.0, BELOW_ONE, "Part of the target spread over all classes."),
+        "focal_gamma": Field(2.0, NOT_NEGATIVE, "Of focal: how little easy pixels count."),
+        "ohem_threshold": Field(
+            0.7, up_to(1), "Of ohem: pixels of a smaller probability are hard."
+        ),
+        "ohem_least": Field(10_000, whole(1), "Of ohem: the hard pixels of an image, at least."),
+        "tversky": Field((0.3, 0.7), ERRORS, "Of tversky: factors on false and missed pixels."),
+        "normalize_loss": Field(False, FLAG, "Minimise the loss's mean; the paper sums pixels."),
+        "cell_fraction": Field(1.0, up_to(1), "Part of the cells trained on (CVPR 2015, fig. 5)."),
+    },
     "Training": {
         "batch_size": Field(1, whole(1), "Images in a minibatch, over all devices."),
         "accumulate": Field(1, whole(1), "Minibatches in an update (Caffe's iter_size)."),
@@ -216,8 +246,6 @@ FIELDS: dict[str, dict[str, Field]] = {
         "weight_decay": Field(5e-4, NOT_NEGATIVE, "Of kernels."),
         "bias_rate": Field(2.0, NOT_NEGATIVE, "Biases learn at this multiple of the rate."),
         "clip_norm": Field(0.0, NOT_NEGATIVE, "Largest norm of the gradient; 0: off."),
-        "normalize_loss": Field(False, FLAG, "Divide the loss by its pixels; the paper sums."),
-        "cell_fraction": Field(1.0, up_to(1), "Part of the cells trained on (CVPR 2015, fig. 5)."),
         # A stage's data are shuffled by seed * 4 + stage, in 32 bits.
         "seed": Field(0, whole(0, 2**30 - 1), "Of all that is random."),
     },
@@ -373,6 +401,14 @@ def validate(config: Config) -> None:
                 read(config)
             except ValueError as error:
                 problems[name] = str(error)
+    if not problems:
+        try:
+            taken = {option for _, name in read_loss(config.loss) for option in options_of(name)}
+            for field, options in LOSS_FIELDS.items():
+                if config[field] != _ALL[field].default and not taken.issuperset(options):
+                    problems[field] = f"no part of the loss {config.loss!r} takes it"
+        except ValueError as error:
+            problems["loss"] = str(error)
 
     # ---- The networks
     if not problems:
@@ -425,6 +461,28 @@ def stage_model(config: Config, stage: str, **options: Any) -> FCN:
     given = {field: config[field] for field in (*fields, "freeze")}
     given |= {"backbone": os.path.expanduser(config.backbone), "inputs": channels}
     return create_model(stage, **{**given, **options})
+
+
+LOSS_FIELDS = {
+    "class_weights": ("class_weights",),
+    "label_smoothing": ("label_smoothing",),
+    "focal_gamma": ("gamma",),
+    "ohem_threshold": ("threshold",),
+    "ohem_least": ("least",),
+    "tversky": ("alpha", "beta"),
+}
+"""The fields of losses, and what these call them."""
+
+
+def loss_options(config: Config) -> dict[str, Any]:
+    """The arguments of `fcn_jax.models.losses.make_loss`; class weights as the config has them."""
+    return {
+        option: value
+        for field, options in LOSS_FIELDS.items()
+        for option, value in zip(
+            options, config[field] if len(options) > 1 else (config[field],), strict=True
+        )
+    }
 
 
 def per_stage(config: Config, field: str) -> tuple[Any, ...]:

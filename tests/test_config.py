@@ -200,6 +200,12 @@ WRONG = [
     ("dataset", ""),
     ("schedule", "step"),
     ("init", "image=a,hha=b"),
+    *(("loss", value) for value in ("", "dise", "dice+", "-1*dice", "dice*2")),
+    *(("label_smoothing", value) for value in (1.0, *NOT_NUMBERS)),
+    *(("focal_gamma", value) for value in (-1.0, *NOT_NUMBERS)),
+    *(("class_weights", (value,)) for value in (0.0, -1.0, *NOT_NUMBERS)),
+    *(("class_weights", value) for value in ("inverse", ("inverse", "median"), ("inverse", 1.0))),
+    *(("tversky", value) for value in ((), (1.0,), (0.0, 1.0), (1.0, 1.0, 1.0))),
 ]
 
 
@@ -217,6 +223,27 @@ def test_a_wrong_value_is_one_line_that_names_the_field_and_the_remedy(name, val
     assert message.startswith(f"config.{named} = ")
     assert "\n" not in message
     assert 8 < len(message.split(": ", 1)[1]) < len(message) < 2000  # the remedy
+
+
+@pytest.mark.parametrize(
+    ("loss", "field", "value"),
+    [
+        ("dice", "class_weights", ("median",)),
+        ("cross_entropy+dice", "focal_gamma", 1.0),
+        ("focal", "label_smoothing", 0.1),
+        ("dice", "tversky", (0.5, 0.6)),
+        ("0.5*focal", "ohem_least", 3),
+    ],
+)
+def test_a_field_that_the_loss_does_not_take_is_refused(loss, field, value):
+    config = configs.default_config()
+    config.update(steps=(10,), loss=loss, **{field: value})
+    with pytest.raises(
+        ValueError, match=rf"^config\.{field} = .*: no part of the loss .* takes it$"
+    ):
+        configs.validate(config)
+    config.loss = "cross_entropy + 0.5*focal+ohem+tversky"
+    configs.validate(config)
 
 
 def test_all_problems_are_reported_together():
@@ -372,6 +399,7 @@ def test_the_home_directory_in_every_path(monkeypatch, tmp_path):
         (["--config.seed=zero"], "invalid literal for int"),
         (["--config.width=1e"], "could not convert string to float"),
         (["--config.inputs={'image'"], "Failed to parse"),
+        (["--config.class_weights=mean"], "or one of inverse, median"),
         (["--wrkdir=x"], "unexpected argument '--wrkdir=x'; --help lists"),
         (["more"], "unexpected argument 'more'"),
     ],

@@ -57,6 +57,16 @@ def test_shapes_hold_every_class_void_and_thin_parts(tmp_path):
     assert 0.1 < 1 - kept.sum() / shape.sum() < 0.6
 
 
+def test_label_counts_need_no_pass(tmp_path):
+    source = open_source("shapes", "train[1:5]", data_dir=tmp_path, **SMALL)
+    classes = source.classes.num_classes
+    counts = [np.bincount(example["label"].ravel(), minlength=256)[:classes] for example in source]
+    np.testing.assert_array_equal(source.label_counts["label"], counts)
+    assert all(0 < sum(of_image) < 48 * 48 for of_image in counts)  # there is void
+    rest = source.without(source.digests[1:3])
+    np.testing.assert_array_equal(rest.label_counts["label"], [counts[0], counts[3]])
+
+
 def test_source_is_a_sequence_with_a_stable_name(tmp_path):
     path = prepare("shapes", data_dir=tmp_path / "a", **SMALL)
     source = Source(path, "val")

@@ -319,6 +319,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(place)
         ({"eval_split": "tset"}, "has no split 'tset'; it has train (12 images)"),
         ({"batch_size": 13}, "more than the 12 training images"),
         ({"heads": "(1,)"}, "config.heads = (1,): give a tuple"),
+        ({"class_weights": "1,2"}, "(1, 2): 2 numbers, but label has 6 classes (background, "),
     ],
 )
 def test_a_mistake_is_one_clear_message_and_nothing_is_written(place, finished, fields, message):

@@ -22,11 +22,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
-from fcn_jax.classes import ClassTable
+from fcn_jax.classes import VOID, ClassTable
 from fcn_jax.data.bands import Pixels, UsedRange
 from fcn_jax.data.images import Encoded, LabelKind, encode_png, pixel_digest, read_label
 
-VERSION = "3.0.0"
+VERSION = "3.1.0"
 """Of the prepared copies; those of another version are never read."""
 
 Kind = Literal["picture", "depth"]
@@ -37,7 +37,7 @@ ArrayKind = Literal[Kind, "labels"]
 
 PICTURE: Mapping[str, Kind] = {"image": "picture"}
 
-LISTS = ("ids", "digests", "label_digests", "sizes")
+LISTS = ("ids", "digests", "label_digests", "sizes", "label_counts")
 """What the metadata list of every example of a split; see `fcn_jax.data.source.Source`."""
 
 Part = Encoded | Pixels | UInt16[np.ndarray, "h w"] | UInt8[np.ndarray, "h w"]
@@ -120,6 +120,12 @@ def size_of(part: Part) -> tuple[int, int]:
 def digest_of(part: Part) -> str:
     """The `pixel_digest` of a picture or an array."""
     return part.digest if isinstance(part, Encoded) else pixel_digest(part)
+
+
+def count_labels(part: Part) -> list[list[int]]:
+    """The labels of a label map but void, each with its pixels: ``[[0, 1200], [3, 45]]``."""
+    counts = np.bincount(np.asarray(part).ravel(), minlength=VOID + 1)[:VOID]
+    return [[int(label), int(counts[label])] for label in np.flatnonzero(counts)]
 
 
 def read_labels(
@@ -268,7 +274,14 @@ def write(
             lists = {key: metadata[key][split] for key in LISTS}
             trains = split == "train" or "train" not in contents.splits
             examples: Any = _examples(
-                name, split, bar, first.id, stored, lists, used if trains else {}
+                name,
+                split,
+                bar,
+                first.id,
+                stored,
+                [*contents.label_maps],
+                lists,
+                used if trains else {},
             )
             writer.add_examples({split: examples})  # It takes them one by one.
         ranges = {
@@ -289,6 +302,7 @@ def _examples(
     entries: Iterable[Entry],
     first_id: str,
     stored: Mapping[str, Stored],
+    label_maps: Sequence[str],
     lists: Mapping[str, list[Any]],
     used: Mapping[str, UsedRange],
 ) -> Iterator[dict[str, Any]]:
@@ -321,4 +335,5 @@ def _examples(
         others = [digest_of(parts[name]) for name in sorted(parts) if name != "image"]
         lists["label_digests"].append(hashlib.sha256("".join(others).encode()).hexdigest()[:16])
         lists["sizes"].append(list(size_of(parts["image"])))
+        lists["label_counts"].append({name: count_labels(parts[name]) for name in label_maps})
         yield {**files, "id": entry.id}

@@ -51,6 +51,8 @@ class Source:
         digests: The `fcn_jax.data.images.pixel_digest` of every image.
         label_digests: A digest of all else of every example: its label maps, its depth.
         sizes: Height and width of every image.
+        label_counts: The pixels of each class in every image, int64 (examples, classes), by the
+            label map's name.
         notes: What a person should know about this copy of the data, e.g. missing images.
         origin: Where the data come from, in words.
 
@@ -78,6 +80,14 @@ class Source:
         self.digests = tuple(metadata["digests"][name][i] for name, i in self._rows)
         self.label_digests = tuple(metadata["label_digests"][name][i] for name, i in self._rows)
         self.sizes = tuple(tuple(metadata["sizes"][name][i]) for name, i in self._rows)
+        self.label_counts = {
+            label_map: np.zeros((len(self._rows), table.num_classes), np.int64)
+            for label_map, table in self.label_maps.items()
+        }
+        for example, (name, i) in enumerate(self._rows):
+            for label_map, counts in metadata["label_counts"][name][i].items():
+                for label, pixels in counts:
+                    self.label_counts[label_map][example, label] = pixels
 
     def without(self, digests: Collection[str]) -> Source:
         """A source of the same split that leaves out the images of some digests."""
@@ -86,6 +96,7 @@ class Source:
         source._rows = [self._rows[i] for i in kept]
         for name in ("ids", "digests", "label_digests", "sizes"):
             setattr(source, name, tuple(getattr(self, name)[i] for i in kept))
+        source.label_counts = {name: counts[kept] for name, counts in self.label_counts.items()}
         return source
 
     @property
@@ -291,6 +302,9 @@ def _metadata(folder: Path) -> dict[str, Any]:
             "set again"
         )
     with _damage_named(path):
+        label_maps = {
+            name: ClassTable.from_dict(table) for name, table in content["label_maps"].items()
+        }
         for split, ids in content["ids"].items():
             lists = {key: content[key][split] for key in LISTS}
             if {len(values) for values in lists.values()} != {len(ids)}:
@@ -298,6 +312,11 @@ def _metadata(folder: Path) -> dict[str, Any]:
             for size in lists.pop("sizes"):
                 if [type(side) for side in size] != [int, int] or min(size) < 1:
                     raise ValueError(f"{size} is no size")
+            for counts in lists.pop("label_counts"):
+                for name, table in label_maps.items():
+                    for label, pixels in counts[name]:
+                        if label not in range(table.num_classes) or type(pixels) is not int:
+                            raise ValueError(f"{name} cannot have {pixels} pixels of {label}")
             if not all(isinstance(text, str) for values in lists.values() for text in values):
                 raise ValueError(f"ids and digests of {split} must be text")
         stored = {name: Stored(**how) for name, how in content["modalities"].items()}
@@ -308,9 +327,7 @@ def _metadata(folder: Path) -> dict[str, Any]:
         return {
             "name": "/".join(filter(None, names)),
             **{key: content[key] for key in LISTS},
-            "label_maps": {
-                name: ClassTable.from_dict(table) for name, table in content["label_maps"].items()
-            },
+            "label_maps": label_maps,
             "modalities": stored,
             "source": str(content.get("source", "")),
             "notes": tuple(map(str, content["notes"])),

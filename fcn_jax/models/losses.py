@@ -239,6 +239,12 @@ def read_loss(text: str) -> tuple[tuple[float, str], ...]:
     return tuple(terms)
 
 
+def options_of(name: str) -> frozenset[str]:
+    """What a loss can be told besides logits, labels and void."""
+    parameters = inspect.signature(LOSSES[name]).parameters.values()
+    return frozenset(one.name for one in parameters if one.kind is one.KEYWORD_ONLY)
+
+
 def make_loss(text: str, **options: Any) -> Loss:
     """The sum of losses that a text names (`read_loss`); each takes of the options its own.
 
@@ -254,8 +260,7 @@ def make_loss(text: str, **options: Any) -> Loss:
     """
     terms = []
     for factor, name in read_loss(text):
-        taken = inspect.signature(LOSSES[name]).parameters
-        own = {option: value for option, value in options.items() if option in taken}
+        own = {option: options[option] for option in options_of(name) & options.keys()}
         terms.append((factor, functools.partial(LOSSES[name], **own)))
 
     def loss(

@@ -1,4 +1,4 @@
-"""What a run starts from: its heads and inputs, start weights, and first parameters."""
+"""What a run starts from: its heads, losses and inputs, start weights, and first parameters."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import jax
 
 from fcn_jax import data, weights
 from fcn_jax.classes import ClassTable
+from fcn_jax.config import Config, loss_options
 from fcn_jax.models.backbones import BACKBONES
 from fcn_jax.models.fcn import FCN, abstract_params, initial_params
 from fcn_jax.models.inputs import CAFFE, Inputs, Preprocessing
+from fcn_jax.models.losses import Loss, balanced_weights, make_loss
 from fcn_jax.weights import identify
 
 StartWeights = Mapping[str, weights.Weights]
@@ -111,6 +113,32 @@ def choose_heads(
                 f"{', '.join(source.label_maps)}"
             )
     return {name: source.label_maps[name] for name in heads}
+
+
+def choose_losses(
+    config: Config, source: data.Source, heads: Mapping[str, ClassTable]
+) -> tuple[dict[str, Loss], list[str]]:
+    """The loss of each head, and what to tell of class weights that are counted from the data.
+
+    Raises:
+        ValueError: If there are not as many class weights as classes.
+    """
+    losses, told = {}, []
+    for head, table in heads.items():
+        weights = tuple(config.class_weights)
+        if weights and isinstance(weights[0], str):
+            way = weights[0]
+            weights = balanced_weights(way, source.label_counts[head])
+            listed = (f"{n} {w:.3g}" for n, w in zip(table.names, weights, strict=True))
+            told.append(f"{head}: class weights, {way} frequency: {', '.join(listed)}")
+        elif weights and len(weights) != table.num_classes:
+            raise ValueError(
+                f"config.class_weights = {weights}: {len(weights)} numbers, but {head} has "
+                f"{table.num_classes} classes ({', '.join(table.names)})"
+            )
+        options = {**loss_options(config), "class_weights": weights}
+        losses[head] = make_loss(config.loss, **options)
+    return losses, told
 
 
 def choose_inputs(

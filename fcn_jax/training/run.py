@@ -164,6 +164,7 @@ def _train(
             "training images"
         )
     heads = init.choose_heads(config.heads, config.loss_weights, train_source)
+    losses, told = init.choose_losses(config, train_source, heads)
     earlier = frozenset(digest for loaded in start.values() for digest in loaded.trained_on)
     former_steps: dict[str, int] = {}
     changes = ""
@@ -203,7 +204,7 @@ def _train(
         )
         for note in dict.fromkeys((*train_source.notes, *eval_source.notes)):
             journal.say(f"note: {note}")
-        for text in filter(None, (changes, left_out)):
+        for text in filter(None, (changes, left_out, *told)):
             journal.say(text)
 
         predictor_of = functools.partial(
@@ -269,6 +270,7 @@ def _train(
                     inputs,
                     mesh,
                     key=jax.random.fold_in(stage.key, 2),
+                    loss=losses,
                     normalize_loss=config.normalize_loss,
                     cell_fraction=config.cell_fraction,
                     loss_weights=config.loss_weights.to_dict(),
