@@ -228,6 +228,17 @@ def side_by_side(
     return Image.fromarray(np.array(canvas.buffer_rgba())[..., :3])
 
 
+def sheet(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures of any sizes row by row on one white sheet, about as wide as it is high."""
+    width, height = (max(picture.size[axis] for picture in pictures) for axis in (0, 1))
+    columns = max(1, round(math.sqrt(len(pictures) * height / width)))
+    drawn = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), "white")
+    for number, picture in enumerate(pictures):
+        row, column = divmod(number, columns)
+        drawn.paste(picture, (column * width, row * height))
+    return drawn
+
+
 def present_classes(
     classes: ClassTable, *label_maps: UInt8[np.ndarray, "_ _"]
 ) -> dict[str, tuple[int, ...]]:

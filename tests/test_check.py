@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from fcn_jax import config as configs
-from fcn_jax import data
+from fcn_jax import data, drawing
 from fcn_jax.classes import table_from_names
 from fcn_jax.cli import check
 from fcn_jax.cli.train import set_fields
@@ -464,3 +464,67 @@ def test_files_that_are_left_out_are_told(mine, capsys):
         assert f"note: images: left out 1 files, such as {name}: " in told
     assert "1 annotation files of COCO, such as annotations.json, are not read" in told
     assert "notes.txt" not in told
+
+
+# ======================================================================== what the network will see
+
+
+@pytest.fixture
+def drawn(mine, monkeypatch):
+    """A folder of five images, and the panels that are drawn of them."""
+    monkeypatch.chdir(mine.root.parent)
+    mine.classes("sky\nroad\ncar")
+    mine.draw(0, 1, 2, 255, many=5, size=(21, 34))
+    seen: list[dict] = []
+    draw = drawing.side_by_side
+    monkeypatch.setattr(
+        drawing, "side_by_side", lambda panels, table: seen.append(panels) or draw(panels, table)
+    )
+    return seen
+
+
+PLAIN = "--config.flip=False --config.scale=1. --config.scale_range=(1.,1.) --config.crop=()"
+
+
+def test_the_sheet_shows_what_the_network_will_see(mine, drawn, capsys):
+    argv = [str(mine.root), "--draw=4", "--config=folder:cpu", *PLAIN.split()]
+    assert check.main([*argv, "--draw_to=plain.png"]) == 0
+    told = capsys.readouterr().out
+    assert "plain.png: 4 training images" in told
+    assert "fcn-jax train --config=folder:cpu" in told
+    assert PLAIN.split()[0] in told
+    assert len(drawn) == 4
+    train = mine.survey().readings["train"]
+    for panels in drawn:
+        (example_id, image), (_, label) = panels.items()
+        assert example_id in train
+        for folder_name, found in (("images", image), ("masks", label)):
+            (file,) = mine.root.glob(f"{folder_name}/{Path(example_id).name}.png")
+            np.testing.assert_array_equal(found, np.asarray(Image.open(file)))
+    with Image.open("plain.png") as sheet:
+        assert min(sheet.size) > 256
+
+    drawn.clear()
+    changes = ["--config.rotation=30", "--config.copy_paste=1.", "--config.jpeg=5"]
+    for _ in range(2):
+        assert check.main([*argv, *changes]) == 0
+    assert Path("augmented.png").is_file()
+    for first, again in zip(drawn[:4], drawn[4:], strict=True):  # the seed's
+        assert first["label"][0, 0] == 255  # an empty corner
+        for name, values in first.items():
+            np.testing.assert_array_equal(values, again[name])
+
+
+def test_what_cannot_be_drawn_is_told(mine, drawn, capsys):
+    for file in mine.root.glob("images/*"):
+        np.save(file.with_suffix(".npy"), mine.rng.integers(0, 9, (21, 34, 4), np.uint8))
+        file.unlink()
+    assert check.main([str(mine.root), "--draw", "--config.grey=0.5"]) == 2
+    assert "config.grey = 0.5: an image of 4 bands" in capsys.readouterr().err
+    mine.draw(7)
+    assert check.main([str(mine.root), "--draw=3"]) == 1
+    assert "augmented.png is drawn when all is mended" in capsys.readouterr().err
+    assert not Path("augmented.png").exists()
+    with pytest.raises(SystemExit):
+        check.main([str(mine.root), "--config.grey=0.5"])
+    assert not drawn

@@ -144,6 +144,18 @@ def test_names_in_letters_that_the_font_lacks(tmp_path, monkeypatch, capsys, ins
     assert capsys.readouterr().err.count("note:") == (0 if installed else 1)
 
 
+@pytest.mark.parametrize("number", [1, 2, 7])
+def test_a_sheet_holds_every_picture(number) -> None:
+    rng = np.random.default_rng(number)
+    sizes = rng.integers(5, 30, (number, 2))
+    pictures = [Image.fromarray(rng.integers(0, 250, (*size, 3), np.uint8)) for size in sizes]
+    sheet = np.asarray(drawing.sheet(pictures))
+    assert sheet.shape[0] % max(sizes[:, 0]) == sheet.shape[1] % max(sizes[:, 1]) == 0
+    assert 0.3 < sheet.shape[0] / sheet.shape[1] < 3
+    drawn = sorted(color for color in sheet.reshape(-1, 3).tolist() if color != [255] * 3)
+    assert drawn == sorted(c for p in pictures for c in np.asarray(p).reshape(-1, 3).tolist())
+
+
 def test_no_panel_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one panel"):
         drawing.side_by_side({}, CLASSES)

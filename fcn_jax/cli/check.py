@@ -1,7 +1,8 @@
 """``fcn-jax check DIR``: what your own images and masks hold, and what is wrong with them.
 
 Prints the layout, every class with its share of the pixels and the number of masks that hold it,
-what is wrong, what may be, and the command that trains on the folder.
+what is wrong, what may be, and the command that trains on the folder. ``--draw`` draws what the
+network will see of the first training images, with the labels beside them.
 """
 
 from __future__ import annotations
@@ -13,9 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from fcn_jax import config as configs
+from fcn_jax import data, drawing
 from fcn_jax.classes import VOID
-from fcn_jax.cli import told_in_one_line
-from fcn_jax.data import folder
+from fcn_jax.cli import path, told_in_one_line
+from fcn_jax.cli.train import set_fields
+from fcn_jax.data import bands, folder
 from fcn_jax.data.survey import Survey, ranges
 
 SHOWN_IDS = 20
@@ -53,7 +59,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="write a class file, to be edited, from the values found in the masks; "
         "default: DIR/classes.csv",
     )
-    options = vars(parser.parse_args(argv))
+    add(
+        "--draw",
+        metavar="N",
+        nargs="?",
+        const=8,
+        type=int,
+        help="draw the first N (8) training images as the network will see them, augmented by the "
+        "config, with their labels; prepares the data as training does",
+    )
+    add("--draw_to", metavar="FILE", type=path, help="default: augmented.png")
+    add("--config", metavar="NAME", help="of --draw, with --config.FIELD=VALUE; default: folder")
+    given, fields = parser.parse_known_args(argv)
+    options = vars(given)
+    number, picture = options.pop("draw", 0), options.pop("draw_to", Path("augmented.png"))
+    name = options.pop("config", "folder")
+    if fields and not (number and all("config." in field for field in fields)):
+        parser.error(f"unrecognized arguments: {' '.join(fields)}")
     root = options.pop("dir").expanduser().absolute()
     write_to = options.pop("write_classes", None)
 
@@ -81,12 +103,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{count} problem{'s' * (count > 1)}" if problems else "no problems", file=sys.stderr)
     if survey.proposals:
         given = options | survey.proposals
-        print(f"\nThis may help:\n  fcn-jax check {shlex.quote(str(root))} {as_arguments(given)}")
+        words = [str(root), *as_arguments(given)]
+        print(f"\nThis may help:\n  {shlex.join(['fcn-jax', 'check', *words])}")
     if problems:
         print("\nWhen all is mended, train with:")
     else:
         print("\nTrain with:")
-    print(f"  {train_command(root, options | survey.proposals, survey)}")
+    words = train_arguments(root, options | survey.proposals, survey)
+    print(f"  {shlex.join(['fcn-jax', 'train', f'--config={name}', *words, *fields])}")
+    sys.stdout.flush()
+    if number and not problems:
+        config = configs.load_config(name)
+        set_fields(config, [*words, *fields])
+        draw(config, number, picture)
+    elif number:
+        print(f"{picture} is drawn when all is mended", file=sys.stderr)
     return 1 if problems else 0
 
 
@@ -123,7 +154,7 @@ def print_classes(survey: Survey) -> None:
         print(f"      ?  {len(survey.unknown) - SHOWN_IDS} more ids of no class")
 
 
-def as_arguments(options: Mapping[str, Any], prefix: str = "--") -> str:
+def as_arguments(options: Mapping[str, Any], prefix: str = "--") -> list[str]:
     """Options as the shell takes them."""
     words = []
     for name, value in options.items():
@@ -134,11 +165,11 @@ def as_arguments(options: Mapping[str, Any], prefix: str = "--") -> str:
         else:
             text = str(tuple(value)) if isinstance(value, (list, tuple)) else str(value)
             words.append(f"{prefix}{name}={text}")
-    return shlex.join(words)
+    return words
 
 
-def train_command(root: Path, options: Mapping[str, Any], survey: Survey) -> str:
-    """The command that trains on the folder with these options."""
+def train_arguments(root: Path, options: Mapping[str, Any], survey: Survey) -> list[str]:
+    """The fields of a config that trains on the folder with these options."""
     fields: dict[str, Any] = {"manual_dir": root}
     fields |= {f"dataset_options.{name}": value for name, value in options.items()}
     sizes = {split: len(ids) for split, ids in survey.readings.items()}
@@ -146,4 +177,30 @@ def train_command(root: Path, options: Mapping[str, Any], survey: Survey) -> str
         fields["eval_split"] = "test"
     if 0 < sizes.get("train", 0) < BATCH_SIZE:
         fields["batch_size"] = sizes["train"]
-    return f"fcn-jax train --config=folder {as_arguments(fields, '--config.')}"
+    return as_arguments(fields, "--config.")
+
+
+def draw(config: configs.Config, number: int, file: Path) -> None:
+    """Draws the first training images of the first stage of a config, as the network gets them.
+
+    Raises:
+        ValueError: If training with this config would fail at once.
+    """
+    from fcn_jax.training.run import batches_of_stages
+
+    configs.validate(config)
+    options = configs.data_options(config)
+    source = data.open_source(config.dataset, config.train_split, **options)
+    pictures = []
+    with batches_of_stages(config, source)[0] as batches:
+        while len(pictures) < number:
+            arrays, ids = jax.device_get(next(batches))
+            for index, example_id in enumerate(ids[: number - len(pictures)]):
+                size = arrays["valid_size"][index] if "valid_size" in arrays else (None, None)
+                names = ("image", *source.label_maps)
+                seen = {name: arrays[name][index, : size[0], : size[1]] for name in names}
+                panels = {example_id: bands.picture(seen["image"], source.ranges["image"])}
+                panels |= {head: seen[head] for head in source.label_maps}
+                pictures.append(drawing.side_by_side(panels, source.classes))
+    drawing.sheet(pictures).save(file)
+    print(f"{file}: {number} training images as the network will see them")

@@ -511,7 +511,8 @@ class Survey:
         if rare:
             self.warnings.append(
                 f"{len(rare)} of {len(names)} classes are rare: {examples(rare)}. What helps: more "
-                "images of them; a larger scale where they are small; joining classes"
+                "images of them; a larger scale where they are small; joining classes; "
+                "--config.copy_paste=0.5"
             )
         if total[VOID] > MUCH_VOID * total.sum():
             self.warnings.append(f"{100 * total[VOID] / total.sum():.0f} % of all pixels are void")

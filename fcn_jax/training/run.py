@@ -316,9 +316,7 @@ def make_stages(
 ) -> list[Stage]:
     """Takes a config apart, into what each stage needs."""
     steps = configs.stage_steps(config, len(source))
-    augmentation = configs.augmentation(config, source)
-    copy_paste = CopyPaste(source, config.copy_paste) if config.copy_paste else None
-    part, parts = devices.batch_part(mesh)
+    batches = batches_of_stages(config, source, mesh)
     stages = []
     for index, name in enumerate(config.stages):
         model = build_model(config, name, heads, inputs)
@@ -333,7 +331,26 @@ def make_stages(
             clip_norm=config.clip_norm,
             accumulate=config.accumulate,
         )
-        batches = loader.training_batches(
+        key = jax.random.fold_in(jax.random.key(config.seed), index)
+        of_steps = optimizer, batches[index], key
+        rates = schedule, config.accumulate
+        stages.append(Stage(name, steps[index], config.batch_size, model, *rates, *of_steps))
+    return stages
+
+
+def batches_of_stages(
+    config: configs.Config, source: data.Source, mesh: Mesh | None = None
+) -> list[loader.TrainingBatches]:
+    """The batches of every stage of a config; without a mesh on the default device.
+
+    Raises:
+        ValueError: If the config's augmentation cannot be done with these images.
+    """
+    augmentation = configs.augmentation(config, source)
+    copy_paste = CopyPaste(source, config.copy_paste) if config.copy_paste else None
+    part, parts = (0, 1) if mesh is None else devices.batch_part(mesh)
+    return [
+        loader.training_batches(
             source,
             batch_size=config.batch_size,
             seed=config.seed * len(SEGMENTERS) + index,  # each stage has another order
@@ -345,12 +362,8 @@ def make_stages(
             process_index=part,
             process_count=parts,
         )
-        key = jax.random.fold_in(jax.random.key(config.seed), index)
-        rates = schedule, config.accumulate
-        stages.append(
-            Stage(name, steps[index], config.batch_size, model, *rates, optimizer, batches, key)
-        )
-    return stages
+        for index in range(len(config.stages))
+    ]
 
 
 def stage_schedule(config: configs.Config, stage: str, steps: int) -> optax.Schedule:
