@@ -382,7 +382,7 @@ def test_every_option_of_the_check_is_one_of_the_data_set(capsys):
         line.split()[0][2:] for line in capsys.readouterr().out.splitlines() if line[:4] == "  --"
     }
     options = configs.load_config("folder").dataset_options.to_dict()
-    assert flags - {"help", "write_classes"} == set(options)
+    assert flags - {"help", "write_classes", "draw", "draw_to", "config"} == set(options)
 
 
 # ======================================================================== what is prepared

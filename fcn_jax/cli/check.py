@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="fcn-jax check",
         description="Check your own images and masks before training. Every option but "
-        "--write_classes is one of training too, as --config.dataset_options.OPTION=VALUE.",
+        "those at the end is one of training too, as --config.dataset_options.OPTION=VALUE.",
         argument_default=argparse.SUPPRESS,  # what is not given is left to `folder.plan`
     )
     add = parser.add_argument
