@@ -21,6 +21,8 @@ COMMANDS = {
     "eval": "score the networks of a run and write its report again",
     "predict": "segment images with a run or a weight file",
     "check": "check your own images and masks before training",
+    "weights": "list published weights, or fetch some",
+    "push": "put a run on the Hugging Face Hub, with a model card",
 }
 
 

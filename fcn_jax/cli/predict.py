@@ -3,14 +3,16 @@
     fcn-jax predict --workdir=DIR IMAGES... --output=DIR [--stage=fcn8s] [--checkpoint=best]
     fcn-jax predict --weights=FILE IMAGES... --output=DIR [--model=fcn8s] [--classes=FILE]
     fcn-jax predict --weights=FILE IMAGES... --output=DIR --heatmap="tabby cat"
+    fcn-jax predict --weights=caffe:fcn8s-heavy-pascal IMAGES... --output=DIR
     fcn-jax predict --workdir=runs/nyud_color_hha IMAGES... --output=DIR --depth=DIR
     fcn-jax predict --workdir=DIR LARGE_IMAGE --output=DIR --tile=1024
 
 IMAGES are files, or folders to search. Writes labels/NAME.png (class numbers, shown in the
 classes' colours) and overlays/NAME.png (colours over the photograph), at the photographs' size;
 with --heatmap instead heatmaps/NAME.png, the class's logits over the photograph. FILE holds
-published weights of any kind that fcn_jax.load_weights reads, also of a classifier. For networks
-that read depth or HHA, --depth names the folder of the 16-bit depth images, of the same names.
+published weights of any kind that fcn_jax.load_weights reads, also of a classifier; or it is a name
+that fcn-jax weights lists, or hf:OWNER/REPO of the Hugging Face Hub. For networks that read depth
+or HHA, --depth names the folder of the 16-bit depth images, of the same names.
 Large images are computed in tiles, with the same result; smaller tiles take less memory.
 A file that cannot be read is reported, the others are done all the same, and the exit code is 1.
 """
@@ -40,6 +42,7 @@ from fcn_jax.data.images import image_files, read_depth, read_pixels, to_rgb
 from fcn_jax.devices import find_devices, keep_compiled_programs
 from fcn_jax.models.decoders import DECODERS
 from fcn_jax.models.inputs import Inputs
+from fcn_jax.weights import is_name
 
 LOADED = (
     *("stage", "which", "network", "padding", "modality", "classes", "precision", "tile"),
@@ -61,7 +64,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--output", required=True, type=path, help="the folder for the results")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", type=path, help="the folder of a training run")
-    source.add_argument("--weights", type=path, help="a weight file, of a classifier or an FCN")
+    source.add_argument("--weights", help="a weight file, of a classifier or an FCN, or its name")
     add("--stage", help="such as fcn16s; default: the last trained")
     add(
         "--checkpoint", dest="which", choices=("best", "last"), default="best", help="default: best"
@@ -187,7 +190,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     files = find_images(args.images, args.output)
     loaded = {name: getattr(args, name) for name in LOADED}
     predictor = fcn_jax.load(source, **loaded)
-    if source.is_file() and not args.network and predictor.model.decoder == DECODERS["fcn8s"]:
+    suggested = args.weights and not is_name(source) and not args.network
+    if suggested and predictor.model.decoder == DECODERS["fcn8s"]:
         print("taken for fcn8s; if it is fcn8s_atonce, say --model=fcn8s_atonce")
     chosen = predictor.find_class(args.heatmap) if args.heatmap else None
     if chosen is None and predictor.classifies:

@@ -591,16 +591,18 @@ def load(
     """A trained network, ready to predict.
 
     Args:
-        source: The folder of a run or of one of its stages (``RUN/checkpoints/fcn8s``), or a weight
-            file of any kind that `fcn_jax.load_weights` reads, also of a classifier.
+        source: The folder of a run or of one of its stages (``RUN/checkpoints/fcn8s``); or weights
+            of any kind that `fcn_jax.load_weights` reads, also of a classifier: a file, or a name
+            such as ``caffe:fcn8s-heavy-pascal`` or ``hf:OWNER/REPO``.
         stage: Of a run, such as ``fcn16s``; None is the last that has a checkpoint.
         which: Of a run, the checkpoint of the highest mean IU on the validation split, or the last.
         network: Of a file, such as ``fcn8s_atonce``, where its layers suggest another.
-        padding: Of a file; None is ``reference`` as the published networks have, of a classifier
-            ``native``. Networks trained here have ``same`` unless their config says otherwise.
+        padding: Of a file; None is as it says, or ``reference`` as the published networks have, of
+            a classifier ``native``. Networks trained here have ``same`` unless their config says
+            otherwise.
         modality: What a file with one input of three channels reads.
-        classes: Of a file, the names of the classes, or the file that holds them; None is as usual
-            for their number.
+        classes: Of a file, the names of the classes, or the file that holds them; None is as it
+            says, or as usual for their number.
         precision: ``float32``, ``tf32`` or ``bfloat16``; None is as in training, or float32.
         allow_code: Of a run, whether a backbone of its own may be loaded, which runs its file.
         **options: Fields of `Predictor`, such as ``tile``.
@@ -623,14 +625,18 @@ def load(
         ('background', 'aeroplane', 'bicycle')
     """
     path = Path(source).expanduser()
+    of_run = not weights.is_name(source) and path.is_dir()
     of_file = {"network": network, "padding": padding, "modality": modality, "classes": classes}
-    unused = of_file if path.is_dir() else {"stage": stage}
+    unused = of_file if of_run else {"stage": stage}
     if given := [name for name, value in unused.items() if value is not None]:
-        what = "the folder of a run" if path.is_dir() else "a weight file"
-        raise ValueError(f"{', '.join(given)}: of no meaning with {what} ({path})")
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is neither a weight file nor the folder of a training run")
-    if path.is_dir():
+        what = "the folder of a run" if of_run else "a weight file"
+        raise ValueError(f"{', '.join(given)}: of no meaning with {what} ({source})")
+    if not weights.is_name(source) and not path.exists():
+        raise FileNotFoundError(
+            f"{path} is neither a weight file nor the folder of a training run, nor one of the "
+            "names that `fcn-jax weights` lists"
+        )
+    if of_run:
         from fcn_jax.runs import load_run
 
         if path.parent.name == "checkpoints" and not (path / "config.json").exists():
@@ -639,13 +645,20 @@ def load(
         options = {"scale": run.config.scale, **options}
         return Predictor(run.model, run.variables, run.inputs, run.heads, **options)
 
-    loaded = weights.load(path)
-    model = weights.network_of(loaded, network, padding)
-    model = model.clone(precision=precision or model.precision)
+    loaded = weights.load(source)
+    said = loaded.network
+    if said.name == "":
+        raise ValueError(
+            f"{source} is no network that can predict: train one with --config.init={source}"
+        )
+    model = weights.network_of(loaded, network or said.name, padding or said.padding)
+    model = model.clone(precision=precision or said.precision or model.precision)
     names = read_names(classes) if isinstance(classes, str | Path) else classes
-    heads = {head: classes_of(names or data.usual_names(n)) for head, n in model.heads}
-    inputs = weights.usual_inputs(loaded, model, modality)
+    heads = dict(said.heads) if names is None else {}
+    heads = heads or {h: classes_of(names or data.usual_names(n)) for h, n in model.heads}
+    inputs = weights.usual_inputs(loaded, model, modality or said.modality)
     params = weights.params_of(loaded, model)
+    options = {"scale": said.scale or 1.0, **options}
     return Predictor(model, {"params": params}, inputs, heads, **options)
 
 

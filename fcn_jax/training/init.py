@@ -66,7 +66,8 @@ def drop_other_scores(start: StartWeights, model: FCN, heads: Mapping[str, Class
     """
     names = tuple(table.names for table in heads.values())
     for loaded in start.values():
-        if loaded.classes and loaded.classes != names:
+        theirs = tuple(table.names for table in loaded.network.heads.values())
+        if theirs and theirs != names:
             for array in list(loaded):
                 layer = array.rpartition("/")[0]
                 # Of several inputs, score_fr of a file becomes score_frhha.

@@ -2,16 +2,57 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from fcn_jax.classes import ClassTable
+from fcn_jax.models.backbones import Padding
 from fcn_jax.models.inputs import Inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """What is known of the network of some weights; None where that is left to their layers.
+
+    Attributes:
+        name: A decoder, or ``classifier``.
+        padding: Of its first layers.
+        modality: What its one input reads, where that is no image.
+        scale: Factor on sizes before the network.
+        precision: In what it computes.
+        heads: The classes of each head.
+    """
+
+    name: str | None = None
+    padding: Padding | None = None
+    modality: str | None = None
+    scale: float | None = None
+    precision: str | None = None
+    heads: Mapping[str, ClassTable] = dataclasses.field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, for JSON."""
+        heads = {head: table.to_dict() for head, table in self.heads.items()}
+        return {**dataclasses.asdict(dataclasses.replace(self, heads={})), "heads": heads}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Network:
+        """The inverse of `to_dict`; a ValueError if a value is of another kind."""
+        heads = {str(head): ClassTable.from_dict(t) for head, t in fields["heads"].items()}
+        network = cls(**{**fields, "heads": heads})
+        texts = (network.name, network.modality, network.precision)
+        fits = isinstance(network.scale, float | None) and 0 < (network.scale or 1) <= 16
+        fits &= network.padding in (None, *get_args(Padding))
+        if not fits or not all(isinstance(text, str | None) for text in texts):
+            raise ValueError("a value of another kind")
+        return network
 
 
 class Weights(dict[str, np.ndarray]):
@@ -26,7 +67,7 @@ class Weights(dict[str, np.ndarray]):
         kind: What the file is, such as ``torchvision vgg16``.
         skipped: What else the file holds, in words.
         trained_on: Digests of the images that it was trained on, where that is known.
-        classes: Names of the classes of each head, where it is a run's.
+        network: What is known of their network.
     """
 
     def __init__(
@@ -36,14 +77,14 @@ class Weights(dict[str, np.ndarray]):
         kind: str = "",
         skipped: Iterable[str] = (),
         trained_on: Iterable[str] = (),
-        classes: Iterable[tuple[str, ...]] = (),
+        network: Network = Network(),
     ) -> None:
         super().__init__(arrays)
         self.inputs = inputs
         self.kind = kind
         self.skipped = tuple(skipped)
         self.trained_on = frozenset(trained_on)
-        self.classes = tuple(classes)
+        self.network = network
 
 
 def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,10 +152,10 @@ def most_bytes(file_size: int) -> int:
     return (64 << 20) + 16 * file_size
 
 
-def description(inputs: Inputs | None, trained_on: Iterable[str]) -> str:
+def description(inputs: Inputs | None, trained_on: Iterable[str], network: Network) -> str:
     """The JSON that `fcn_jax.weights.save` puts beside its arrays; `described` reads it."""
     fields = {"inputs": inputs and inputs.to_dict(), "trained_on": "".join(sorted(trained_on))}
-    return json.dumps(fields)
+    return json.dumps({**fields, "network": network.to_dict()})
 
 
 def described(weights: Weights, text: str) -> Weights:
@@ -123,6 +164,8 @@ def described(weights: Weights, text: str) -> Weights:
         fields = json.loads(text or "null")
         digests = ""
         if fields and "trained_on" in fields:
+            if "network" in fields:
+                weights.network = Network.from_dict(fields["network"])
             fields, digests = fields["inputs"], fields["trained_on"]
         weights.inputs = None if fields is None else Inputs.from_dict(fields)
         weights.trained_on = frozenset(re.findall("[0-9a-f]{16}", digests))

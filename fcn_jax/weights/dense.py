@@ -126,8 +126,7 @@ def _in_the_form_of(params: Params, flat: dict[str, Any], problems: list[str]) -
     if problems:
         raise ValueError("dense and convolution kernels:\n  " + "\n  ".join(problems))
     if isinstance(params, Weights):
-        return cast(
-            Params, Weights(flat, params.inputs, params.kind, params.skipped, params.trained_on)
-        )
+        told = (params.inputs, params.kind, params.skipped, params.trained_on, params.network)
+        return cast(Params, Weights(flat, *told))
     nested = any(isinstance(value, Mapping) for value in params.values())
     return cast(Params, unflatten(flat) if nested else flat)

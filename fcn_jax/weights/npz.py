@@ -36,7 +36,7 @@ def read(path: Path) -> Weights:
         }
     description = arrays.pop(DESCRIPTION, np.zeros(0, np.uint8)).tobytes()
     if arrays and all(re.fullmatch(r"\w+_[Wb]", name) for name in arrays):
-        ours = under_our_names(_from_tensorflow(arrays))
+        ours = under_our_names(from_tensorflow(arrays))
         return Weights(ours, TENSORFLOW, "VGG of TensorFlow (.npz)")
     weights = Weights(under_our_names(arrays), Inputs.of(CAFFE), "Caffe blobs (.npz)")
     if set(weights) == set(arrays):
@@ -45,8 +45,11 @@ def read(path: Path) -> Weights:
     return weights
 
 
-def _from_tensorflow(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Under our names; the inputs of fc6, a map flattened (row, column, channel), in our order."""
+def from_tensorflow(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """``LAYER_W`` and ``LAYER_b`` under our names.
+
+    The inputs of fc6, a map flattened (row, column, channel), get our order.
+    """
     ours = {
         f"{name[:-2]}/{'kernel' if name.endswith('W') else 'bias'}": value
         for name, value in arrays.items()

@@ -37,7 +37,8 @@ def save(
 
     Args:
         path: Where to.
-        params: ``{layer: {"kernel": …, "bias": …}}`` or flat by ``layer/kernel``.
+        params: ``{layer: {"kernel": …, "bias": …}}`` or flat by ``layer/kernel``. `Weights` (of a
+            run: ``load("runs/mine")``) carry along what is known of their network.
         kind: The format; None goes by the suffix. ``pytorch-fcn`` is a state dict with the names
             of Wada's pytorch-fcn (``conv1_1.weight``), which ``torch.load`` opens.
         inputs: What the network reads, and how that is normalised. None takes what `Weights`
@@ -76,7 +77,9 @@ def save(
         raise ValueError(f"cannot save {path}: {'; '.join(problems or ['no arrays'])}")
     carried = params if isinstance(params, Weights) else Weights()
     told = description(
-        inputs or carried.inputs, carried.trained_on if trained_on is None else trained_on
+        inputs or carried.inputs,
+        carried.trained_on if trained_on is None else trained_on,
+        carried.network,
     )
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

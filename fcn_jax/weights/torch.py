@@ -13,6 +13,7 @@ import io
 import math
 import pickle
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -33,6 +34,11 @@ _WRAPPERS = (
     *("params", "weights"),
 )
 """Where training scripts keep the state dict among other things."""
+_AVERAGED = (
+    *("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model", "ema"),
+    *("params_ema", "averaged_model", "swa_state_dict", "swa_model"),
+)
+"""Where they keep the averages of the parameters over training."""
 
 DESCRIPTION = "fcn_jax"
 """Key of the inputs' description in a state dict's ``_metadata``, where PyTorch keeps versions."""
@@ -110,9 +116,7 @@ def _stored_member(content: memoryview, info: zipfile.ZipInfo) -> memoryview:
 
 def _weights(saved: Any, find: Callable[[str], memoryview | None], file_size: int) -> Weights:
     """What a pickle holds, with the storages that ``find`` gives by their keys."""
-    for wrapper in _WRAPPERS:
-        if isinstance(saved, Dictionary) and isinstance(saved.get(wrapper), Dictionary):
-            saved = saved[wrapper]
+    saved, passed_over = _state_dict(saved)
     if not isinstance(saved, Dictionary):
         raise ValueError(f"holds a {type(saved).__name__}, not a dictionary of tensors")
     tensors = {
@@ -135,9 +139,50 @@ def _weights(saved: Any, find: Callable[[str], memoryview | None], file_size: in
     entries = (saved.attributes or {}).get("_metadata")
     ours = entries.get(DESCRIPTION) if isinstance(entries, Dictionary) else None
     if not isinstance(ours, Dictionary):
-        return torch_names.translate(arrays)
+        weights = torch_names.translate(arrays)
+        weights.skipped += passed_over
+        return weights
     weights = torch_names.translate_caffe_names(arrays)
     return described(weights, str(ours.get("inputs", "")))
+
+
+def _state_dict(saved: Any) -> tuple[Any, tuple[str, ...]]:
+    """The state dict in what a training script saved, and what is told of others beside it.
+
+    Averaged parameters are taken rather than raw ones, as timm does.
+    """
+    passed_over = []
+    for _ in range(4):  # a dictionary may hold itself
+        found = _sets(saved, 3)
+        averaged = [key for key in found if key in _AVERAGED]
+        chosen = averaged or found
+        if not chosen:
+            break
+        if len(chosen) > 1:
+            raise ValueError(
+                f"several sets of weights: {', '.join(chosen)}; save one of them alone"
+            )
+        if averaged:
+            others = " and ".join(key for key in found if key not in averaged)
+            text = f"the averaged weights {averaged[0]} are taken" + f", not {others}" * bool(
+                others
+            )
+            print(f"note: {text}", file=sys.stderr)
+            passed_over.append(text)
+        saved = saved[chosen[0]]
+    return saved, tuple(passed_over)
+
+
+def _sets(saved: Any, depth: int) -> list[str]:
+    """The keys under which a dictionary keeps others that hold tensors."""
+    if not isinstance(saved, Dictionary) or depth == 0:
+        return []
+    return [
+        key
+        for key in (*_WRAPPERS, *_AVERAGED)
+        if isinstance(inside := saved.get(key), Dictionary)
+        and (any(isinstance(v, Tensor) for v in inside.values()) or _sets(inside, depth - 1))
+    ]
 
 
 def _view(tensor: Tensor, data: memoryview | None) -> np.ndarray:

@@ -103,6 +103,9 @@ NETWORKS: tuple[Network, ...] = (
 PREFIXES = ("module.", "_orig_mod.", "model.", "encoder.", "backbone.", "net.")
 """What stands before all names: of DataParallel, of torch.compile, of models that hold another."""
 
+WRAPPING = PREFIXES[:2]
+"""Those that are never the name of a part beside others."""
+
 STRANGERS = {
     "backbone.": "torchvision's segmentation networks are no FCNs of the paper (ResNet, MobileNet)",
     "layer1.0.": "a ResNet is none of the networks here",
@@ -117,11 +120,25 @@ def translate(arrays: Mapping[str, np.ndarray]) -> Weights:
     Batch norms are folded into the convolutions before them, exactly as at inference.
     """
     given = tuple(arrays)
+    arrays = {name: value for name, value in arrays.items() if name != "n_averaged"}  # of PyTorch
     before = [p for p in PREFIXES if all(name.startswith(p) for name in arrays)]
     while before and arrays:  # they may be nested
         arrays = {name.removeprefix(before[0]): value for name, value in arrays.items()}
         before = [p for p in PREFIXES if all(name.startswith(p) for name in arrays)]
     fits = [network for network in NETWORKS if network.matches(arrays)]
+    known = tuple(f"{layer}." for fit in fits for layer in (*fit.backbone, *fit.classifier))
+    for prefix in PREFIXES:
+        some = [
+            name
+            for name in arrays
+            if name.startswith(prefix)
+            and (prefix in WRAPPING or name.removeprefix(prefix).startswith(known))
+        ]
+        if others := some and [name for name in arrays if not name.startswith(prefix)]:
+            raise ValueError(
+                f"{len(some)} of {len(arrays)} names begin with {prefix} ({some[0]}), others do "
+                f"not ({others[0]}); which belong together is not known: save one model alone"
+            )
     if fits:  # several of one backbone differ in their last layers
         last = [sum(f"{layer}.weight" in arrays for layer in fit.classifier) for fit in fits]
         return _translate_network(fits[last.index(max(last))], arrays)

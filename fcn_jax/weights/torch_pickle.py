@@ -121,8 +121,13 @@ def read(stream: io.BytesIO, storages: dict[str, Storage] | None = None) -> Any:
     `MAX_SIZE` bytes has no limit of time and memory. ``storages`` receives, by key, every storage
     that the pickle refers to.
     """
+    return run(Unpickler(stream, storages))
+
+
+def run(unpickler: Unpickler) -> Any:
+    """What an unpickler reads; a ValueError of anything that is wrong."""
     try:
-        return _Unpickler(stream, {} if storages is None else storages).load()
+        return unpickler.load()
     except (
         *(pickle.UnpicklingError, EOFError, struct.error, UnicodeError),
         *(ArithmeticError, AttributeError, LookupError, TypeError),
@@ -140,22 +145,25 @@ _KNOWN = {getattr(pickle, name)[0] for name in _OPCODES.split()}
 """Opcodes that put values on the stack and into lists and dictionaries, as Python has them."""
 
 
-class _Unpickler(pickle._Unpickler):
+class Unpickler(pickle._Unpickler):
+    """Reads one pickle. Another kind of pickle has other ``names``, and its own ``dispatch``."""
+
+    names: ClassVar[dict[str, Any]] = _NAMES
     stack: list[Any]
 
-    def __init__(self, stream: io.BytesIO, storages: dict[str, Storage]) -> None:
+    def __init__(self, stream: Any, storages: dict[str, Storage] | None = None) -> None:
         super().__init__(stream, encoding="latin1")
-        self.storages = storages
+        self.storages = {} if storages is None else storages
         self.copies_left = MAX_COPIES
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
-        if full not in _NAMES:
+        if full not in self.names:
             raise ValueError(
                 f"asks for {full[:80]!r}, which is no part of a dictionary of tensors; it was not "
                 "run. Save model.state_dict() instead of the model"
             )
-        return _NAMES[full]
+        return self.names[full]
 
     def persistent_load(self, pid: Any) -> Storage:
         """A storage, which a pickle refers to as ("storage", type, key, device, size[, None])."""
