@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from fcn_jax.data import records
+from fcn_jax.data.examples import Examples
 from fcn_jax.data.source import Source, check_disjoint, split_sizes, unseen
 from fcn_jax.models.inputs import Preprocessing
 
 __all__ = [
     "DATASETS",
     "DataSet",
+    "Examples",
     "Source",
     "check_disjoint",
     "open_source",
@@ -87,6 +89,9 @@ DATASETS: dict[str, DataSet] = {
     "folder": DataSet("fcn_jax.data.folder", named=True),
 }
 
+GIVEN = "given"
+"""What stands for a data set in the config of a run whose images were given to `train` itself."""
+
 TFDS_PREFIX = "tfds:"
 TFDS = DataSet("fcn_jax.data.tfds", from_files=False, aliases={"val": "validation"})
 
@@ -95,6 +100,8 @@ def row_of(name: str) -> DataSet:
     """The row of a data set: of `DATASETS`, or that of every `tfds:NAME`."""
     if name.startswith(TFDS_PREFIX):
         return TFDS
+    if name == GIVEN:
+        return DataSet("", from_files=False)
     if name not in DATASETS:
         raise ValueError(
             f"unknown data set '{name}'; there are {', '.join(DATASETS)}, and {TFDS_PREFIX}NAME "
@@ -135,6 +142,11 @@ def prepare(
             them.
         FileNotFoundError: if files are missing; the message says which file to put where.
     """
+    if name == GIVEN:
+        raise ValueError(
+            "the images of this run were given to train(…, train_source=…, eval_source=…): go on "
+            "with that, and score it with fcn_jax.inference.report.evaluate_run(workdir, source)"
+        )
     row = row_of(name)
     data_dir = Path(data_dir).expanduser().absolute()
     manual_dir = None if manual_dir is None else Path(manual_dir).expanduser().absolute()

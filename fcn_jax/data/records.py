@@ -128,6 +128,12 @@ def count_labels(part: Part) -> list[list[int]]:
     return [[int(label), int(counts[label])] for label in np.flatnonzero(counts)]
 
 
+def digest_of_others(parts: Mapping[str, Part]) -> str:
+    """A digest of all arrays of an example but its image."""
+    others = [digest_of(parts[name]) for name in sorted(parts) if name != "image"]
+    return hashlib.sha256("".join(others).encode()).hexdigest()[:16]
+
+
 def read_labels(
     path: Path, table: ClassTable, kind: LabelKind = "index", colors: ClassTable | None = None
 ) -> UInt8[np.ndarray, "h w"]:
@@ -332,8 +338,7 @@ def _examples(
                 files[array] = part if part.ndim == 3 else io.BytesIO(encode_png(part))
         lists["ids"].append(entry.id)
         lists["digests"].append(digest_of(parts["image"]))
-        others = [digest_of(parts[name]) for name in sorted(parts) if name != "image"]
-        lists["label_digests"].append(hashlib.sha256("".join(others).encode()).hexdigest()[:16])
+        lists["label_digests"].append(digest_of_others(parts))
         lists["sizes"].append(list(size_of(parts["image"])))
         lists["label_counts"].append({name: count_labels(parts[name]) for name in label_maps})
         yield {**files, "id": entry.id}

@@ -6,7 +6,11 @@ with what is given now; nothing of its folder is touched where they differ.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import contextlib
+import functools
+import hashlib
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +37,17 @@ def _fingerprint(source: Source) -> dict[str, list[str]]:
         "digests": list(source.digests),
         "labels": list(source.label_digests),
     }
+
+
+def described(function: Callable[..., object]) -> str:
+    """A function's name, and a digest of its text where that can be had, to tell others by."""
+    if isinstance(function, functools.partial):
+        return f"{described(function.func)} {function.args} {function.keywords}"
+    named = function if hasattr(function, "__qualname__") else type(function)
+    with contextlib.suppress(OSError, TypeError):
+        text = inspect.getsource(named)
+        return f"{named.__qualname__} {hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return named.__qualname__
 
 
 def check_config(last: LastCheckpoint, config: configs.Config, workdir: Path) -> None:

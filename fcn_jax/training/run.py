@@ -33,6 +33,7 @@ from fcn_jax.models.backbones import code_of
 from fcn_jax.models.decoders import SEGMENTERS
 from fcn_jax.models.fcn import FCN, abstract_params, initial_params
 from fcn_jax.models.inputs import Inputs
+from fcn_jax.models.losses import Loss
 from fcn_jax.runs import (
     StageCheckpoints,
     build_model,
@@ -41,7 +42,7 @@ from fcn_jax.runs import (
     write_whole,
 )
 from fcn_jax.training import identity, init
-from fcn_jax.training.journal import Journal
+from fcn_jax.training.journal import Callback, Journal
 from fcn_jax.training.lock import locked
 from fcn_jax.training.optimizer import make_optimizer, make_schedule
 from fcn_jax.training.pace import Pace, Work
@@ -82,6 +83,10 @@ def train(
     config: configs.Config,
     workdir: str | Path,
     *,
+    train_source: Any = None,
+    eval_source: Any = None,
+    loss: Loss | None = None,
+    callbacks: Sequence[Callback] = (),
     accept_changed_data: bool = False,
     allow_code: bool = False,
 ) -> data.Source:
@@ -95,6 +100,14 @@ def train(
         config: See `fcn_jax.config.FIELDS`.
         workdir: The run's folder; made if absent. Nothing in it is touched before all of the
             config, the classes and the images have been compared with its run.
+        train_source: What to train on in place of the config's data set: a source, or any object
+            with a length and an index that gives ``{"image": …, "label": …, "id": …}``
+            (`fcn_jax.data.Examples`). The run knows its images by their pixels.
+        eval_source: What to score on, likewise; both are given, or neither.
+        loss: In place of the config's, as ``loss(logits, labels)``; of every head. A run goes on
+            with the loss of the same name and code only.
+        callbacks: Each is called with ``(stage, step, values)`` where the losses of a step and the
+            metrics of an evaluation (``eval/mean_iu``) are recorded, in the first process.
         accept_changed_data: Go on although images, masks or names of classes are not the run's.
         allow_code: Whether the own backbone of a run that ``config.init`` names may be loaded, if
             it is another than the config's.
@@ -115,17 +128,36 @@ def train(
     """
     workdir = Path(workdir).expanduser()
 
+    config = configs.Config(config.to_dict())  # a copy, which will tell what the caller gave
+    if loss is not None:
+        usual = configs.default_config()
+        config.loss = usual.loss
+        if unused := [name for name in configs.LOSS_FIELDS if config[name] != usual[name]]:
+            raise ValueError(f"config.{unused[0]} does not count with a loss of your own")
     configs.validate(config)
+    if (train_source is None) != (eval_source is None):
+        raise ValueError("give both train_source and eval_source, or neither")
+    if train_source is not None:
+        config.dataset = data.GIVEN
+    if loss is not None:
+        config.loss = f"own: {identity.described(loss)}"
     devices.find_devices()
     alone = locked(workdir, runs.note) if jax.process_index() == 0 else contextlib.nullcontext()
+    given = None if train_source is None else (train_source, eval_source)
     with alone:
-        return _train(config, workdir, accept_changed_data, allow_code)
+        return _train(config, workdir, given, loss, callbacks, accept_changed_data, allow_code)
 
 
 def _train(
-    config: configs.Config, workdir: Path, accept_changed_data: bool, allow_code: bool
+    config: configs.Config,
+    workdir: Path,
+    given: tuple[Any, Any] | None,
+    loss: Loss | None,
+    callbacks: Sequence[Callback],
+    accept_changed_data: bool,
+    allow_code: bool,
 ) -> data.Source:
-    """`train`, while no other program trains in the folder."""
+    """`train`, while no other program trains in the folder; ``given``: its sources."""
     # ---- Mistakes that show without the data: in the config, the folder, the start weights
     mesh = devices.data_mesh(config.spatial_shards)
     parts = mesh.shape["data"]
@@ -154,9 +186,7 @@ def _train(
         init.check_weights(first, config.backbone, start, config.init, any_bands=True)
 
     # ---- The data, and mistakes that show by them
-    options = configs.data_options(config)
-    train_source = data.open_source(config.dataset, config.train_split, **options)
-    eval_source = data.open_source(config.dataset, config.eval_split, **options)
+    train_source, eval_source = open_sources(config, given)
     data.check_disjoint(train_source, eval_source)
     if config.batch_size > len(train_source):
         raise ValueError(
@@ -164,7 +194,7 @@ def _train(
             "training images"
         )
     heads = init.choose_heads(config.heads, config.loss_weights, train_source)
-    losses, told = init.choose_losses(config, train_source, heads)
+    losses, told = (loss, []) if loss else init.choose_losses(config, train_source, heads)
     earlier = frozenset(digest for loaded in start.values() for digest in loaded.trained_on)
     former_steps: dict[str, int] = {}
     changes = ""
@@ -193,7 +223,8 @@ def _train(
         workdir.mkdir(parents=True, exist_ok=True)
         write_whole(workdir / "config.json", json.dumps(configs.to_plain(config), indent=2))
     silent = not first_process
-    with Journal(workdir, tuple(config.stages), silent=silent) as journal, noted_signals() as stop:
+    journal = Journal(workdir, tuple(config.stages), silent=silent, callbacks=callbacks)
+    with journal, noted_signals() as stop:
         classes = " and ".join(str(table.num_classes) for table in heads.values())
         several = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
         journal.say(
@@ -305,6 +336,37 @@ def _train(
         if stop:
             raise Stopped("all stages are trained and saved; there is no report yet", stop[0])
     return scored
+
+
+def open_sources(
+    config: configs.Config, given: tuple[Any, Any] | None
+) -> tuple[data.Source, data.Source]:
+    """The images to train and to score on: those given to `train`, or the config's.
+
+    Raises:
+        ValueError: If those that are given have not the same classes.
+    """
+    if given is None:
+        options = configs.data_options(config)
+        splits = config.train_split, config.eval_split
+        train, val = (data.open_source(config.dataset, split, **options) for split in splits)
+        return train, val
+    train, val = given
+    if not isinstance(train, data.Source):
+        train = data.Examples(train, name="train_source")
+    if not isinstance(val, data.Source):
+        classes = None if hasattr(val, "classes") else train.label_maps
+        val = data.Examples(val, classes, name="eval_source")
+        val.ranges = train.ranges
+    for head, table in train.label_maps.items():
+        there = val.label_maps.get(head)
+        if there is None or there.names != table.names:
+            known = "no such label map" if there is None else ", ".join(there.names[:5])
+            raise ValueError(
+                f"train_source and eval_source need the same classes: of {head} the one has "
+                f"{', '.join(table.names[:5])}, the other {known}"
+            )
+    return train, val
 
 
 def make_stages(
