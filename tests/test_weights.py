@@ -312,13 +312,45 @@ def test_a_network_of_streams_passes_through():
 
 def test_sources_that_are_neither_flat_nor_by_stream():
     params = stream_params("color", "hha")
-    with pytest.raises(ValueError, match="one flat dictionary of arrays, or one for each input"):
+    with pytest.raises(ValueError, match="one dictionary or tree of arrays, or one for each input"):
         transplant(params, {"color": stream_source(1), "conv1/kernel": np.zeros(3)})
     with pytest.raises(ValueError, match=r"got the keys color and the inputs \['hha'\]"):
         transplant(params, {"color": stream_source(1)}, inputs=["hha"])
 
 
 # ======================================================================== trees
+
+
+@pytest.mark.parametrize("name", ["params", "googlenet", "streams"])
+def test_a_tree_of_parameters_is_a_source(name, params, rng):
+    """What `model.init` gives, of this network or of one with other scores."""
+    if name == "googlenet":
+        model = fcn_jax.create_model("fcn8s", backbone="googlenet", num_classes=2, width=1 / 16)
+        params = jax.tree.map(lambda leaf: np.zeros(leaf.shape), abstract_params(model))
+    elif name == "streams":
+        params = stream_params("color", "hha")
+    old = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), params)
+    new, report = transplant(params, old)
+    assert report.left == report.unused == ()
+    jax.tree.map(np.testing.assert_array_equal, new, old)
+    # Wrapped, as variables are.
+    again, report = transplant(params, {"params": old})
+    assert report.left == report.unused == ()
+    jax.tree.map(np.testing.assert_array_equal, again, old)
+
+
+def test_trees_of_other_networks_and_of_inputs(params):
+    other = {**params, "score_fr": {"kernel": np.ones((1, 1, 8, 5))}, "fc8": {"bias": np.ones(2)}}
+    _, report = transplant(params, other, replaceable=("score_*",))
+    assert set(report.left) == {"score_fr/bias", "score_fr/kernel"}
+    assert report.unused == ("fc8/bias",)
+    with pytest.raises(ValueError, match="no array fits the network"):
+        transplant(params, {"other": {"kernel": np.ones((3, 5, 3, 6))}})
+    trees = {"color": weights.unflatten(stream_source(1)), "hha": stream_source(2)}
+    new, _ = transplant(stream_params("color", "hha"), trees)
+    assert jax.tree.all(jax.tree.map(lambda leaf: bool(leaf.any()), new))
+    np.testing.assert_array_equal(new["conv1hha"]["bias"], trees["hha"]["conv1/bias"])
+    np.testing.assert_array_equal(new["conv1color"]["bias"], trees["color"]["conv1"]["bias"])
 
 
 def test_layer_names_may_hold_slashes():

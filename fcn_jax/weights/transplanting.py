@@ -11,6 +11,7 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Array
 
+from fcn_jax.weights.arrays import Weights, flatten
 from fcn_jax.weights.dense import dense_to_conv
 
 
@@ -66,8 +67,9 @@ def transplant(
     Args:
         params: The network's parameters, ``{layer: {"kernel": …, "bias": …}}``, or their shapes
             and types (`fcn_jax.models.fcn.abstract_params`); what is left then stays abstract.
-        source: Arrays by ``layer/kernel`` and ``layer/bias``; or one such dictionary for each
-            input of a network of several inputs: ``{"color": …, "hha": …}``.
+        source: Arrays by ``layer/kernel`` and ``layer/bias``, or a tree of them such as
+            ``params``; or one of either for each input of a network of several inputs:
+            ``{"color": …, "hha": …}``.
         replaceable: Patterns of layer names whose arrays may be of another shape, and then keep
             their initial values (score layers for another number of classes).
         inputs: The inputs that all start from the one source: the layer ``fc6hha`` takes the
@@ -88,14 +90,24 @@ def transplant(
         >>> report.copied, report.left
         (('conv1/bias',), ('conv1/kernel',))
     """
-    nested = [isinstance(value, Mapping) for value in source.values()]
-    if any(nested) and (not all(nested) or (inputs and set(inputs) != set(source))):
+    branches = [value for value in source.values() if isinstance(value, Mapping)]
+    if branches and len(branches) == len(source):
+        # Arrays of a layer are called kernel and bias, those of an input layer/kernel.
+        of_layers = any("/" not in name for branch in branches for name in flatten(branch))
+        if of_layers or flatten(params).keys() & flatten(source).keys():
+            source, branches = flatten(source), []
+    if branches and (len(branches) < len(source) or (inputs and set(inputs) != set(source))):
         raise ValueError(
-            "source must be one flat dictionary of arrays, or one for each input; got the "
+            "source must be one dictionary or tree of arrays, or one for each input; got the "
             f"keys {', '.join(source)}" + (f" and the inputs {list(inputs)}" * bool(inputs))
         )
-    sources = source if any(nested) else {"": source}
-    label_of = {name: name for name in source} if any(nested) else dict.fromkeys(inputs, "")
+    sources = {"": source}
+    if branches:
+        sources = {
+            label: arrays if isinstance(arrays, Weights) else flatten(arrays)
+            for label, arrays in source.items()
+        }
+    label_of = {name: name for name in source} if branches else dict.fromkeys(inputs, "")
     first = next(iter(params))  # of the other inputs, its name begins so
     filed: dict[str, list[str]] = {field.name: [] for field in dataclasses.fields(Report)}
     result, used = {}, set()
@@ -110,7 +122,7 @@ def transplant(
             filed["left"].append(name)
             continue
         used.add(origin)
-        new = sources[origin[0]][origin[1]]
+        new = np.asarray(sources[origin[0]][origin[1]])
         how, fitted = _fit(new, tuple(old.shape), may_widen=name.startswith(first))
         if fitted is not None:
             filed[how].append(name)
@@ -140,7 +152,7 @@ def transplant(
 
 
 def _find(
-    name: str, sources: Mapping[str, Mapping[str, np.ndarray]], label_of: Mapping[str, str]
+    name: str, sources: Mapping[str, Mapping[str, Any]], label_of: Mapping[str, str]
 ) -> tuple[str, str] | None:
     """The label of the source, and the name there, of what the network's array starts from."""
     layer, _, array = name.rpartition("/")
