@@ -82,6 +82,20 @@ def test_the_examples_of_the_readme(tmp_path, monkeypatch):
     assert len(names["report"].copied) == len(jax.tree.leaves(params))
 
 
+def test_the_example_of_scores(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = fcn_jax.create_model("fcn8s", num_classes=21, width=1 / 16, fc_width=8)
+    Path("runs").mkdir()
+    fcn_jax.save_weights("saved.npz", initial_params(model, jax.random.key(0)))
+    Path("saved.npz").rename("runs/mine")
+    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "evaluation.md").read_text(), re.DOTALL)
+    names: dict = {}
+    exec(block, names)
+    assert names["metrics"].loss == pytest.approx(np.log(21))  # score layers begin with zeros
+    assert names["metrics"].images.boundary_f1.shape == (1, 21)
+    assert names["of_one"].boundary_iu[0] == 1
+
+
 def test_the_example_of_a_backbone_of_your_own(generator):
     """The code block runs as it stands, and its network takes images of any size."""
     (block,) = re.findall(r"```python\n(.*?)```", generator.PAGE.read_text(), flags=re.DOTALL)

@@ -22,7 +22,7 @@ from fcn_jax.cli import eval as cli_eval
 from fcn_jax.data import Source
 from fcn_jax.devices import data_mesh
 from fcn_jax.inference import report
-from fcn_jax.inference.metrics import compute_metrics
+from fcn_jax.inference.metrics import BY_CLASS, compute_metrics, score_image
 from fcn_jax.inference.predictor import load
 from fcn_jax.models.inputs import CAFFE, Inputs
 from fcn_jax.ops import bilinear_kernel
@@ -118,7 +118,7 @@ def test_counts_are_those_of_the_predictions(workdir, evaluated) -> None:
             np.add.at(expected, (example["label"][valid], labels[valid]), 1)
             if index in result.labels:
                 np.testing.assert_array_equal(result.labels[index], labels)
-        np.testing.assert_array_equal(result.counts, expected)
+        np.testing.assert_array_equal(result.tally.counts, expected)
         assert sorted(result.labels) == [0, 2]  # spread from the first to the last
 
 
@@ -127,17 +127,24 @@ def test_files_hold_the_scores(evaluated) -> None:
     content = json.loads((folder / "scores.json").read_text())
     assert content["data"] == "FakeSource()"
     for result in results:
-        stage, metrics = content["stages"][result.stage], compute_metrics(result.counts)
-        for field in report.METRICS:
-            assert stage[field] == getattr(metrics, field)
+        stage, metrics = content["stages"][result.stage], compute_metrics(result.tally.counts)
+        for field, value in metrics.overall().items():
+            assert stage[field] == value
         assert stage["absent"] == ["never, seen"]
-        assert stage["classes"]["never, seen"] == {"pixels": 0, "iu": None, "accuracy": None}
-        assert stage["classes"]["ground"]["iu"] == metrics.per_class_iu[0]
-        assert stage["classes"]["ground"]["pixels"] == result.counts[0].sum()
+        nothing = stage["classes"]["never, seen"]
+        assert (nothing.pop("pixels"), nothing.pop("images")) == (0, 0)
+        assert nothing.pop("image_iu_distribution").pop("images") == 0
+        assert set(nothing) == set(BY_CLASS)
+        assert set(nothing.values()) == {None}
+        for name, values in metrics.by_class().items():
+            assert stage["classes"]["ground"][name] == values[0]
+        assert stage["classes"]["ground"]["pixels"] == result.tally.counts[0].sum()
         with (folder / f"confusion_{result.stage}.csv").open(newline="") as file:
             header, *rows = csv.reader(file)
         assert header[1:] == [row[0] for row in rows] == list(CLASSES.names)
-        np.testing.assert_array_equal([[int(v) for v in row[1:]] for row in rows], result.counts)
+        np.testing.assert_array_equal(
+            [[int(v) for v in row[1:]] for row in rows], result.tally.counts
+        )
         with Image.open(folder / f"confusion_{result.stage}.png") as image:
             assert min(image.size) > 300
     with (folder / "per_class.csv").open(newline="") as file:
@@ -145,15 +152,60 @@ def test_files_hold_the_scores(evaluated) -> None:
     assert [(row["stage"], row["class"]) for row in rows] == [
         (stage, name) for stage in STAGES for name in CLASSES.names
     ]
-    assert float(rows[1]["iu"]) == compute_metrics(results[0].counts).per_class_iu[1]
+    assert float(rows[1]["iu"]) == compute_metrics(results[0].tally.counts).per_class_iu[1]
     assert rows[2]["iu"] == ""
+    assert content["boundary_width"] == 0.02
+
+
+def test_scores_of_single_images_and_the_loss(workdir, evaluated) -> None:
+    """From the predictions of each image, in the files and on the terminal."""
+    folder, results, text = evaluated
+    source = FakeSource()
+    for result in results:
+        predictor, losses, rows = load(workdir, stage=result.stage), [], []
+        for index in range(len(source)):
+            image, label = source[index]["image"], source[index]["label"]
+            valid = label != 255
+            logits = predictor.logits(image)[valid].astype(np.float64)
+            true = logits[np.arange(valid.sum()), label[valid]]
+            losses += (np.logaddexp.reduce(logits, axis=-1) - true).tolist()
+            rows.append(score_image(label, predictor(image), 3))
+        iu, boundary_iu, boundary_f1 = (np.array(values) for values in zip(*rows, strict=True))
+        of_images = np.nanmean(iu, axis=1)
+
+        stage = json.loads((folder / "scores.json").read_text())["stages"][result.stage]
+        assert stage["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+        assert stage["mean_image_iu"] == pytest.approx(of_images.mean())
+        spread = stage["image_iu"]
+        assert spread.pop("lowest") == [source.ids[i] for i in np.argsort(of_images)]
+        assert spread == pytest.approx(
+            {"images": 3, "mean": of_images.mean()}
+            | {f"{q}%": np.percentile(of_images, q) for q in (5, 25, 50, 75, 95)}
+            | {"min": of_images.min(), "max": of_images.max()}
+        )
+        of_ground = stage["classes"]["ground"]
+        assert of_ground["images"] == 3
+        assert of_ground["boundary_iu"] == pytest.approx(boundary_iu[:, 0].mean())
+        assert of_ground["boundary_f1"] == pytest.approx(boundary_f1[:, 0].mean())
+        assert of_ground["image_iu_distribution"]["50%"] == pytest.approx(np.median(iu[:, 0]))
+        assert stage["mean_boundary_iu"] == pytest.approx(boundary_iu[:, :2].mean())
+        with (folder / f"images_{result.stage}.csv").open(newline="") as file:
+            header, *lines = csv.reader(file)
+        assert header == ["image", "mean IU", *CLASSES.names]
+        assert [line[0] for line in lines] == list(source.ids)
+        np.testing.assert_allclose([float(line[1]) for line in lines], of_images)
+        assert [line[4] for line in lines] == [""] * 3
+        for value in (stage["mean_boundary_f1"], spread["25%"], stage["loss"]):
+            assert f"{value:.4f}" in text
+    assert "boundaries: 2 % of the diagonal" in text
+    assert f"fcn8s: images of the lowest IU: {source.ids[np.argmin(of_images)]}" in text
 
 
 def test_pictures_have_names_of_their_own(evaluated, tmp_path) -> None:
     folder, results, _ = evaluated
     assert {path.name for path in (folder / "pictures").iterdir()} == {"left_1.png", "right_2.png"}
     everything = {index: np.zeros(size, np.uint8) for index, size in enumerate(SIZES)}
-    result = report.StageResult("fcn8s", "label", CLASSES, 1, results[0].counts, everything)
+    result = report.StageResult("fcn8s", "label", CLASSES, 1, results[0].tally, everything)
     report.write([result], FakeSource(), tmp_path)
     names = {path.name for path in (tmp_path / "pictures").iterdir()}
     assert names == {"left_1.png", "left_1_1.png", "right_2.png"}
@@ -174,7 +226,7 @@ def test_an_earlier_report_is_replaced_and_other_files_kept(evaluated, tmp_path)
     report.write(results, FakeSource(), tmp_path)
     (tmp_path / "pictures" / "mine.png").touch()
     report.write(
-        [report.StageResult("fcn8s", "label", CLASSES, 1, results[1].counts, {})],
+        [report.StageResult("fcn8s", "label", CLASSES, 1, results[1].tally, {})],
         FakeSource(),
         tmp_path,
     )
@@ -184,6 +236,7 @@ def test_an_earlier_report_is_replaced_and_other_files_kept(evaluated, tmp_path)
         "per_class.csv",
         "confusion_fcn8s.csv",
         "confusion_fcn8s.png",
+        "images_fcn8s.csv",
         "pictures/mine.png",
     }
 
@@ -242,7 +295,7 @@ def test_images_that_were_trained_on_do_not_count(
     assert content["images"] == dict(zip(keys, counts, strict=True))
     source = FakeSource()
     expected = {name: source[source.ids.index(name)]["label"] for name in scored}
-    assert result.counts.sum() == sum((label != 255).sum() for label in expected.values())
+    assert result.tally.counts.sum() == sum((label != 255).sum() for label in expected.values())
     assert len(result.labels) == len(scored)
     told = text.getvalue()
     assert ("are left out of the scores" in told) == (counts[1] > 0)

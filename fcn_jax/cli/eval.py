@@ -2,13 +2,15 @@
 
     fcn-jax eval --workdir=DIR [--split=SPLIT] [--stage=all] [--output=DIR] …
 
-Prints the paper's four metrics and a table of all classes, and writes DIR/report: scores.json,
-per_class.csv, confusion matrices and pictures side by side.
+Prints the paper's four metrics, precision, F1, the loss, the IU of each image, boundary IU and F1,
+and tables of all classes. Writes DIR/report: scores.json, per_class.csv, images_STAGE.csv,
+confusion matrices and pictures side by side.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 
 from absl import logging
@@ -24,6 +26,17 @@ def count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of images")
     return int(text)
+
+
+def part(text: str) -> float:
+    """A part of something from the command line."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
+    return value
 
 
 @told_in_one_line
@@ -48,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="score images as well that the run was trained on; default: they are left out",
     )
+    width = "how far from boundaries the boundary metrics look: part of an image's diagonal"
+    add("--boundary_width", type=part, default=0.02, help=f"{width}; default: 0.02")
     add("--allow_code", action="store_true", help="run the file of the run's own backbone")
     add("--output", type=path, help="the report's folder; default: WORKDIR/report")
     add("--data_dir", type=path, help="where data sets are prepared; default: as in training")
@@ -75,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pictures=args.pictures,
         precision=args.precision,
         include_training_images=args.include_training_images,
+        boundary_width=args.boundary_width,
         allow_code=args.allow_code,
     )
     return 0

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, Shaped, UInt8
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -29,8 +29,8 @@ from fcn_jax.data import Source, bands, loader, unseen
 from fcn_jax.data.source import examples_of
 from fcn_jax.data.transforms import Example
 from fcn_jax.devices import local_mesh
-from fcn_jax.inference.evaluation import evaluate
-from fcn_jax.inference.metrics import Metrics, compute_metrics
+from fcn_jax.inference.evaluation import Tally, tally
+from fcn_jax.inference.metrics import BOUNDARY_WIDTH, BY_CLASS, Metrics
 from fcn_jax.inference.predictor import Predictor
 from fcn_jax.runs import Which, available_stages, last_checkpoint, load_run, trained_on
 
@@ -42,6 +42,26 @@ METRICS = {
 }
 """The paper's four metrics: the field of `Metrics` and the heading of its column."""
 
+FURTHER = {
+    "mean_precision": "mean prec.",
+    "mean_f1": "mean F1",
+    "mean_boundary_iu": "boundary IU",
+    "mean_boundary_f1": "boundary F1",
+    "loss": "loss",
+}
+
+OF_CLASS = {
+    "precision": "prec.",
+    "f1": "F1",
+    "boundary_iu": "boundary\nIU",
+    "boundary_f1": "boundary\nF1",
+    "images": "images",
+    "image_iu": "image\nIU",
+}
+"""What is shown of each class of the last stage beside IU and accuracy (its recall)."""
+
+QUANTILES = {"min": 0.0, "5%": 0.05, "25%": 0.25, "50%": 0.5, "75%": 0.75, "95%": 0.95, "max": 1.0}
+
 
 @dataclasses.dataclass(frozen=True)
 class StageResult:
@@ -51,13 +71,21 @@ class StageResult:
     head: str
     classes: ClassTable
     step: int  # of the checkpoint
-    counts: Int64[np.ndarray, "c c"]  # rows are the ground truth, columns the prediction
+    tally: Tally  # of the first images of the source
     labels: Mapping[int, UInt8[np.ndarray, "_ _"]]  # predicted, of the images to be drawn, by index
 
     @functools.cached_property
     def metrics(self) -> Metrics:
-        """The metrics of the confusion matrix."""
-        return compute_metrics(self.counts, self.classes.scored)
+        """The metrics that follow."""
+        return self.tally.metrics(self.classes)
+
+    @property
+    def by_class(self) -> dict[str, Shaped[np.ndarray, " c"]]:
+        """What there is of each class, and in how many images it is."""
+        numbers: dict[str, Any] = dict(self.metrics.by_class())
+        if self.metrics.per_class_images is not None:
+            numbers["images"] = self.metrics.per_class_images
+        return numbers
 
 
 def evaluate_run(
@@ -71,6 +99,7 @@ def evaluate_run(
     pictures: int = 8,
     precision: str | None = None,
     include_training_images: bool = False,
+    boundary_width: float = BOUNDARY_WIDTH,
     allow_code: bool | str = False,
     console: Console | None = None,
 ) -> list[StageResult]:
@@ -82,7 +111,7 @@ def evaluate_run(
     is replaced when the new one is complete.
 
     Images that the run, or one that it started from, was trained on are left out and told of,
-    unless ``include_training_images``.
+    unless ``include_training_images``. For ``boundary_width`` see `fcn_jax.score_image`.
 
     Raises:
         FileNotFoundError: If the folder is no run's, or holds no checkpoint yet.
@@ -139,18 +168,19 @@ def evaluate_run(
                 if example["index"] in drawn:
                     maps[example["index"]] = labels
 
-            counts = evaluate(
+            tallies = tally(
                 predictor,
                 ({**example, "index": index} for index, example in examples),
+                boundary_width=boundary_width,
                 progress=lambda done, task=task: bar.update(task, completed=done),
                 visit=keep,
             )
             for head, table in run.heads.items():
                 labels = {index: maps[index][head] for index in sorted(maps)}
-                results.append(StageResult(stage, head, table, run.step, counts[head], labels))
+                results.append(StageResult(stage, head, table, run.step, tallies[head], labels))
     folder = workdir / "report" if output is None else Path(output).expanduser()
-    write(results, source, folder, images)
-    show(results, console)
+    write(results, source, folder, {"images": images, "boundary_width": boundary_width})
+    show(results, source, boundary_width, console)
     console.print(f"report in {folder}", markup=False, highlight=False)
     return results
 
@@ -179,28 +209,45 @@ def by_head(results: Sequence[StageResult]) -> dict[str, list[StageResult]]:
 # ======================================================================== on the terminal
 
 
-def show(results: Sequence[StageResult], console: Console) -> None:
-    """Prints the four metrics of each stage, and the table of all classes; for each head."""
+def show(
+    results: Sequence[StageResult], source: Source, boundary_width: float, console: Console
+) -> None:
+    """Prints the metrics of each stage, and tables of all classes; for each head."""
+    band = f"boundaries: {100 * boundary_width:g} % of the diagonal"
     for head, of_head in (heads := by_head(results)).items():
         title, names = f" of {head}" if len(heads) > 1 else "", of_head[0].classes.names
-        rows = [
-            [result.stage, *(f"{getattr(result.metrics, field):.4f}" for field in METRICS)]
-            for result in of_head
-        ]
-        console.print(_table(f"Metrics{title}", ["stage", *METRICS.values()], rows))
+        for name, fields in ((f"Metrics{title}", METRICS), (f"Further metrics; {band}", FURTHER)):
+            rows = [
+                [result.stage, *(_text(getattr(result.metrics, field)) for field in fields)]
+                for result in of_head
+            ]
+            console.print(_table(name, ["stage", *fields.values()], rows))
+
+        shown = ("images", "mean", "min", "25%", "50%", "75%", "max")
+        rows = []
+        for result in of_head:
+            spread = distribution(np.asarray(result.metrics.per_image_iu))
+            rows.append([result.stage, *(_text(spread[name]) for name in shown)])
+        console.print(_table(f"Mean IU of each image{title}", ["stage", *shown], rows))
 
         headings = [text for r in of_head for text in (f"{r.stage} IU", "acc.")]
-        pixels = of_head[0].counts.sum(axis=1)
+        pixels = of_head[0].tally.counts.sum(axis=1)
         columns = [
             column
             for result in of_head
             for column in (result.metrics.per_class_iu, result.metrics.per_class_accuracy)
         ]
         rows = [
-            [name, f"{part:.2%}", *("-" if math.isnan(v) else f"{v:.4f}" for v in values)]
+            [name, f"{part:.2%}", *map(_text, values)]
             for name, part, *values in zip(names, pixels / pixels.sum(), *columns, strict=True)
         ]
         console.print(_table(f"Classes{title}", ["class", "pixels", *headings], rows))
+
+        last = of_head[-1]
+        columns = [last.by_class[name].tolist() for name in OF_CLASS]
+        rows = [[name, *map(_text, row)] for name, *row in zip(names, *columns, strict=True)]
+        headings = ["class", *OF_CLASS.values()]
+        console.print(_table(f"Classes{title} by {last.stage}; {band}", headings, rows))
 
         remarks = {"left out of the means by the data set's rule": of_head[0].metrics.unscored}
         for absent in sorted({result.metrics.absent for result in of_head}):
@@ -211,6 +258,33 @@ def show(results: Sequence[StageResult], console: Console) -> None:
             if labels:
                 listed = ", ".join(names[label] for label in labels)
                 console.print(f"{remark}: {listed}", markup=False, highlight=False)
+        text = f"{last.stage}: images of the lowest IU: {', '.join(lowest(last, source, 3))}"
+        console.print(text, markup=False, highlight=False)
+
+
+def distribution(values: Float[np.ndarray, " n"]) -> dict[str, float]:
+    """The number of images whose value is not NaN, the mean of those, and quantiles (linear)."""
+    there = values[~np.isnan(values)]
+    if not there.size:
+        return {"images": 0, **dict.fromkeys(("mean", *QUANTILES), math.nan)}
+    quantiles = np.quantile(there, list(QUANTILES.values())).tolist()
+    return {
+        "images": there.size,
+        "mean": float(there.mean()),
+        **dict(zip(QUANTILES, quantiles, strict=True)),
+    }
+
+
+def lowest(result: StageResult, source: Source, most: int) -> list[str]:
+    """The ids of the images of the lowest mean IU, the lowest first."""
+    values: Any = result.metrics.per_image_iu
+    order = np.argsort(values, kind="stable")[: np.count_nonzero(~np.isnan(values))]
+    return [source.ids[index] for index in order[:most]]
+
+
+def _text(value: float) -> str:
+    """A number in a table: whole ones as they are."""
+    return "-" if math.isnan(value) else f"{value:.4f}" if isinstance(value, float) else f"{value}"
 
 
 def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
@@ -230,13 +304,14 @@ def write(
     results: Sequence[StageResult],
     source: Source,
     folder: str | Path,
-    images: Mapping[str, int] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the report folder; a report that was there before is replaced by the complete new one.
 
-    * ``scores.json``: the data, ``images`` (how many the split has, were left out, were scored, and
-      were trained on all the same), and each stage's metrics, overall and by class;
+    * ``scores.json``: the data, what is told ``about`` the evaluation, and each stage's metrics,
+      overall, by class, and how they are distributed over the images;
     * ``per_class.csv``: a row for each stage and class;
+    * ``images_STAGE.csv``: a row for each image: its mean IU, and the IU of each class;
     * ``confusion_STAGE.csv``, ``.png``: pixel counts, and a plot normalised by row;
     * ``pictures/ID.png``: image, ground truth and each stage's labels, side by side.
 
@@ -247,7 +322,7 @@ def write(
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     try:
-        files = _write_files(results, source, new, images)
+        files = _write_files(results, source, new, about or {})
         former: list[str] = []
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
             former = json.loads((folder / "scores.json").read_text())["files"]
@@ -265,25 +340,32 @@ def _write_files(
     results: Sequence[StageResult],
     source: Source,
     folder: Path,
-    images: Mapping[str, int] | None,
+    about: Mapping[str, Any],
 ) -> list[str]:
     """Writes all files of a report into a folder; returns the names of those beside scores.json."""
     heads, files, stages = by_head(results), ["per_class.csv"], {}
     for result in results:
         names = result.classes.names
         stage = result.stage if len(heads) == 1 else f"{result.stage}_{result.head}"
-        stages[stage] = _as_json(result)
-        rows = [[name, *row] for name, row in zip(names, result.counts.tolist(), strict=True)]
+        stages[stage] = _as_json(result, source)
+        counts = result.tally.counts
+        rows = [[name, *row] for name, row in zip(names, counts.tolist(), strict=True)]
         file = f"confusion_{stage}"
         _write_csv(folder / f"{file}.csv", ["ground truth \\ prediction", *names], rows)
-        draw_confusion(folder / f"{file}.png", result.counts, result.classes, title=stage)
+        draw_confusion(folder / f"{file}.png", counts, result.classes, title=stage)
         files += [f"{file}.csv", f"{file}.png"]
+        scores: Any = result.metrics
+        table = np.column_stack([scores.per_image_iu, scores.images.iu]).tolist()
+        rows = [[source.ids[index], *map(_finite, row)] for index, row in enumerate(table)]
+        _write_csv(folder / f"images_{stage}.csv", ["image", "mean IU", *names], rows)
+        files.append(f"images_{stage}.csv")
+    columns = ["pixels", *BY_CLASS, "images"]
     rows = [
-        [stage, name, *row.values()]
+        [stage, name, *(row[column] for column in columns)]
         for stage, content in stages.items()
         for name, row in content["classes"].items()
     ]
-    _write_csv(folder / "per_class.csv", ["stage", "class", "pixels", "iu", "accuracy"], rows)
+    _write_csv(folder / "per_class.csv", ["stage", "class", *columns], rows)
     for head, of_head in heads.items():
         for index in of_head[0].labels:
             example = source[index]
@@ -297,27 +379,38 @@ def _write_files(
             (folder / file).parent.mkdir(exist_ok=True)
             drawing.side_by_side(panels, of_head[0].classes).save(folder / file)
             files.append(file)
-    content = {"data": repr(source), "images": images, "stages": stages, "files": files}
+    content = {"data": repr(source), **about, "stages": stages, "files": files}
     (folder / "scores.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     return files
 
 
-def _as_json(result: StageResult) -> dict[str, Any]:
-    metrics, names = result.metrics, result.classes.names
-    columns = {"iu": metrics.per_class_iu, "accuracy": metrics.per_class_accuracy}
+def _as_json(result: StageResult, source: Source) -> dict[str, Any]:
+    metrics: Any = result.metrics
+    names, counts = result.classes.names, result.tally.counts
+
+    def spread(values: Float[np.ndarray, " n"]) -> dict[str, float | None]:
+        return {name: _finite(value) for name, value in distribution(values).items()}
+
     return {
         "step": result.step,
-        **{field: getattr(metrics, field) for field in METRICS},
+        **{name: _finite(value) for name, value in metrics.overall().items()},
         "absent": [names[label] for label in metrics.absent],
         "unscored": [names[label] for label in metrics.unscored],
+        "image_iu": {**spread(metrics.per_image_iu), "lowest": lowest(result, source, 10)},
         "classes": {
             name: {
-                "pixels": int(result.counts[label].sum()),
-                **{k: None if np.isnan(v[label]) else float(v[label]) for k, v in columns.items()},
+                "pixels": int(counts[label].sum()),
+                **{k: _finite(values[label].item()) for k, values in result.by_class.items()},
+                "image_iu_distribution": spread(metrics.images.iu[:, label]),
             }
             for label, name in enumerate(names)
         },
     }
+
+
+def _finite(value: float) -> float | None:
+    """A number for JSON, which knows no NaN."""
+    return value if math.isfinite(value) else None
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
