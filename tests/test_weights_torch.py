@@ -218,8 +218,68 @@ def test_checkpoints_of_training_scripts(tmp_path, wrapper, prefix, legacy):
 def test_a_prefix_of_some_names_is_not_taken_off(tmp_path):
     names = tensors(state_dicts.vgg("vgg11"))
     half = {("module." if i % 2 else "") + name: names[name] for i, name in enumerate(names)}
-    with pytest.raises(ValueError, match=r"features\.0\.bias"):
+    message = r"11 of 22 names begin with module\. \(module\.features\.0\.bias\), others do not"
+    with pytest.raises(ValueError, match=message):
         load(saved(tmp_path, half, False))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model."])
+def test_a_prefix_of_the_classifier_alone(tmp_path, prefix):
+    """Where the rest would be read as a backbone without a classifier."""
+    names = tensors(state_dicts.vgg("vgg16"))
+    some = {(prefix if "classifier" in n else "") + n: tensor for n, tensor in names.items()}
+    with pytest.raises(ValueError, match=rf"begin with {prefix} \({prefix}classifier\.0\.weight"):
+        load(saved(tmp_path, some, False))
+
+
+def test_nothing_is_taken_off_inside_a_name(tmp_path):
+    arrays = state_dicts.vgg("vgg16")
+    inside = {name.replace("features.", "features.module."): a for name, a in arrays.items()}
+    with pytest.raises(ValueError, match=r"unknown network \(features\.module\.0\.weight"):
+        load(saved(tmp_path, tensors(inside), False))
+
+
+AVERAGES = [("state_dict", "state_dict_ema"), ("model", "model_ema"), ("params", "params_ema")]
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(("raw", "averaged"), AVERAGES)
+def test_averaged_weights_are_taken_and_told(tmp_path, capsys, raw, averaged, legacy):
+    """As timm does; `n_averaged` is of PyTorch's AveragedModel."""
+    arrays = state_dicts.vgg("vgg16")
+    plus_one = {name: array + 1 for name, array in arrays.items()}
+    ema = {f"module.{name}": tensor for name, tensor in tensors(plus_one).items()}
+    ema["n_averaged"] = torch.tensor(5)
+    checkpoint = {raw: tensors(arrays), averaged: ema, "epoch": 3}
+    weights = load(saved(tmp_path, checkpoint, legacy))
+    assert_layers_are(weights, plus_one, state_dicts.vgg_names("vgg16") | TORCHVISION)
+    text = f"the averaged weights {averaged} are taken, not {raw}"
+    assert weights.skipped == (text,)
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "keys", [("model", "net"), ("state_dict_ema", "model_ema"), ("state_dict", "weights")]
+)
+def test_several_sets_are_refused(tmp_path, keys):
+    state = tensors(state_dicts.vgg("vgg16"))
+    with pytest.raises(ValueError, match="several sets of weights: " + ", ".join(keys)):
+        load(saved(tmp_path, dict.fromkeys(keys, state), False))
+
+
+def test_what_holds_no_tensors_is_no_set(tmp_path):
+    arrays = state_dicts.vgg("vgg16")
+    checkpoint = {"params": {"lr": 0.1}, "ema": None, "model_ema": {}, "net": tensors(arrays)}
+    checkpoint = {"state_dict": {"model": checkpoint}}
+    weights = load(saved(tmp_path, checkpoint, False))
+    assert_layers_are(weights, arrays, state_dicts.vgg_names("vgg16") | TORCHVISION)
+
+
+def test_a_dictionary_that_holds_itself(tmp_path):
+    checkpoint = {}
+    checkpoint["model"] = {"model": checkpoint}
+    with pytest.raises(ValueError, match="a dictionary without tensors"):
+        load(saved(tmp_path, checkpoint, False))
 
 
 @pytest.mark.parametrize("legacy", [False, True])

@@ -23,7 +23,7 @@ from fcn_jax.weights.arrays import Weights, under_our_names
 from fcn_jax.weights.npz import from_tensorflow
 from fcn_jax.weights.torch_pickle import MAX_SIZE, Dictionary, Inert, Unpickler, run
 
-MAX_READS = 300_000
+MAX_READS = 50_000
 """Pieces in which a pickle is read; a network has some thousand."""
 
 _LAYER = re.compile(r"conv\d(_\d)?|fc\d")
