@@ -154,7 +154,7 @@ class Field(NamedTuple):
 
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
-SCHEDULES = ("constant", "step", "poly", "cosine")
+SCHEDULES = ("constant", "step", "poly", "cosine", "plateau")
 
 FIELDS: dict[str, dict[str, Field]] = {
     "Data": {
@@ -240,12 +240,26 @@ FIELDS: dict[str, dict[str, Field]] = {
         "learning_rate": Field((1e-10,), several(POSITIVE), "Per stage: the rate at its start."),
         "schedule": Field("constant", choice(*SCHEDULES), "How the learning rate changes."),
         "warmup": Field(0, whole(0), "Updates over which the rate grows to its value."),
-        "schedule_step": Field(0, whole(0), "Updates between drops of the schedule 'step'."),
+        "schedule_step": Field(
+            0, whole(0), "Of step: updates between drops. Of plateau: steps in a mean of the loss."
+        ),
         "schedule_gamma": Field(0.1, POSITIVE, "Factor of each drop."),
+        "schedule_patience": Field(
+            10, whole(1), "Of plateau: means in turn, none the smallest, before a drop."
+        ),
         "momentum": Field(0.99, BELOW_ONE, "Of sgd and rmsprop."),
         "weight_decay": Field(5e-4, NOT_NEGATIVE, "Of kernels."),
         "bias_rate": Field(2.0, NOT_NEGATIVE, "Biases learn at this multiple of the rate."),
         "clip_norm": Field(0.0, NOT_NEGATIVE, "Largest norm of the gradient; 0: off."),
+        "ema": Field(
+            0.0, BELOW_ONE, "Decay of averaged parameters, which are scored and used; 0: none."
+        ),
+        "patience": Field(
+            0, whole(0), "Evaluations in turn, none the best, that end a stage; 0: never."
+        ),
+        "best": Field(
+            "mean_iu", NAME, "The metric of the best checkpoint, such as loss, mean_f1 or iu/CLASS."
+        ),
         # A stage's data are shuffled by seed * 4 + stage, in 32 bits.
         "seed": Field(0, whole(0, 2**30 - 1), "Of all that is random."),
     },
@@ -394,8 +408,13 @@ def validate(config: Config) -> None:
                 problems[name] = (
                     f"give one value, or one for each of the {len(config.stages)} stages"
                 )
-        if config.schedule == "step" and config.schedule_step == 0:
-            problems["schedule_step"] = "the schedule 'step' needs the updates between drops"
+        if config.schedule in ("step", "plateau") and config.schedule_step == 0:
+            need = "updates between drops" if config.schedule == "step" else "steps in a mean"
+            problems["schedule_step"] = f"the schedule {config.schedule!r} needs the {need}"
+        if config.schedule == "plateau" and config.schedule_gamma >= 1:
+            problems["schedule_gamma"] = "the schedule 'plateau' needs a factor below 1"
+        if config.patience and config.eval_every == 0:
+            problems["patience"] = "it counts evaluations: give config.eval_every as well"
         for name, read in (("init", start_files), ("dataset", lambda c: data.row_of(c.dataset))):
             try:
                 read(config)
@@ -577,8 +596,11 @@ def from_plain(fields: Mapping[str, Any]) -> Config:
 def changed_fields(old: Config, new: Config) -> list[str]:
     """Lines ``field: old -> new`` for the fields that must not change when a run goes on."""
     before, after = to_plain(old), to_plain(new)
+    fixed = {name for name, field in _ALL.items() if not field.free}
+    if new.patience:  # evaluations decide when a stage ends
+        fixed.add("eval_every")
     return [
         f"{name}: {before[name]!r} -> {after[name]!r}"
-        for name in sorted(_ALL)
-        if before[name] != after[name] and not _ALL[name].free
+        for name in sorted(fixed)
+        if before[name] != after[name]
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import inspect
 import os
+import sys
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
@@ -37,6 +38,19 @@ def find_devices() -> tuple[int, int]:
             f"JAX_PLATFORMS={asked}: there is no such device{reason and f' ({reason})'}; unset it, "
             "or install jax for that device"
         ) from None
+
+
+def peak_memory() -> int | None:
+    """The most bytes that this program has held: on a device, or on a CPU in all; None: unknown."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    if peaks := [of["peak_bytes_in_use"] for of in stats if "peak_bytes_in_use" in of]:
+        return max(peaks)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def data_mesh(spatial_shards: int = 1) -> Mesh:

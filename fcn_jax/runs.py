@@ -138,7 +138,8 @@ class StageCheckpoints:
             state: A tree of arrays, of which one branch is ``params``; whole on every device.
             data: The data iterator's position.
             run: Config, classes and inputs, plain values (`describe_run`).
-            metrics: ``{"mean_iu": …}`` and others where the state was scored.
+            metrics: ``{"mean_iu": …}`` and others where the state was scored; the best is that of
+                the highest ``config.best``.
 
         Raises:
             ValueError: If an array holds NaN or Inf.
@@ -218,7 +219,7 @@ class StageCheckpoints:
     def load(self, which: Which) -> tuple[int, dict[str, Any], dict[str, Any]]:
         """A checkpoint's step, what `save` was given as ``run``, and the parameters in numpy.
 
-        Where no checkpoint was scored, the last counts as the best.
+        Averaged ones where there are such. Where no checkpoint was scored, the last is the best.
 
         Raises:
             FileNotFoundError: If there is no checkpoint.
@@ -227,14 +228,16 @@ class StageCheckpoints:
 
         def read(step: int) -> tuple[int, dict[str, Any], dict[str, Any]]:
             description = self._describe(step)
-            arrays = description["arrays"]
-            expected = {name: text for name, text in arrays.items() if name.startswith("params/")}
+            saved = description["arrays"]
+            averaged = any(name.startswith("average/") for name in saved)
+            branch = "average" if averaged else "params"
+            expected = {k: text for k, text in saved.items() if k.startswith(f"{branch}/")}
             like: Any = {}
             for name in expected:
-                layer, _, kind = name.removeprefix("params/").rpartition("/")
+                layer, _, kind = name.removeprefix(f"{branch}/").rpartition("/")
                 like.setdefault(layer, {})[kind] = 0
-            arrays = self._read_arrays(step, {"params": like}, expected)
-            return step, description["run"], arrays["params"]
+            arrays = self._read_arrays(step, {branch: like}, expected)
+            return step, description["run"], arrays[branch]
 
         return self._first_whole(which, read)
 
@@ -376,8 +379,24 @@ class _LastTwoAndBest(preservation_policy.PreservationPolicy):
 
 def _score(description: Mapping[str, Any]) -> float | None:
     """By what the best checkpoint is chosen; None where there is nothing to compare."""
-    score = (description["metrics"] or {}).get("mean_iu", math.nan)
-    return None if math.isnan(score) else score
+    best = description["run"].get("config", {}).get("best", "mean_iu")
+    return goodness(description["metrics"] or {}, best)
+
+
+def goodness(metrics: Mapping[str, float], best: str) -> float | None:
+    """How good metrics are by one of them: the higher the better; None where it is NaN or absent.
+
+    Example:
+        >>> goodness({"mean_iu": 0.5, "loss": 0.75}, "mean_iu")
+        0.5
+        >>> goodness({"mean_iu": 0.5, "loss": 0.75}, "loss")
+        -0.75
+    """
+    value = metrics.get(best, math.nan)
+    head, _, name = best.rpartition("/")
+    # Not iu/loss, of a class of that name.
+    small = name == "loss" and (not head or f"{head}/mean_iu" in metrics)
+    return None if math.isnan(value) else -value if small else value
 
 
 # ------------------------------------------------------------------------ digests
@@ -476,7 +495,7 @@ class Run:
 
     Attributes:
         model: The network.
-        variables: ``{"params": …}``.
+        variables: ``{"params": …}``; averaged ones where the config has ``ema``.
         inputs: What it reads of an example, and how that is normalised.
         heads: The classes of each head.
         config: The run's config.
@@ -625,7 +644,7 @@ def load_run(
     Args:
         workdir: The ``--workdir`` of train.py.
         stage: Such as ``fcn16s``; None is the last that has a checkpoint.
-        which: The checkpoint of the highest mean IU on the validation split, or the last.
+        which: The best checkpoint on the validation split by the config's ``best``, or the last.
         precision: In what it is to compute (`create_model`); None is as in training.
         allow_code: Whether a backbone of the run's own may be loaded, which runs its file; it must
             be the file of the training. Text is the sha256 of the one file that may be run.
@@ -646,6 +665,8 @@ def load_run(
     with StageCheckpoints(workdir, stage, read_only=True) as checkpoints:
         step, fields, params = checkpoints.load(which)
     config = from_plain(fields["config"])
+    if config.ema:
+        note(f"{workdir}: {stage} with averaged parameters (config.ema = {config.ema})")
     if precision is not None:
         config.precision = precision
     heads = {head: ClassTable.from_dict(table) for head, table in fields["heads"].items()}

@@ -169,10 +169,10 @@ def test_every_field_has_a_default_of_its_kind_and_a_meaning():
 
 LARGE, NOT_NUMBERS = 10**20, (math.nan, math.inf, -math.inf, 1e400, 10**400, "a", None, True)
 NUMBERS = ("scale", "jitter", "width", "dropout", "schedule_gamma", "momentum", "weight_decay")
-NUMBERS += ("bias_rate", "clip_norm", "cell_fraction")
+NUMBERS += ("bias_rate", "clip_norm", "cell_fraction", "ema", "ohem_threshold")
 WHOLE = ("num_workers", "fc_width", "spatial_shards", "batch_size", "accumulate", "warmup")
 WHOLE += ("schedule_step", "seed", "eval_batch_size", "eval_every", "checkpoint_every")
-WHOLE += ("log_every", "samples")
+WHOLE += ("log_every", "samples", "patience", "schedule_patience", "ohem_least")
 WRONG = [
     *((name, value) for name in NUMBERS for value in (-1.0, *NOT_NUMBERS)),
     *((name, value) for name in WHOLE for value in (-1, LARGE, 2.5, *NOT_NUMBERS)),
@@ -244,6 +244,33 @@ def test_a_field_that_the_loss_does_not_take_is_refused(loss, field, value):
         configs.validate(config)
     config.loss = "cross_entropy + 0.5*focal+ohem+tversky"
     configs.validate(config)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"patience": 3}, "config.patience = 3: it counts evaluations: give config.eval_every"),
+        ({"schedule": "plateau"}, "config.schedule_step = 0: the schedule 'plateau' needs the st"),
+        (
+            {"schedule": "plateau", "schedule_step": 5, "schedule_gamma": 1.5},
+            "config.schedule_gamma = 1.5: the schedule 'plateau' needs a factor below 1",
+        ),
+    ],
+)
+def test_what_patience_and_plateau_need(given, message):
+    config = configs.default_config()
+    config.update(steps=(10,), **given)
+    with pytest.raises(ValueError, match="config") as caught:
+        configs.validate(config)
+    assert str(caught.value).startswith(message)
+
+
+def test_where_evaluations_end_a_stage_their_distance_is_no_longer_free():
+    old, new = configs.default_config(), configs.default_config()
+    new.eval_every = 10
+    assert configs.changed_fields(old, new) == []
+    old.patience = new.patience = 2
+    assert configs.changed_fields(old, new) == ["eval_every: 0 -> 10"]
 
 
 def test_all_problems_are_reported_together():

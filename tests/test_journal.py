@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from unittest.mock import ANY
 
 import numpy as np
 from PIL import Image
@@ -41,15 +43,16 @@ def test_loggers_and_callbacks_are_told_what_is_recorded(tmp_path):
     tell(Journal(tmp_path, ("fcn32s",), loggers=[heard], callbacks=[callback]))
     assert heard.calls == [
         ("begin", "fcn32s", 4),
-        ("record", "fcn32s", 5, {"loss": 0.5}),
+        ("record", "fcn32s", 5, {"loss": 0.5, "wall_time": ANY}),
         ("picture", "fcn32s", 5, "sample0", (3, 4, 3)),
         ("close",),
     ]
-    assert called == [("fcn32s", 5, {"loss": 0.5})]
+    assert called == [("fcn32s", 5, {"loss": 0.5, "wall_time": ANY})]
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {
         "stage": "fcn32s",
         "step": 5,
         "loss": 0.5,
+        "wall_time": ANY,
     }
     assert list((tmp_path / "tensorboard" / "fcn32s").iterdir())
 
@@ -61,3 +64,18 @@ def test_other_processes_tell_nobody(tmp_path):
     assert heard.calls == [("close",)]
     assert not called
     assert not list(tmp_path.iterdir())
+
+
+def test_the_wall_time_goes_on_where_the_run_does(tmp_path):
+    """What was lost to a kill does not count."""
+    with Journal(tmp_path, ("fcn32s",)) as journal:
+        for step, seconds in ((1, 100), (2, 5000)):
+            journal._begun = time.monotonic() - seconds
+            journal.record("fcn32s", step, {"loss": 0.5})
+    with Journal(tmp_path, ("fcn32s",)) as journal:
+        journal.rewind("fcn32s", 1)
+        journal.rewind("fcn32s", 1)
+        journal.record("fcn32s", 2, {"loss": 0.5})
+    records = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    first, second = (record["wall_time"] for record in records)
+    assert 100 <= first < second < 150

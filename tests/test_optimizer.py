@@ -10,7 +10,12 @@ import optax
 import pytest
 
 from fcn_jax.config import OPTIMIZERS, SCHEDULES
-from fcn_jax.training.optimizer import make_optimizer, make_schedule
+from fcn_jax.training.optimizer import (
+    make_optimizer,
+    make_schedule,
+    on_plateau,
+    plateau_factor,
+)
 
 SHAPES = {
     "conv1_1": {"kernel": (3, 3, 2, 4), "bias": (4,)},
@@ -233,3 +238,34 @@ def test_errors_name_the_choices():
         make_schedule("step", 0.1, 10)
     with pytest.raises(ValueError, match="unknown optimizer 'lion'; choose one of sgd, adam"):
         make_optimizer("lion", constant(0.1))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_plateau_beside_torch(accumulate):
+    """Means of three losses; PyTorch drops after more bad ones than its patience, optax at it."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    losses = np.concatenate([np.linspace(3, 1, 12), rng.uniform(0.99, 1.5, 30)]).astype(np.float32)
+    weight = torch.nn.Parameter(torch.zeros(1))
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        torch.optim.SGD([weight], lr=1.0), factor=0.5, patience=1, threshold=1e-4
+    )
+    plain = make_optimizer("sgd", constant(0.1), momentum=0.0, accumulate=accumulate)
+    optimizer = on_plateau(plain, 0.5, 2, 3)
+    params = random_tree(0)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    alone, update_alone = plain.init(params), jax.jit(plain.update)
+    factors = []
+    for step, loss in enumerate(losses):
+        if step % 3 == 2:
+            theirs.step(losses[step - 2 : step + 1].mean(dtype=np.float64))
+        updates, state = update(gradient(params, step), state, params, value=loss)
+        expected, alone = update_alone(gradient(params, step), alone, params)
+        factors.append(plateau_factor(state))
+        assert factors[-1] == theirs.get_last_lr()[0]
+        jax.tree.map(
+            lambda a, b, f=factors[-1]: np.testing.assert_array_equal(a, np.float32(f) * b),
+            updates,
+            expected,
+        )
+    assert len(set(factors)) > 2

@@ -256,3 +256,45 @@ def test_frozen_layers_keep_every_bit(freeze):
         still = layer in model.frozen_layers
         for name, value in leaves.items():
             assert (after[layer][name].tobytes() == value.tobytes()) == still, layer
+
+
+# ======================================================================== averaged parameters
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_average_by_its_recursion(accumulate):
+    """From the first parameters, not from zero; once an update, of several minibatches, too."""
+    model, mesh = build(freeze=("stem",)), data_mesh()
+    optimizer = sgd(1e-4, frozen=model.frozen_layers, accumulate=accumulate)
+    options = {"ema": 0.3, "accumulate": accumulate}
+    step = make_train_step(model, optimizer, INPUTS, mesh, key=jax.random.key(7), **options)
+    state = create_state(random_parameters(model, 0), optimizer, mesh, ema=0.3)
+    first = host(state.params)
+    expected = jax.tree.map(np.float64, first)
+    for number in range(1, 7):
+        state, _ = step(state, random_batch(number))
+        if number % accumulate == 0:
+            update = number // accumulate
+            decay = min(0.3, update / (update + 9))
+            expected = jax.tree.map(
+                lambda old, new, decay=decay: decay * old + (1 - decay) * np.float64(new),
+                expected,
+                host(state.params),
+            )
+        jax.tree.map(
+            lambda ours, truth: np.testing.assert_allclose(ours, truth, rtol=1e-5, atol=1e-7),
+            host(state.average),
+            expected,
+        )
+    assert state.used is state.average
+    for name, kept in first["stem"].items():
+        assert host(state.average["stem"][name]).tobytes() == kept.tobytes()
+    raw, averaged = state.params["top"]["kernel"], state.average["top"]["kernel"]
+    assert not np.array_equal(raw, averaged)
+
+
+def test_without_an_average_there_is_none():
+    step, state = start(build(), sgd(), data_mesh())
+    state, _ = step(state, random_batch())
+    assert state.average == {}
+    assert state.used is state.params

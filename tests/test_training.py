@@ -189,10 +189,10 @@ def in_the_last_stage(workdir: Path):
     return lambda: any((workdir / "checkpoints" / "fcn8s").glob("[0-9]*"))
 
 
-def kill(place: Path, workdir: str, condition, delay: float) -> bool:
+def kill(place: Path, workdir: str, condition, delay: float, **fields) -> bool:
     """Starts a run and kills it; whether it was still under way."""
     process = subprocess.Popen(
-        command(place, workdir),
+        command(place, workdir, **fields),
         env=environment(place),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -10,6 +10,7 @@ import jax
 from fcn_jax import data, weights
 from fcn_jax.classes import ClassTable
 from fcn_jax.config import Config, loss_options
+from fcn_jax.inference.metrics import BY_CLASS, OVERALL
 from fcn_jax.models.backbones import BACKBONES
 from fcn_jax.models.fcn import FCN, abstract_params, initial_params
 from fcn_jax.models.inputs import CAFFE, Inputs, Preprocessing
@@ -140,6 +141,31 @@ def choose_losses(
         options = {**loss_options(config), "class_weights": weights}
         losses[head] = make_loss(config.loss, **options)
     return losses, told
+
+
+def check_best(best: str, source: data.Source, heads: Mapping[str, ClassTable]) -> None:
+    """Raises ValueError if a metric is none that an evaluation on a source gives as a number."""
+    of_heads = {f"{head}/": head for head in heads} if len(heads) > 1 else {"": next(iter(heads))}
+    if best in OVERALL:
+        return
+    for prefix, head in of_heads.items():
+        name, _, class_ = best.removeprefix(prefix).partition("/")
+        names = heads[head].names
+        if not best.startswith(prefix):
+            continue
+        if name in OVERALL and not class_:
+            return
+        if name in BY_CLASS and class_ in names:
+            if not source.label_counts[head][:, names.index(class_)].any():
+                raise ValueError(
+                    f"config.best = {best!r}: none of the {len(source)} images to score on holds "
+                    f"{class_}, so that it would be NaN; choose another class, or {OVERALL[2]}"
+                )
+            return
+    of = ", ".join(f"{prefix}{name}/CLASS" for prefix in of_heads for name in BY_CLASS)
+    raise ValueError(
+        f"config.best = {best!r}: there is no such metric; there are {', '.join(OVERALL)}, {of}"
+    )
 
 
 def choose_inputs(

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -51,6 +52,8 @@ class Journal:
         self._silent = silent
         self._console = Console(quiet=silent, soft_wrap=True)
         self._progress: Progress | None = None
+        self._begun = time.monotonic()
+        self._earlier: float | None = None  # seconds of training before this start
 
     def __enter__(self) -> Journal:
         return self
@@ -92,6 +95,9 @@ class Journal:
             write_whole(path, text.decode())
 
         # A kill can cut the last line short: that is no damage.
+        if self._earlier is None:
+            self._earlier = float(json.loads(kept[-1]).get("wall_time", 0)) if kept else 0.0
+
         unreadable = places[: None if raw.endswith(b"\n") else -1].count(None)
         if unreadable:
             self.say(f"{path} was damaged: {unreadable} lines are left out")
@@ -116,9 +122,14 @@ class Journal:
             return None
 
     def record(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Appends numbers to metrics.jsonl, and hands them to loggers and callbacks."""
+        """Appends numbers to metrics.jsonl, and hands them to loggers and callbacks.
+
+        With them the ``wall_time``: seconds that the run has taken, in all its starts.
+        """
         if self._silent:
             return
+        seconds = (self._earlier or 0.0) + time.monotonic() - self._begun
+        values = {**values, "wall_time": round(seconds, 3)}
         with (self._workdir / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
         for call in (*(logger.record for logger in self._loggers), *self._callbacks):

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import optax
+import optax.contrib
 
 from fcn_jax.config import OPTIMIZERS, SCHEDULES
 
@@ -23,15 +24,16 @@ def make_schedule(
     """The learning rate at each of so many updates, the warm-up included.
 
     Args:
-        name: ``constant``; ``step``: times ``gamma`` every ``step_size`` updates; ``poly``:
-            (1 - t / steps) ** 0.9; ``cosine``: half a cosine down to 0.
+        name: ``constant``, and so is ``plateau`` but for `on_plateau`; ``step``: times ``gamma``
+            every ``step_size`` updates; ``poly``: (1 - t / steps) ** 0.9; ``cosine``: half a cosine
+            down to 0.
         peak: The rate after the warm-up, which begins with peak / (warmup + 1).
 
     Raises:
         ValueError: If the name is unknown, or ``step`` has no ``step_size``.
     """
     rest = max(1, steps - warmup)
-    if name == "constant":
+    if name in ("constant", "plateau"):
         schedule = optax.constant_schedule(peak)
     elif name == "step":
         if step_size < 1:
@@ -47,6 +49,24 @@ def make_schedule(
         ramp = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
         schedule = optax.join_schedules([ramp, schedule], [warmup])
     return schedule
+
+
+def on_plateau(
+    optimizer: optax.GradientTransformation, factor: float, patience: int, steps: int
+) -> optax.GradientTransformation:
+    """An optimiser whose updates shrink where the loss does not: `optax.contrib.reduce_on_plateau`.
+
+    The loss that its update is given as ``value`` is averaged over so many steps. Where
+    ``patience`` such means in turn are not below the smallest one by a ten thousandth of it, all
+    further updates are multiplied by ``factor``. It needs no evaluation, and lives in the state.
+    """
+    reduce = optax.contrib.reduce_on_plateau(factor, patience, accumulation_size=steps)
+    return optax.chain(optimizer, reduce)
+
+
+def plateau_factor(opt_state: Any) -> float:
+    """By what `on_plateau` multiplies updates, from its state."""
+    return float(opt_state[-1].scale)
 
 
 def make_optimizer(

@@ -13,7 +13,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -38,13 +38,19 @@ from fcn_jax.runs import (
     StageCheckpoints,
     build_model,
     describe_run,
+    goodness,
     last_checkpoint,
     write_whole,
 )
 from fcn_jax.training import identity, init
 from fcn_jax.training.journal import Callback, Journal
 from fcn_jax.training.lock import locked
-from fcn_jax.training.optimizer import make_optimizer, make_schedule
+from fcn_jax.training.optimizer import (
+    make_optimizer,
+    make_schedule,
+    on_plateau,
+    plateau_factor,
+)
 from fcn_jax.training.pace import Pace, Work
 from fcn_jax.training.step import (
     StepReport,
@@ -67,13 +73,27 @@ class Stage:
     model: FCN
     schedule: optax.Schedule  # by update, of which one comes every `accumulate` steps
     accumulate: int
+    plateau: bool  # the optimiser is one of `on_plateau`
     optimizer: optax.GradientTransformation
     batches: loader.TrainingBatches
     key: jax.Array
+    patience: int  # evaluations; 0: endless
+    best: str  # the metric that these look at
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step, from 1."""
+        """The learning rate of a step, from 1, but for what a plateau has taken off."""
         return float(np.asarray(self.schedule((step - 1) // self.accumulate)))
+
+
+class Evaluations(NamedTuple):
+    """How a stage's evaluations went: the best `goodness`, and how many came since."""
+
+    best: float | None = None
+    since: int = 0
+
+    def and_then(self, value: float | None) -> Evaluations:
+        better = value is not None and (self.best is None or value > self.best)
+        return Evaluations(value, 0) if better else Evaluations(self.best, self.since + 1)
 
 
 # ======================================================================== the run
@@ -195,6 +215,8 @@ def _train(
         )
     heads = init.choose_heads(config.heads, config.loss_weights, train_source)
     losses, told = (loss, []) if loss else init.choose_losses(config, train_source, heads)
+    if config.ema:
+        told.append(f"scores are of averaged parameters (config.ema = {config.ema})")
     earlier = frozenset(digest for loaded in start.values() for digest in loaded.trained_on)
     former_steps: dict[str, int] = {}
     changes = ""
@@ -209,6 +231,7 @@ def _train(
         inputs = init.choose_inputs(config.inputs.to_dict(), train_source, usual, start)
     init.check_images(inputs, train_source, eval_source)
     scored, left_out = data.unseen(eval_source, earlier, "choose another config.eval_split")
+    init.check_best(config.best, scored, heads)
     stages = make_stages(config, train_source, heads, inputs, mesh)
     init.drop_other_scores(start, stages[0].model, heads)
     init.check_weights(stages[0].model, config.backbone, start, config.init)
@@ -255,16 +278,17 @@ def _train(
                 continue
             with StageCheckpoints(workdir, stage.name, tell=journal.say) as checkpoints:
                 # ---- Its last state, or its first: from the stage before or the start weights
-                done = 0
+                done, seen = 0, Evaluations()
                 if checkpoints.steps():
                     like = jax.eval_shape(
-                        functools.partial(init_state, optimizer=stage.optimizer),
+                        functools.partial(init_state, optimizer=stage.optimizer, ema=config.ema),
                         abstract_params(stage.model),
                     )
                     state, position = checkpoints.restore(like, devices.replicated(mesh))
                     done = int(state.step)
                     journal.rewind(stage.name, done, position.pop("records", ""))
-                    if done >= stage.steps:
+                    seen = Evaluations(*position.pop("evaluations", ()))
+                    if done >= stage.steps or 0 < stage.patience <= seen.since:
                         journal.say(f"{stage.name}: finished before, {done} steps")
                         continue
                     # Of changed data it takes the batches that would come next by their own order.
@@ -274,10 +298,11 @@ def _train(
                         journal.say(_another_length(config, stage, then, done))
                 else:
                     key = jax.random.fold_in(stage.key, 1)
+                    which = "best" if config.patience else "last"
                     if before is not None:
                         with StageCheckpoints(workdir, before.name, read_only=True) as former:
-                            step, _, params = former.load("last")
-                        if step < before.steps:
+                            step, _, params = former.load(which)
+                        if which == "last" and step < before.steps:
                             raise ValueError(
                                 f"{workdir}: the last checkpoint of {before.name} was damaged just "
                                 "now; the same command trains its last steps again"
@@ -285,12 +310,15 @@ def _train(
                         start = {"": weights.Weights(weights.flatten(params))}
                     if start:
                         params, report = init.params_from(stage.model, start, key)
-                        origin = f"{before.name}, its last step" if before else "the start weights"
+                        origin = "the start weights"
+                        if before is not None:
+                            averaged = ", averaged parameters" if config.ema else ""
+                            origin = f"{before.name}, its {which} step{averaged}"
                         journal.say(f"{stage.name}: starts from {origin}\n{report}")
                     else:
                         params = initial_params(stage.model, key)
                         journal.say(f"{stage.name}: starts from random weights")
-                    state = create_state(params, stage.optimizer, mesh)
+                    state = create_state(params, stage.optimizer, mesh, ema=config.ema)
                     params, start = {}, {}  # a step need not keep them in memory
                     journal.rewind(stage.name, 0)
 
@@ -305,6 +333,8 @@ def _train(
                     normalize_loss=config.normalize_loss,
                     cell_fraction=config.cell_fraction,
                     loss_weights=config.loss_weights.to_dict(),
+                    ema=config.ema,
+                    accumulate=config.accumulate,
                 )
                 journal.say(f"{stage.name}: compiling the step")
                 work = work_of(config, stages[stages.index(stage) :], done, scored.sizes)
@@ -313,6 +343,7 @@ def _train(
                         stage,
                         train_step,
                         state,
+                        seen,
                         log_every=config.log_every,
                         save_every=config.checkpoint_every,
                         score_every=config.eval_every,
@@ -323,7 +354,7 @@ def _train(
                             heads,
                             config.samples,
                             # They cost the host time, and are left to the report.
-                            any(word in str(config.get("best")) for word in ("image", "boundary")),
+                            any(word in config.best for word in ("image", "boundary")),
                             journal,
                             stage,
                         ),
@@ -393,10 +424,26 @@ def make_stages(
             clip_norm=config.clip_norm,
             accumulate=config.accumulate,
         )
-        key = jax.random.fold_in(jax.random.key(config.seed), index)
-        of_steps = optimizer, batches[index], key
-        rates = schedule, config.accumulate
-        stages.append(Stage(name, steps[index], config.batch_size, model, *rates, *of_steps))
+        plateau = config.schedule == "plateau"
+        if plateau:
+            window = config.schedule_gamma, config.schedule_patience, config.schedule_step
+            optimizer = on_plateau(optimizer, *window)
+        stages.append(
+            Stage(
+                name,
+                steps[index],
+                config.batch_size,
+                model,
+                schedule,
+                config.accumulate,
+                plateau,
+                optimizer,
+                batches[index],
+                jax.random.fold_in(jax.random.key(config.seed), index),
+                config.patience,
+                config.best,
+            )
+        )
     return stages
 
 
@@ -460,7 +507,7 @@ def work_of(
 def _another_length(config: configs.Config, stage: Stage, then: int, done: int) -> str:
     """What to tell of a stage that has other steps than it was to have before."""
     text = f"{stage.name}: {stage.steps} steps instead of {then}"
-    if config.schedule in ("constant", "step"):
+    if config.schedule in ("constant", "step", "plateau"):
         return text
     former = dataclasses.replace(stage, schedule=stage_schedule(config, stage.name, then))
     was, now = former.rate(done), stage.rate(done + 1)
@@ -477,6 +524,7 @@ def _loop(
     stage: Stage,
     train_step: TrainStep,
     state: TrainState,
+    seen: Evaluations,
     *,
     log_every: int,
     save_every: int,
@@ -490,6 +538,7 @@ def _loop(
     """The training loop: step, log, score, save; waits for the devices only to log, or to tell.
 
     Args:
+        seen: The evaluations before.
         score: Gives the metrics of a step's number and parameters.
         save: Is given a step's number, state, position in the data, and metrics or None.
         work: What lies before the run, for an estimate of its time; None for none.
@@ -530,7 +579,10 @@ def _loop(
         # ---- Look at the steps since the last time
         values = mean_losses(stage.name, reports)
         rate = pace.speed * stage.batch_size
-        values |= {"learning_rate": stage.rate(step), "images_per_second": rate}
+        taken_off = plateau_factor(state.opt_state) if stage.plateau else 1.0
+        values |= {"learning_rate": stage.rate(step) * taken_off, "images_per_second": rate}
+        if (peak := devices.peak_memory()) is not None:
+            values["peak_memory_gib"] = peak / 2**30
         journal.record(stage.name, step, values)
         line = due or step == stage.steps
         so_far = (step, stage.steps, values["loss"], rate, stage.batch_size)
@@ -545,15 +597,25 @@ def _loop(
                     f"{stage.name} step {step}: parameters are NaN or Inf after the update on the "
                     f"images {', '.join(ids)}; {REMEDY}"
                 )
-            metrics = score(step, state.params) if scoring else None
+            metrics = score(step, state.used) if scoring else None
+            if metrics is not None and step % max(score_every, 1) == 0:
+                seen = seen.and_then(goodness(metrics, stage.best))
             position = {**stage.batches.get_state(), "records": journal.digest()}
+            position["evaluations"] = list(seen)
             save(step, state, data=position, metrics=metrics)
-        if signum and step < stage.steps:
+        ended = 0 < stage.patience <= seen.since
+        if signum and step < stage.steps and not ended:
             raise Stopped(
                 f"stopped at {stage.name} step {step} of {stage.steps}, all saved; "
                 "the same command goes on from here",
                 signum,
             )
+        if ended:
+            journal.say(
+                f"{stage.name}: ends at step {step} of {stage.steps}: no better {stage.best} in "
+                f"{seen.since} evaluations"
+            )
+            return
         pace.restart()
 
 

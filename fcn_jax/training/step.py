@@ -26,11 +26,24 @@ uint8 (b, h, w) with void 255 by the name of each head (``label`` where there is
 
 
 class TrainState(NamedTuple):
-    """All that changes from step to step; ``step`` counts the minibatches of this stage."""
+    """All that changes from step to step.
+
+    Attributes:
+        step: Counts the minibatches of this stage.
+        params: What is trained.
+        opt_state: The optimiser's.
+        average: Of the parameters, an exponential moving average; empty where there is none.
+    """
 
     step: Integer[Array, ""]
     params: Params
     opt_state: Any
+    average: Params
+
+    @property
+    def used(self) -> Params:
+        """The parameters that are scored: averaged ones where there are such."""
+        return self.average or self.params
 
 
 class StepReport(NamedTuple):
@@ -152,29 +165,47 @@ def make_train_step(
     *,
     key: Array,
     loss_weights: Mapping[str, float] | None = None,
+    ema: float = 0.0,
+    accumulate: int = 1,
     **options: Any,
 ) -> TrainStep:
     """Compiles a step of the optimiser on the objective, which takes the ``options``.
 
     The state is donated: use the returned one. Batches are those of `fcn_jax.devices.put_batch`.
     What is random draws from ``key`` folded with the step, so that a resumed run repeats it.
+
+    Args:
+        ema: Decay of averaged parameters; 0: none. After update n (from 1) the average is
+            d average + (1 - d) params with d = min(ema, n / (n + 9)), as TensorFlow's, so that the
+            first parameters are soon forgotten.
+        accumulate: The steps in an update of the optimiser.
     """
     objective = make_objective(model, inputs, mesh, loss_weights=loss_weights, **options)
     gradient_of = jax.grad(objective, has_aux=True)
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def averaged(state: TrainState, params: Params) -> Params:
+        update = (state.step + 1) // accumulate
+        moved = (state.step + 1) % accumulate == 0
+        part = jnp.where(moved, 1 - jnp.minimum(ema, update / (update + 9)), 0.0)
+        # In this form what does not change, as frozen layers, keeps every bit.
+        return jax.tree.map(lambda old, new: old + part * (new - old), state.average, params)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
         gradient, losses = gradient_of(state.params, batch, jax.random.fold_in(key, state.step))
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params: Any = optax.apply_updates(state.params, updates)
         means = {head: loss.mean for head, loss in losses.items()}
+        mean = _weighted_sum(means, loss_weights)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, value=mean)
+        params: Any = optax.apply_updates(state.params, updates)
         report = StepReport(
-            loss=_weighted_sum(means, loss_weights),
+            loss=mean,
             head_losses=means,
             valid=jnp.stack([loss.valid for loss in losses.values()]).sum(),
             invalid=jnp.stack([loss.invalid for loss in losses.values()]).sum(),
             gradient_norm=jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradient))),
         )
-        return TrainState(state.step + 1, params, opt_state), report
+        average = averaged(state, params) if ema else state.average
+        return TrainState(state.step + 1, params, opt_state, average), report
 
     whole = replicated(mesh)
     return jax.jit(
@@ -189,14 +220,19 @@ def make_train_step(
 # ======================================================================== the state
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+def init_state(
+    params: Params, optimizer: optax.GradientTransformation, *, ema: float = 0.0
+) -> TrainState:
+    """The state before the first step; an average, which ``ema`` asks for, begins with it."""
+    average = params if ema else {}
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
 
 
-def create_state(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def create_state(
+    params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: float = 0.0
+) -> TrainState:
     """The state before the first step, copied to every device."""
-    state = init_state(params, optimizer)
+    state = init_state(params, optimizer, ema=ema)
     # A copy: the step donates its state, and the caller may still hold the parameters.
     return jax.tree.map(jnp.copy, jax.device_put(state, replicated(mesh)))
 
