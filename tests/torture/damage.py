@@ -172,13 +172,17 @@ def evaluated(place: Path) -> str:
 
 
 def completed(place: Path) -> str:
-    """Of training to the end: all bits of the run, but for pictures, which nothing reads back."""
+    """Of training to the end: all bits of the run.
+
+    But for pictures, which nothing reads back, and records, which are judged apart.
+    """
     from fcn_jax.cli import train
 
     if train.main(arguments(place)):
         raise OSError(stderr_line())
     bits = tiny.bits(place / "run").items()
-    return json.dumps({name: bit for name, bit in bits if "samples/" not in name}, sort_keys=True)
+    kept = {name: b for name, b in bits if not name.startswith(("samples/", "metrics.jsonl"))}
+    return json.dumps(kept, sort_keys=True)
 
 
 def stderr_line() -> str:
