@@ -40,6 +40,7 @@ from fcn_jax import Inputs, Predictor, Preprocessing, create_model, data, ops, w
 from fcn_jax import config as configs
 from fcn_jax.inference import report
 from fcn_jax.runs import load_run
+from fcn_jax.training import init
 from fcn_jax.training import run as training
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +48,7 @@ TRUNK = f"{Path(__file__).parent / 'toy_backbones.py'}:plain"
 # The networks in a size that compiles fast; two steps of two images.
 SMALL = {
     "backbone": TRUNK,
+    "init": "",
     "width": 0.5,
     "fc_width": 8,
     "batch_size": 2,
@@ -251,6 +253,24 @@ def start(place, workdir: str, **fields):
         config.data_dir = str(place / "data")
     with ops.plain_forms():
         return training.train(config, place / workdir)
+
+
+def test_classifiers_of_another_width_start_a_network_whose_fc_layers_begin_anew():
+    """The recipes for a folder are narrower than the published VGG16."""
+    wide = {"backbone": "vgg11", "width": 0.05, "fc_width": 8}
+    narrow = create_model("fcn32s", **{**wide, "fc_width": 4})
+    classifier = random_parameters(create_model("classifier", num_classes=10, **wide), 0)
+    params, report = init.params_from(
+        narrow, {"": weights.Weights(weights.flatten(classifier))}, jax.random.key(0)
+    )
+    assert {name.partition("/")[0] for name in report.left} == {"fc6", "fc7", "score_fr", "upscore"}
+    np.testing.assert_array_equal(params["conv5_2"]["kernel"], classifier["conv5_2"]["kernel"])
+    assert params["fc7"]["kernel"].shape == (1, 1, 4, 4)
+    segmenter = weights.Weights(
+        weights.flatten(random_parameters(create_model("fcn32s", **wide), 0))
+    )
+    with pytest.raises(ValueError, match=r"fc6/kernel: the file has \(7, 7, 26, 8\), the network"):
+        init.params_from(narrow, {"": segmenter}, jax.random.key(0))
 
 
 def save_trunk(path: Path, backbone: str) -> str:

@@ -87,11 +87,16 @@ def params_from(
 
 
 def transplant(model: FCN, start: StartWeights) -> tuple[dict[str, Any], weights.Report]:
-    """Abstract parameters of a network, with start weights where they fit."""
+    """Abstract parameters of a network, with start weights where they fit.
+
+    fc6 and fc7 of another width begin anew, as long as the weights are a classifier's: those of a
+    segmenter would lose what they have learned.
+    """
+    segmenter = any(name.startswith("score_fr") for each in start.values() for name in each)
     return weights.transplant(
         abstract_params(model),
         start.get("", start),
-        replaceable=model.score_layers,
+        replaceable=(*model.score_layers, *(() if segmenter else ("fc6*", "fc7*"))),
         inputs=[name for name, _ in model.inputs] if len(model.inputs) > 1 else (),
     )
 
