@@ -86,6 +86,17 @@ def write_keras(path):
             file[layer].attrs["weight_names"] = [f"{layer}/kernel:0".encode()]
 
 
+def write_npy(path: Path) -> None:
+    rng = np.random.default_rng(0)
+    layers = {"conv1_1": (3, 3, 3, 4), "conv1_2": (3, 3, 4, 4)}
+    content = {
+        name: [rng.normal(size=shape).astype(np.float32), np.zeros(shape[-1], np.float32)]
+        for name, shape in layers.items()
+    }
+    with path.open("wb") as file:
+        np.save(file, np.array(content), allow_pickle=True)
+
+
 WRITERS = {
     "caffemodel": lambda path: write_caffe(path, "plain"),
     "caffemodel V1": lambda path: write_caffe(path, "v1"),
@@ -97,6 +108,7 @@ WRITERS = {
     "npz": lambda path: write_npz(path, np.savez),
     "npz, compressed": lambda path: write_npz(path, np.savez_compressed),
     "Keras": write_keras,
+    "TensorFlow npy": write_npy,
 }
 
 
