@@ -269,6 +269,9 @@ FIELDS: dict[str, dict[str, Field]] = {
             0, whole(0), "Steps between scores; 0: at the end of each stage.", free=True
         ),
         "checkpoint_every": Field(1000, whole(1), "Steps between checkpoints.", free=True),
+        "logger": Field(
+            "none", choice("none", "wandb"), "Where logs go besides TensorBoard.", free=True
+        ),
         "log_every": Field(20, whole(1), "Steps between records of the loss.", free=True),
         "samples": Field(4, whole(0), "Images that are drawn at each evaluation.", free=True),
     },

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from unittest.mock import ANY
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from fcn_jax import config as configs
+from fcn_jax.training import run as training
 from fcn_jax.training.journal import Journal
+from fcn_jax.training.loggers import WeightsAndBiases
 
 
 class Heard:
@@ -79,3 +84,49 @@ def test_the_wall_time_goes_on_where_the_run_does(tmp_path):
     records = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     first, second = (record["wall_time"] for record in records)
     assert 100 <= first < second < 150
+
+
+# ======================================================================== Weights & Biases
+
+
+def history(path):
+    """The logged rows of a .wandb file: records of LevelDB's log format, each a protobuf."""
+    from wandb.proto import wandb_internal_pb2
+
+    raw, place, part = path.read_bytes(), 7, b""
+    while place + 7 <= len(raw):
+        if (left := 32768 - place % 32768) < 7:
+            place += left
+        length, kind = int.from_bytes(raw[place + 4 : place + 6], "little"), raw[place + 6]
+        part += raw[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record, part = wandb_internal_pb2.Record.FromString(part), b""
+            if record.WhichOneof("record_type") == "history":
+                items = record.history.item
+                yield {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}
+
+
+def test_weights_and_biases_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = WeightsAndBiases(tmp_path, configs.to_plain(configs.default_config()))
+    tell(Journal(tmp_path, ("fcn32s",), loggers=[logger]))
+    (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    numbers, picture = history(path)
+    assert numbers.items() > {"fcn32s/loss": 0.5, "fcn32s/step": 5}.items()
+    assert picture["fcn32s/step"] == 5
+    (file,) = path.parent.glob("files/media/images/fcn32s/sample0*.png")
+    assert Image.open(file).size == (4, 3)
+
+
+def test_without_its_package_nothing_begins(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config = configs.load_config("quickstart")
+    config.logger = "wandb"
+    with pytest.raises(
+        ValueError, match=r"config\.logger = 'wandb': .*; pip install 'fcn-jax\[wand"
+    ):
+        training.train(config, tmp_path / "run")
+    assert not list(tmp_path.iterdir())

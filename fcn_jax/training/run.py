@@ -45,6 +45,7 @@ from fcn_jax.runs import (
 from fcn_jax.training import identity, init
 from fcn_jax.training.journal import Callback, Journal
 from fcn_jax.training.lock import locked
+from fcn_jax.training.loggers import Logger, WeightsAndBiases, import_wandb
 from fcn_jax.training.optimizer import (
     make_optimizer,
     make_schedule,
@@ -161,6 +162,8 @@ def train(
         config.dataset = data.GIVEN
     if loss is not None:
         config.loss = f"own: {identity.described(loss)}"
+    if config.logger == "wandb":
+        import_wandb()
     devices.find_devices()
     alone = locked(workdir, runs.note) if jax.process_index() == 0 else contextlib.nullcontext()
     given = None if train_source is None else (train_source, eval_source)
@@ -242,11 +245,15 @@ def _train(
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("prepared")  # nobody still looks for a former run
     first_process = jax.process_index() == 0
+    loggers: list[Logger] = []
     if first_process:
         workdir.mkdir(parents=True, exist_ok=True)
+        if config.logger == "wandb":
+            loggers = [WeightsAndBiases(workdir, configs.to_plain(config))]
         write_whole(workdir / "config.json", json.dumps(configs.to_plain(config), indent=2))
     silent = not first_process
-    journal = Journal(workdir, tuple(config.stages), silent=silent, callbacks=callbacks)
+    told_to = {"loggers": loggers, "callbacks": callbacks}
+    journal = Journal(workdir, tuple(config.stages), silent=silent, **told_to)
     with journal, noted_signals() as stop:
         classes = " and ".join(str(table.num_classes) for table in heads.values())
         several = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
