@@ -91,8 +91,13 @@ def main() -> int:
             if code == 0 and told.now() in ("save", "report", "end", "steps"):
                 tally["the other had done its part"] += 1
                 continue
-            text = (place / f"errors{1 - which}.txt").read_text()
-            last = text.strip().splitlines()[-1:] or [""]
+            # The line comes from a process that outlives the other by a moment.
+            for _ in range(100):
+                text = (place / f"errors{1 - which}.txt").read_text()
+                last = text.strip().splitlines()[-1:] or [""]
+                if last[0].startswith("fcn-jax train:"):
+                    break
+                time.sleep(0.05)
             took = f"{time.monotonic() - begun:.0f} s after the kill in {told.now()}"
             if code is None:
                 failures.append(f"the other still ran {took}: {last[0][:200]}")
