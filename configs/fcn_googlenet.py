@@ -1,6 +1,6 @@
 """FCN-GoogLeNet on PASCAL VOC 2011 and SBD, from ImageNet weights.
 
-    python train.py --config=configs/fcn_googlenet.py --config.init=bvlc_googlenet.caffemodel \
+    python train.py --config=configs/fcn_googlenet.py --config.init=caffe:googlenet \
         --config.manual_dir=DIR
 
 DIR holds VOCdevkit and SBD (docs/data.md names the places). To train on VOC alone:

@@ -1,6 +1,6 @@
 """FCN-32s on NYUDv2 (40 classes), from colour, depth, HHA, or two of them.
 
-    python train.py --config=configs/nyud.py --config.init=vgg16.npz --config.manual_dir=DIR
+    python train.py --config=configs/nyud.py --config.init=caffe:vgg16 --config.manual_dir=DIR
 
 DIR holds the reference's nyud.tar.gz (docs/data.md); where its folder hha is missing, HHA is
 computed from depth.

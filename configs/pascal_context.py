@@ -1,6 +1,6 @@
 """FCN-32s, 16s and 8s in turn on PASCAL-Context: 59 classes and background.
 
-    python train.py --config=configs/pascal_context.py --config.init=vgg16.npz \
+    python train.py --config=configs/pascal_context.py --config.init=caffe:vgg16 \
         --config.manual_dir=DIR
 
 docs/data.md tells what DIR holds.

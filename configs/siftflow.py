@@ -1,6 +1,6 @@
 """FCN-32s, 16s and 8s in turn on SIFT Flow: semantic and geometric labels learned together.
 
-    python train.py --config=configs/siftflow.py --config.init=vgg16.npz --config.manual_dir=DIR
+    python train.py --config=configs/siftflow.py --config.init=caffe:vgg16 --config.manual_dir=DIR
 
 docs/data.md tells what DIR holds. One backbone, two decoders; cow, desert and moon, which the test
 set lacks, are left out of the means.

@@ -4,7 +4,7 @@ Here the pets of Oxford-IIIT. Any other name after "tfds:" will do: scene_parse1
 are known; of others give the names of their features and classes (docs/data.md). The score depends
 on the data set.
 
-    python train.py --config=configs/tfds.py --config.init=vgg16.npz
+    python train.py --config=configs/tfds.py --config.init=torchvision:vgg16
 """
 
 from fcn_jax.config import default_config

@@ -202,7 +202,7 @@ FIELDS: dict[str, dict[str, Field]] = {
             choice("intermediate", "none", "all"),
             "Transposed convolutions that are trained: intermediate (CVPR 2015), none (PAMI 2016).",
         ),
-        "init": Field("", TEXT, "Start weights: a file, a run's folder, or INPUT=FILE,INPUT=FILE."),
+        "init": Field("", TEXT, "Start weights: a name, a file, a run's folder, or INPUT=FILE,…."),
         "freeze": Field((), several(NAME), "Layers that are not trained, such as 'conv1_*'."),
     },
     "Computation": {
@@ -531,7 +531,7 @@ def stage_steps(config: Config, images: int) -> tuple[int, ...]:
 
 
 def start_files(config: Config) -> dict[str, str]:
-    """The files of start weights: by input where ``init`` names inputs, else one under ``""``.
+    """The files or names of start weights, by input where ``init`` tells those, else under ``""``.
 
     Raises:
         ValueError: If an input is named that the config does not have, or one is missing.

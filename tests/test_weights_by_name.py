@@ -16,13 +16,17 @@ import time
 
 import numpy as np
 import pytest
+import state_dicts
+from random_parameters import random_parameters
 from safetensors.numpy import save as as_safetensors
 
 import fcn_jax
-from fcn_jax import cli, weights
+from fcn_jax import cli, data, weights
 from fcn_jax.models.backbones import BACKBONES
 from fcn_jax.models.decoders import DECODERS
 from fcn_jax.models.inputs import CAFFE, Inputs
+from fcn_jax.training import init
+from fcn_jax.training.run import train
 from fcn_jax.weights import fetching, published
 
 NAME = "caffe:fcn16s-heavy-pascal"  # of which no hash is published
@@ -473,3 +477,79 @@ def test_the_cache_of_the_platform(monkeypatch):
 
     monkeypatch.delenv("FCN_JAX_CACHE")
     assert fetching.cache_folder() == platformdirs.user_cache_path("fcn_jax") / "weights"
+
+
+# ======================================================================== what a name brings along
+
+
+def put(cache, name: str, params) -> None:
+    """Puts weights into the cache by hand, under a name of which no hash is published."""
+    row = published.PUBLISHED[name]
+    place = fetching.cached_path(row)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    weights.save(place.with_suffix(".npz"), params)
+    place.with_suffix(".npz").rename(place)
+
+
+@pytest.mark.parametrize(
+    ("name", "decoder", "classes", "reads"),
+    [
+        ("caffe:fcn8s-atonce-pascal", "fcn8s_atonce", 21, "image"),
+        ("caffe:nyud-fcn32s-hha-heavy", "fcn32s", 40, "hha"),
+        ("caffe:nyud-fcn32s-color-heavy", "fcn32s", 40, "image"),
+    ],
+)
+def test_a_published_network_is_loaded_as_what_it_is(cache, name, decoder, classes, reads):
+    small = {"num_classes": classes, "width": 1 / 64, "fc_width": 3, "padding": "reference"}
+    model = fcn_jax.create_model(decoder, **small)
+    put(cache, name, random_parameters(model, 0))
+    predictor = fcn_jax.load(name)
+    assert (predictor.model.decoder, predictor.model.backbone) == (model.decoder, model.backbone)
+    assert predictor.inputs.modalities == (reads,)
+    nyud = data.DATASETS["nyudv2"].preprocessing
+    expected = nyud[reads] if classes == 40 else CAFFE
+    assert predictor.inputs.preprocessing(reads) == expected
+
+
+def test_caffes_pixels_under_torchvisions_names(monkeypatch, server):
+    """Which the file alone does not tell."""
+    content = as_safetensors(state_dicts.vgg("vgg16"))
+    use(monkeypatch, server, content, sha256(content), "pytorch-fcn:vgg16")
+    assert weights.load("pytorch-fcn:vgg16").inputs == Inputs.of(CAFFE)
+
+
+@pytest.mark.parametrize("name", ["keras:vgg16-notop", "caffe:alexnet"])
+def test_start_weights_do_not_predict(name, cache):
+    with pytest.raises(ValueError, match=f"can only be trained from: --config.init={name}"):
+        fcn_jax.load(name)
+    assert not cache.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("torchvision:vgg13", {}, r"is of config\.backbone = 'vgg13', not 'vgg16'"),
+        ("torchvision:vgg16", {"width": 0.5}, r"has the full width, not config\.width = 0\.5"),
+        ("torchvision:vgg61", {}, "did you mean .*torchvision:vgg16"),
+        ("image=keras:vgg19", {}, r"is of config\.backbone = 'vgg19'"),
+    ],
+)
+def test_training_refuses_what_does_not_fit_before_it_is_fetched(
+    tmp_path, cache, name, fields, message
+):
+    config = fcn_jax.config.default_config()
+    config.update(init=name, steps=(1,), data_dir=str(tmp_path / "data"), **fields)
+    with pytest.raises(ValueError, match=message):
+        train(config, tmp_path / "run")
+    assert not cache.parent.exists()
+    assert not (tmp_path / "data").exists()
+
+
+def test_random_weights_on_a_small_set_are_warned_of():
+    expect = init.expect_of_random_weights
+    text = expect("folder", 40, "vgg16")
+    assert "40 training images" in text
+    assert "config.init='torchvision:vgg16'" in text
+    assert "config.init" not in expect("folder", 40, "own.py:net")
+    assert expect("folder", 40, "own.py:net") != ""
+    assert expect("folder", 5000, "vgg16") == expect("shapes", 40, "vgg16") == ""

@@ -38,6 +38,7 @@ from fcn_jax.inference.tiling import Span
 from fcn_jax.models.backbones import Padding
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.inputs import CAFFE, Inputs, Preprocessing
+from fcn_jax.weights.published import PUBLISHED
 
 Result: TypeAlias = Literal["labels", "logits", "probabilities"]
 
@@ -645,12 +646,11 @@ def load(
         options = {"scale": run.config.scale, **options}
         return Predictor(run.model, run.variables, run.inputs, run.heads, **options)
 
+    row = PUBLISHED.get(str(source))
+    if row is not None and not row.network:  # before it is fetched
+        raise ValueError(f"{source} can only be trained from: --config.init={source}")
     loaded = weights.load(source)
     said = loaded.network
-    if said.name == "":
-        raise ValueError(
-            f"{source} is no network that can predict: train one with --config.init={source}"
-        )
     model = weights.network_of(loaded, network or said.name, padding or said.padding)
     model = model.clone(precision=precision or said.precision or model.precision)
     names = read_names(classes) if isinstance(classes, str | Path) else classes

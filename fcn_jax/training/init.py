@@ -15,12 +15,44 @@ from fcn_jax.models.backbones import BACKBONES
 from fcn_jax.models.fcn import FCN, abstract_params, initial_params
 from fcn_jax.models.inputs import CAFFE, Inputs, Preprocessing
 from fcn_jax.models.losses import Loss, balanced_weights, make_loss
-from fcn_jax.weights import identify
+from fcn_jax.weights import identify, published
 
 StartWeights = Mapping[str, weights.Weights]
 """The start weights of each input, or those of all under ``""``; empty where there are none."""
 
+SMALL_SET = 5000
+"""Images below which a network from random weights stays far behind one from ImageNet weights."""
+
 # ======================================================================== weights
+
+
+def check_names(names: Iterable[str], backbone: str, width: float) -> None:
+    """Raises ValueError if published weights are named that do not exist or fit, before a fetch."""
+    for name in names:
+        if not weights.is_name(name) or name.startswith("hf:"):
+            continue
+        row = published.find(name)
+        if backbone in BACKBONES and row.backbone != backbone:
+            raise ValueError(
+                f"config.init: {name} is of config.backbone = {row.backbone!r}, not {backbone!r}"
+            )
+        if width != 1:
+            raise ValueError(f"config.init: {name} has the full width, not config.width = {width}")
+
+
+def expect_of_random_weights(dataset: str, images: int, backbone: str) -> str:
+    """What to expect of a network that starts from random weights; empty where it is no surprise.
+
+    The data set of shapes is made to be learned from nothing.
+    """
+    if dataset == "shapes" or images >= SMALL_SET:
+        return ""
+    rows = (row for row in published.PUBLISHED.values() if row.backbone == backbone)
+    name = next((f" (config.init={row.name!r})" for row in rows), "")
+    return (
+        f"; warning: from random weights {images} training images teach it little more than where "
+        f"the most frequent classes lie; a few hundred do well from ImageNet weights{name}"
+    )
 
 
 def check_weights(

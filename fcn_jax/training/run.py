@@ -201,6 +201,7 @@ def _train(
                 f"start another run from this one: --config.init={workdir} --workdir=NEW"
             )
     else:
+        init.check_names(configs.start_files(config).values(), config.backbone, config.width)
         start = {
             name: weights.load(path, allow_code=allow_code or (now["sha256"] if now else False))
             for name, path in configs.start_files(config).items()
@@ -324,7 +325,10 @@ def _train(
                         journal.say(f"{stage.name}: starts from {origin}\n{report}")
                     else:
                         params = initial_params(stage.model, key)
-                        journal.say(f"{stage.name}: starts from random weights")
+                        remark = init.expect_of_random_weights(
+                            config.dataset, len(train_source), config.backbone
+                        )
+                        journal.say(f"{stage.name}: starts from random weights{remark}")
                     state = create_state(params, stage.optimizer, mesh, ema=config.ema)
                     params, start = {}, {}  # a step need not keep them in memory
                     journal.rewind(stage.name, 0)
