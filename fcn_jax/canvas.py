@@ -47,12 +47,12 @@ class Batch:
 
 
 class CanvasImage(NamedTuple):
-    """An image that has been given a canvas."""
+    """An image that has been given a canvas; the network may see it several times."""
 
     source: Any  # where it came from, for whoever gets the result
-    arrays: Mapping[str, np.ndarray]  # what the network reads by modality, at its scale
+    views: tuple[Mapping[str, np.ndarray], ...]  # what the network reads by modality, at its scale
     original_size: Size  # before scaling, at which results are wanted
-    canvas: Size  # of the batch that it is to be in
+    canvases: tuple[Size, ...]  # of the batch that it is to be in: of the results, of each view
 
 
 # ======================================================================== canvases
@@ -90,6 +90,11 @@ def canvas_for(size: Size, canvas: Canvas) -> Size:
     return height, width
 
 
+def scaled_size(size: Size, scale: float) -> Size:
+    """The size of an image once it is scaled (`fcn_jax.data.transforms.resize`)."""
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
 def original_canvas(canvas: Size, scale: float) -> Size:
     """The smallest canvas for all images that fit ``canvas`` once they are scaled."""
     # The sides that round(side * scale) brings to the canvas, and no more.
@@ -109,22 +114,22 @@ def group_by_canvas(
     more than ``most_pixels`` for a device. For a canvas too rare to fill one batch it is its number
     of images, rounded up to a power of two.
     """
-    pending: dict[Size, list[CanvasImage]] = {}
+    pending: dict[tuple[Size, ...], list[CanvasImage]] = {}
     filled = set()
 
-    def full_rows(canvas: Size) -> int:
-        fitting = shards * max(1, most_pixels // math.prod(canvas))
+    def full_rows(canvases: tuple[Size, ...]) -> int:
+        fitting = shards * max(1, most_pixels // max(map(math.prod, canvases[1:])))
         return round_up(min(batch_size, fitting), shards)
 
     for image in images:
-        group = pending.setdefault(image.canvas, [])
+        group = pending.setdefault(image.canvases, [])
         group.append(image)
-        if len(group) == full_rows(image.canvas):
-            yield pending.pop(image.canvas), len(group)
-            filled.add(image.canvas)
-    for canvas, group in pending.items():
-        rows = full_rows(canvas)
-        if canvas not in filled:
+        if len(group) == full_rows(image.canvases):
+            yield pending.pop(image.canvases), len(group)
+            filled.add(image.canvases)
+    for canvases, group in pending.items():
+        rows = full_rows(canvases)
+        if canvases not in filled:
             rows = min(rows, round_up(1 << (len(group) - 1).bit_length(), shards))
         yield group, rows
 
@@ -145,14 +150,18 @@ def stack(
     return batch
 
 
-def batch_of(images: Sequence[CanvasImage], rows: int) -> Batch:
-    """Stacks images of one canvas, on the host; the rows beyond them have the first one's size."""
+def batch_of(images: Sequence[CanvasImage], rows: int, view: int) -> Batch:
+    """Stacks one view of images of the same canvases, on the host.
+
+    The rows beyond the images have the first one's size.
+    """
+    canvas = images[0].canvases[1 + view]
     arrays = {
-        name: stack([image.arrays[name] for image in images], images[0].canvas, rows)
-        for name in images[0].arrays
+        name: stack([image.views[view][name] for image in images], canvas, rows)
+        for name in images[0].views[view]
     }
     padded = [*images, *[images[0]] * (rows - len(images))]
-    sizes = [next(iter(image.arrays.values())).shape[:2] for image in padded]
+    sizes = [next(iter(image.views[view].values())).shape[:2] for image in padded]
     originals = [image.original_size for image in padded]
     return Batch(arrays, np.array(sizes, np.int32), np.array(originals, np.int32))
 

@@ -22,6 +22,7 @@ from fcn_jax.cli import eval as cli_eval
 from fcn_jax.data import Source
 from fcn_jax.devices import data_mesh
 from fcn_jax.inference import report
+from fcn_jax.inference.evaluation import score
 from fcn_jax.inference.metrics import BY_CLASS, compute_metrics, score_image
 from fcn_jax.inference.predictor import load
 from fcn_jax.models.inputs import CAFFE, Inputs
@@ -336,14 +337,32 @@ def test_eval_scores_one_stage(eval_main, workdir, tmp_path, capsys) -> None:
     arguments = [f"--workdir={workdir}", "--stage=fcn8s", "--limit=1", "--pictures=0"]
     assert eval_main([*arguments, f"--output={tmp_path}"]) == 0
     content = json.loads((tmp_path / "scores.json").read_text())
+    assert content["test_time_augmentation"] is None
     assert list(content["stages"]) == ["fcn8s"]
     assert not (tmp_path / "pictures").exists()
     assert "mean IU" in capsys.readouterr().out
 
 
+def test_scores_say_what_was_averaged(eval_main, workdir, tmp_path, capsys) -> None:
+    arguments = [f"--workdir={workdir}", "--stage=fcn8s", "--limit=1", "--pictures=0"]
+    arguments += [f"--output={tmp_path}", "--flip", "--scales=1,0.5", "--boundary_width=0.1"]
+    assert eval_main(arguments) == 0
+    content = json.loads((tmp_path / "scores.json").read_text())
+    views = {"flip": True, "scales": [1.0, 0.5], "averaged": "probabilities"}
+    assert content["test_time_augmentation"] == views
+    assert content["boundary_width"] == 0.1
+    assert "mean of the probabilities of 4 views" in capsys.readouterr().out
+    predictor = load(workdir, stage="fcn8s", flip=True, scales=(1.0, 0.5))
+    example = FakeSource()[0]
+    metrics = score(predictor, [example], boundary_width=0.1)["label"]
+    for name, value in metrics.overall().items():
+        assert content["stages"]["fcn8s"][name] == pytest.approx(value, rel=1e-5), name
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--workdir=WORKDIR", "--scales=1,-1"], "scales must be different positive factors"),
         (["--workdir=nowhere"], "nowhere is no folder of a training run"),
         (["--workdir=WORKDIR", "--stage=fcn16s"], "no checkpoint of 'fcn16s'; it has fcn32s, fcn"),
         (["--workdir=WORKDIR", "--split=tset"], "no split 'tset'"),

@@ -50,20 +50,22 @@ def plain_operations():
 # ======================================================================== places
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("seed", range(20))
-def test_tiles_cover_an_image_with_all_that_it_needs(seed: int):
+def test_tiles_cover_an_image_with_all_that_it_needs(seed: int, mirrored: bool):
     rng = np.random.default_rng(seed)
     model = small("fcn8s", backbone=toy_backbones.plain)
     context, stride = tiling.context(model), tiling.total_stride(model)
     size = tuple(rng.integers(1, 2000, 2).tolist())
-    largest = int(rng.integers(2 * context + 2 * stride, 500))
-    tiles, canvas = tiling.tiles(model, size, largest)
+    largest = int(rng.integers(2 * context + 3 * stride, 500))
+    tiles, canvas = tiling.tiles(model, size, largest, mirrored=mirrored)
     covered = np.zeros(size, int)
     for tile in tiles:
         covered[tile[0].kept, tile[1].kept] += 1
         for span, side, length in zip(tile, canvas, size, strict=True):
             seen, kept = span.seen, span.kept
             assert seen.start % stride == 0
+            assert (length - seen.stop) % stride == 0 or span is tile[0] or not mirrored
             assert seen.stop - seen.start <= side <= largest
             assert seen.start <= max(0, kept.start - context)
             assert seen.stop >= min(length, kept.stop + context)

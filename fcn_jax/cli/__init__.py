@@ -6,6 +6,7 @@ and ``predict.py`` of a clone call the same functions. How they end is told in `
 
 from __future__ import annotations
 
+import argparse
 import functools
 import importlib
 import os
@@ -105,6 +106,21 @@ def program(command: str) -> str:
     """How `command` was called, for its messages: "fcn-jax train", or "train.py" in a clone."""
     script = f"{command}.py"
     return script if os.path.basename(sys.argv[0]) == script else f"fcn-jax {command}"
+
+
+def add_views(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of test-time augmentation."""
+
+    def factors(text: str) -> tuple[float, ...]:
+        try:
+            return tuple(map(float, text.split(",")))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 0.5,1,1.5") from None
+
+    flip = "average the probabilities with those of the mirrored image"
+    parser.add_argument("--flip", action="store_true", help=flip)
+    scales = "average the probabilities at these scales, such as 0.5,1,1.5"
+    parser.add_argument("--scales", type=factors, default=(1.0,), help=f"{scales}; default: 1")
 
 
 def path(text: str) -> Path:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from absl import logging
 
 from fcn_jax import data
-from fcn_jax.cli import path, program, told_in_one_line
+from fcn_jax.cli import add_views, path, program, told_in_one_line
 from fcn_jax.config import data_options
 from fcn_jax.devices import find_devices, keep_compiled_programs
 
@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     width = "how far from boundaries the boundary metrics look: part of an image's diagonal"
     add("--boundary_width", type=part, default=0.02, help=f"{width}; default: 0.02")
+    add_views(parser)
     add("--allow_code", action="store_true", help="run the file of the run's own backbone")
     add("--output", type=path, help="the report's folder; default: WORKDIR/report")
     add("--data_dir", type=path, help="where data sets are prepared; default: as in training")
@@ -91,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         precision=args.precision,
         include_training_images=args.include_training_images,
         boundary_width=args.boundary_width,
+        flip=args.flip,
+        scales=args.scales,
         allow_code=args.allow_code,
     )
     return 0

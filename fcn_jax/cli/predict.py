@@ -14,6 +14,7 @@ published weights of any kind that fcn_jax.load_weights reads, also of a classif
 that fcn-jax weights lists, or hf:OWNER/REPO of the Hugging Face Hub. For networks that read depth
 or HHA, --depth names the folder of the 16-bit depth images, of the same names.
 Large images are computed in tiles, with the same result; smaller tiles take less memory.
+--flip and --scales average the probabilities of several views of each image.
 A file that cannot be read is reported, the others are done all the same, and the exit code is 1.
 """
 
@@ -35,18 +36,19 @@ from rich.progress import Progress
 
 import fcn_jax
 from fcn_jax import drawing
-from fcn_jax.cli import path, program, told_in_one_line
+from fcn_jax.cli import add_views, path, program, told_in_one_line
 from fcn_jax.data import bands
 from fcn_jax.data.hha import hha, nyu_camera
 from fcn_jax.data.images import image_files, read_depth, read_pixels, to_rgb
 from fcn_jax.devices import find_devices, keep_compiled_programs
+from fcn_jax.inference.predictor import describe_views
 from fcn_jax.models.decoders import DECODERS
 from fcn_jax.models.inputs import Inputs
 from fcn_jax.weights import is_name
 
 LOADED = (
     *("stage", "which", "network", "padding", "modality", "classes", "precision", "tile"),
-    *("value_range", "allow_code"),
+    *("value_range", "allow_code", "flip", "scales"),
 )
 
 
@@ -79,6 +81,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     precisions = ("float32", "tf32", "bfloat16")
     add("--precision", choices=precisions, help="default: as in training, or float32")
     add("--tile", type=int, default=2048, help="largest side of a tile in pixels; default: 2048")
+    add_views(parser)
     add("--allow_code", action="store_true", help="run the file of the run's own backbone")
     add("--camera", type=camera, help="fx,fy,cx,cy of the depth images; default: NYUDv2's")
     add(
@@ -199,6 +202,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     reads = predictor.inputs.modalities
     if not set(reads) <= {"image"} and args.depth is None:
         raise ValueError(f"{source} reads {', '.join(reads)}: give --depth=DIR")
+    if views := describe_views(args.flip, args.scales):
+        print(views)
     args.output.mkdir(parents=True, exist_ok=True)
 
     failed = 0
@@ -217,7 +222,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             except (ValueError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
                 reason = str(error)
                 if not isinstance(error, ValueError | OSError):
-                    reason = f"too large? {reason[:200]}; try --tile=1024"
+                    remedy = "--tile=1024" if args.scales == (1.0,) else "fewer --scales"
+                    reason = f"too large? {reason[:200]}; try {remedy}"
                 reason = reason if str(file) in reason else f"{file}: {reason}"
                 print(f"{program('predict')}: {reason}", file=sys.stderr)
                 failed += 1

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float64, Int64, UInt8
 
-from fcn_jax.canvas import Batch, CanvasImage, original_canvas, stack
+from fcn_jax.canvas import Batch, CanvasImage, Size, stack
 from fcn_jax.classes import VOID, ClassTable
 from fcn_jax.devices import Programs, shardings
 from fcn_jax.inference.metrics import (
@@ -164,15 +164,20 @@ def tally(
             except ValueError as error:
                 raise ValueError(f"{numbered[1]['id']}: {error}") from error
 
-    def start(images: list[CanvasImage], batch: Batch) -> Any:
-        rows, canvas = len(batch.valid_size), original_canvas(images[0].canvas, predictor.scale)
+    def start(images: list[CanvasImage], batches: tuple[Batch, ...]) -> Any:
+        rows, canvas = len(batches[0].valid_size), images[0].canvases[0]
         labels = {
             head: stack([_kept(part, head) for part in images], canvas, rows, VOID)
             for head in heads
         }
         labels = jax.device_put(labels, split)
         counts, losses, maps = _counting(
-            predictor.programs, predictor.on_device, batch, labels, network=predictor.network
+            predictor.programs,
+            predictor.on_device,
+            batches,
+            labels,
+            network=predictor.network,
+            canvas=canvas,
         )
         return counts, losses, maps if by_image or visit is not None else {}
 
@@ -205,13 +210,14 @@ def tally(
 
 def _count_batch(
     variables: Any,
-    batch: Batch,
+    batches: tuple[Batch, ...],
     labels: dict[str, UInt8[Array, "b height width"]],
     *,
     network: Network,
+    canvas: Size,
 ) -> tuple[dict[str, PixelCounts], dict[str, PixelLoss], dict[str, Array]]:
     """Counts a batch on the device, by head; returns its losses and label maps, too."""
-    logits = compute(variables, batch, network=network, kind="logits")
+    logits = compute(variables, batches, network=network, canvas=canvas, kind="logits")
     maps = {
         head: jnp.argmax(of_head, axis=-1).astype(jnp.uint8) for head, of_head in logits.items()
     }

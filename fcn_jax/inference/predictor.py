@@ -76,13 +76,17 @@ class Predictor:
         heads: The classes of each head; of classifiers just their names. By default they are
             numbered.
         scale: Factor on height and width before the network; results are at the original size.
+        flip, scales: Test-time augmentation. The network sees each image at every one of the
+            ``scales`` (factors besides ``scale``), with ``flip`` also mirrored left to right; the
+            result is the mean of the probabilities of these views, and logits are its logarithm.
+            It takes as many times longer. Not for classifiers.
         batch_size: Images at a time, over all devices; rounded up to a multiple of them. Fewer
             where their canvases would have more than ``tile`` x ``tile`` pixels for each.
         canvas: The rule for canvases: a function from a side of an image, as the network sees it,
             to the canvas's side; or one canvas (height, width) for all. The default has four sides
             in each octave; with `fcn_jax.canvas.exactly` each image size is compiled.
         tile: Images whose canvas has more than ``tile`` x ``tile`` pixels are computed in tiles of
-            at most this side, with the same result; but not by a classifier, nor at another scale
+            at most this side, with the same result; but not by a classifier, nor at other scales
             than 1. Then memory does not grow with the image, apart from image and result.
         mesh: Splits each batch over its axis ``data``; None runs on one device.
         value_range: The values of the images that are black and white, whatever their type; None
@@ -94,8 +98,8 @@ class Predictor:
             compiled anew when it is needed again. Each holds 30 to 60 MiB.
 
     Raises:
-        ValueError: If an option is not positive, the range is empty, or the heads are not those of
-            the network.
+        ValueError: If an option is not positive, the range is empty, the heads are not those of
+            the network, or a classifier is to see several views.
 
     Example:
         >>> import jax, numpy as np
@@ -115,6 +119,8 @@ class Predictor:
     inputs: Inputs = dataclasses.field(default_factory=lambda: Inputs.of(CAFFE))
     heads: Mapping[str, ClassTable | tuple[str, ...]] = dataclasses.field(default_factory=dict)
     scale: float = 1.0
+    flip: bool = False
+    scales: tuple[float, ...] = (1.0,)
     batch_size: int = 8
     canvas: canvases.Canvas = canvases.canvas_side
     tile: int = canvases.LARGEST_SIDE
@@ -128,6 +134,15 @@ class Predictor:
         for name in ("scale", "batch_size", "tile", "programs"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        object.__setattr__(self, "scales", tuple(self.scales))
+        wrong = not all(0 < factor < math.inf for factor in self.scales)
+        if wrong or not self.scales or len(set(self.scales)) < len(self.scales):
+            given = ", ".join(f"{factor:g}" for factor in self.scales)
+            raise ValueError(f"scales must be different positive factors, got ({given})")
+        if self.classifies and (self.flip or self.scales != (1.0,)):
+            raise ValueError(
+                "flip and scales are for networks that score every pixel, not for a classifier"
+            )
         if not isinstance(self.model, FCN):
             return
         have = dict(self.model.heads)
@@ -167,6 +182,8 @@ class Predictor:
 
     def logits(self, images: Any, *, out: Any = None, progress: Progress | None = None) -> Any:
         """The logits of every pixel, float32 (h, w, classes).
+
+        With ``flip`` or several ``scales``, the logarithm of the mean probabilities.
 
         Arguments and errors are those of calling the predictor.
         """
@@ -217,6 +234,12 @@ class Predictor:
     def classifies(self) -> bool:
         """Whether the network is a classifier, whose logits are a coarse map."""
         return getattr(self.model, "classifies", False)
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The ways in which the network sees each image."""
+        mirrored = (False, True) if self.flip else (False,)
+        return tuple(View(self.scale * s, m) for s in self.scales for m in mirrored)
 
     def names(self, head: str) -> tuple[str, ...]:
         """The names of a head's classes."""
@@ -286,9 +309,14 @@ class Predictor:
                         raise
                     raise ValueError(f"image {number}: {error}") from error
 
-        def start(_: object, batch: Batch) -> dict[str, Array]:
+        def start(images: list[CanvasImage], batches: tuple[Batch, ...]) -> dict[str, Array]:
             return compute_batch(
-                self.programs, self.on_device, batch, network=self.network, kind=kind
+                self.programs,
+                self.on_device,
+                batches,
+                network=self.network,
+                canvas=images[0].canvases[0],
+                kind=kind,
             )
 
         results = {}
@@ -390,7 +418,7 @@ class Predictor:
     def parts(
         self, source: Any, arrays: Mapping[str, Any], result: dict[str, Any] | None = None
     ) -> Iterator[CanvasImage]:
-        """An image, as `opened` gives it, or its tiles: at the network's scale, with a canvas.
+        """An image, as `opened` gives it, or its tiles: every view of them, with canvases.
 
         Tiles overlap by the network's receptive field: with VGG16 an FCN-8s keeps 512 of 1024
         pixels a side, 1536 of 2048. Pixels are read tile by tile.
@@ -401,32 +429,55 @@ class Predictor:
         size = size_of(arrays)
         tiles = [tuple(Span(slice(0, side), slice(0, side)) for side in size)]
         canvas = self.canvas if takes_canvas(self.model) else canvases.exactly
-        is_large = math.prod(canvases.canvas_for(size, canvas)) > self.tile**2 and self.scale == 1
+        unscaled = self.scale == 1 and self.scales == (1,)
+        is_large = unscaled and math.prod(canvases.canvas_for(size, canvas)) > self.tile**2
         if is_large and takes_canvas(self.model):
-            tiles, canvas = tiling.tiles(self.model, size, self.tile)
+            tiles, canvas = tiling.tiles(self.model, size, self.tile, mirrored=self.flip)
         image = Pending(source, size, len(tiles), {} if result is None else result)
         for rows, columns in tiles:
             pixels = {
                 name: self._pixels(name, array[rows.seen, columns.seen])
                 for name, array in arrays.items()
             }
-            scaled = resize(pixels, self.scale)
-            on = canvases.canvas_for(size_of(scaled), canvas)
-            yield CanvasImage((image, (rows, columns)), scaled, size_of(pixels), on)
+            mirrored = {name: array[:, ::-1] for name, array in pixels.items()}
+            views = tuple(
+                resize(mirrored if view.mirrored else pixels, view.scale) for view in self.views
+            )
+            on = self._canvases(size_of(pixels), canvas)
+            yield CanvasImage((image, (rows, columns)), views, size_of(pixels), on)
+
+    def _canvases(self, size: Size, canvas: canvases.Canvas) -> tuple[Size, ...]:
+        """The canvas of an image's results, and of each view, which has the same for all of them.
+
+        ``canvas`` is for images at the network's own scale.
+        """
+        own = canvases.canvas_for(canvases.scaled_size(size, self.scale), canvas)
+        results = canvases.original_canvas(own, self.scale)
+        largest = results if takes_canvas(self.model) else size
+        rule = canvas if callable(canvas) else canvases.exactly
+        of_scale = {
+            scale: canvases.canvas_for(canvases.scaled_size(largest, scale), rule)
+            for scale, _ in self.views
+        }
+        of_scale[self.scale] = own
+        return (results, *(of_scale[scale] for scale, _ in self.views))
 
     def each_batch(
-        self, parts: Iterable[CanvasImage], start: Callable[[list[CanvasImage], Batch], Any]
+        self,
+        parts: Iterable[CanvasImage],
+        start: Callable[[list[CanvasImage], tuple[Batch, ...]], Any],
     ) -> Iterator[tuple[list[CanvasImage], Any]]:
         """Computes parts of images in batches; yields those of each with its result on the host.
 
-        ``start`` is given the batch on the devices, and returns a tree of arrays there.
+        ``start`` is given a batch of each view on the devices, and returns a tree of arrays there.
         """
         shards, _, split = shardings(self.mesh)
         # JAX computes asynchronously. Two batches ahead of the one whose result is waited for keep
         # the device busy while the host prepares the next and fetches the last.
         waiting: collections.deque[tuple[list[CanvasImage], Any]] = collections.deque()
         for images, rows in canvases.group_by_canvas(parts, self.batch_size, shards, self.tile**2):
-            result = start(images, jax.device_put(canvases.batch_of(images, rows), split))
+            batches = tuple(canvases.batch_of(images, rows, v) for v in range(len(self.views)))
+            result = start(images, jax.device_put(batches, split))
             for array in jax.tree.leaves(result):
                 array.copy_to_host_async()
             waiting.append((images, result))
@@ -465,7 +516,7 @@ class Predictor:
     def network(self) -> Network:
         """What its programs are compiled for."""
         heads = tuple((head, len(self.names(head))) for head in self.heads)
-        return Network(self.model, self.inputs, heads, self.scale)
+        return Network(self.model, self.inputs, heads, self.views)
 
     @functools.cached_property
     def on_device(self) -> Any:
@@ -532,29 +583,84 @@ def over_image(
 # ======================================================================== on the device
 
 
+def describe_views(flip: bool, scales: tuple[float, ...]) -> str:
+    """What there is to tell of test-time augmentation; nothing where there is none."""
+    if not flip and scales == (1.0,):
+        return ""
+    text = f"scale {', '.join(f'{factor:g}' for factor in scales)}"
+    text += ", each as it is and mirrored" if flip else ""
+    number = len(scales) * (1 + flip)
+    return f"test-time augmentation: mean of the probabilities of {number} views ({text})"
+
+
+class View(NamedTuple):
+    """How a network sees an image."""
+
+    scale: float  # factor on height and width
+    mirrored: bool  # left to right
+
+
 class Network(NamedTuple):
     """What a program is compiled for: the predictors of equal networks share their programs."""
 
     model: nn.Module
     inputs: Inputs
     heads: tuple[tuple[str, int], ...]  # with their numbers of classes
-    scale: float
+    views: tuple[View, ...]
 
 
-def compute(variables: Any, batch: Batch, *, network: Network, kind: Result) -> dict[str, Array]:
+def compute(
+    variables: Any, batches: tuple[Batch, ...], *, network: Network, canvas: Size, kind: Result
+) -> dict[str, Array]:
     """Normalises, runs the network, interpolates to the original sizes; jit-able.
+
+    Args:
+        batches: Of each view.
+        canvas: That of the original images.
 
     Returns:
         By head (b, height, width) or (b, height, width, classes), on the canvas of the original
         images; of a classifier its coarse map.
     """
+    if len(batches) == 1 and not network.views[0].mirrored:
+        results = _logits(variables, batches[0], network, canvas)
+    else:
+        results = _log_mean_probabilities(variables, batches, network, canvas)
+    for head, logits in results.items():
+        if kind == "labels":
+            dtype = jnp.uint8 if logits.shape[-1] <= 256 else jnp.int32
+            results[head] = jnp.argmax(logits, axis=-1).astype(dtype)
+        elif kind == "probabilities":
+            results[head] = jax.nn.softmax(logits, axis=-1)
+    return results
+
+
+def _log_mean_probabilities(
+    variables: Any, batches: tuple[Batch, ...], network: Network, canvas: Size
+) -> dict[str, Array]:
+    """The logarithm of the mean of the views' probabilities, which no small one underflows."""
+    total: dict[str, Array] = {}
+    for view, batch in zip(network.views, batches, strict=True):
+        # One view after the other, so that the maps of one are in memory.
+        batch, total = jax.lax.optimization_barrier((batch, total))
+        for head, logits in _logits(variables, batch, network, canvas).items():
+            chances = jax.nn.log_softmax(logits, axis=-1) - math.log(len(batches))
+            if view.mirrored:  # back, within each image: what lies beyond stays there
+                places = jnp.arange(canvas[1])[None]
+                ends = batch.original_size[:, 1:]
+                places = jnp.where(places < ends, ends - 1 - places, places)
+                chances = jnp.take_along_axis(chances, places[:, None, :, None], axis=2)
+            total[head] = jnp.logaddexp(total[head], chances) if head in total else chances
+    return total
+
+
+def _logits(variables: Any, batch: Batch, network: Network, canvas: Size) -> dict[str, Array]:
+    """The logits of one view by head, at the original sizes."""
     model, arrays = network.model, network.inputs.apply(batch.arrays)
     sizes: dict[str, Any] = {"valid_size": batch.valid_size} if takes_canvas(model) else {}
     output: Any = model.apply(variables, arrays, train=False, **sizes)
     classes = dict(network.heads)
     by_head = output if isinstance(output, dict) else {next(iter(classes), "label"): output}
-    height, width = next(iter(batch.arrays.values())).shape[1:3]
-    canvas = canvases.original_canvas((height, width), network.scale)
     results = {}
     for head, logits in by_head.items():
         number = logits.shape[-1]
@@ -564,9 +670,7 @@ def compute(variables: Any, batch: Batch, *, network: Network, kind: Result) -> 
             logits = ops.resize_bilinear_on_canvas(
                 logits, batch.valid_size, batch.original_size, *canvas
             )
-        if kind == "labels":
-            logits = jnp.argmax(logits, axis=-1).astype(jnp.uint8 if number <= 256 else jnp.int32)
-        results[head] = jax.nn.softmax(logits, axis=-1) if kind == "probabilities" else logits
+        results[head] = logits
     return results
 
 

@@ -31,7 +31,7 @@ from fcn_jax.data.transforms import Example
 from fcn_jax.devices import local_mesh
 from fcn_jax.inference.evaluation import Tally, tally
 from fcn_jax.inference.metrics import BOUNDARY_WIDTH, BY_CLASS, Metrics
-from fcn_jax.inference.predictor import Predictor
+from fcn_jax.inference.predictor import Predictor, describe_views
 from fcn_jax.runs import Which, available_stages, last_checkpoint, load_run, trained_on
 
 METRICS = {
@@ -100,6 +100,8 @@ def evaluate_run(
     precision: str | None = None,
     include_training_images: bool = False,
     boundary_width: float = BOUNDARY_WIDTH,
+    flip: bool = False,
+    scales: tuple[float, ...] = (1.0,),
     allow_code: bool | str = False,
     console: Console | None = None,
 ) -> list[StageResult]:
@@ -111,7 +113,8 @@ def evaluate_run(
     is replaced when the new one is complete.
 
     Images that the run, or one that it started from, was trained on are left out and told of,
-    unless ``include_training_images``. For ``boundary_width`` see `fcn_jax.score_image`.
+    unless ``include_training_images``. For ``boundary_width`` see `fcn_jax.score_image`;
+    for ``flip`` and ``scales``, `fcn_jax.Predictor`.
 
     Raises:
         FileNotFoundError: If the folder is no run's, or holds no checkpoint yet.
@@ -138,8 +141,8 @@ def evaluate_run(
     learned = [source.ids[i] for i in range(count) if source.digests[i] in seen]
     if learned:
         remark = f"scores include images that were trained on: {examples_of(learned)} of {count}"
-    if remark:
-        console.print(remark, markup=False, highlight=False)
+    for text in filter(None, (remark, describe_views(flip, scales))):
+        console.print(text, markup=False, highlight=False)
     images = {"split": whole, "left_out": whole - len(source)}
     images |= {"scored": count, "trained_on": len(learned)}
     drawn = set(np.linspace(0, count - 1, min(pictures, count)).round().astype(int).tolist())
@@ -157,6 +160,8 @@ def evaluate_run(
                 run.inputs,
                 run.heads,
                 scale=config.scale,
+                flip=flip,
+                scales=scales,
                 batch_size=config.eval_batch_size,
                 canvas=rule_for(source.sizes),
                 mesh=local_mesh(),
@@ -179,7 +184,10 @@ def evaluate_run(
                 labels = {index: maps[index][head] for index in sorted(maps)}
                 results.append(StageResult(stage, head, table, run.step, tallies[head], labels))
     folder = workdir / "report" if output is None else Path(output).expanduser()
-    write(results, source, folder, {"images": images, "boundary_width": boundary_width})
+    about: dict[str, Any] = {"images": images, "boundary_width": boundary_width}
+    views = {"flip": flip, "scales": list(scales), "averaged": "probabilities"}
+    about["test_time_augmentation"] = views if describe_views(flip, scales) else None
+    write(results, source, folder, about)
     show(results, source, boundary_width, console)
     console.print(f"report in {folder}", markup=False, highlight=False)
     return results

@@ -53,30 +53,39 @@ def total_stride(model: FCN) -> int:
     return math.lcm(*(stride.numerator for stride in strides))
 
 
-def tiles(model: FCN, size: Size, tile: int) -> tuple[list[tuple[Span, Span]], Size]:
+def tiles(
+    model: FCN, size: Size, tile: int, *, mirrored: bool = False
+) -> tuple[list[tuple[Span, Span]], Size]:
     """The rows and columns of an image's tiles, and the canvas on which all of them fit.
 
-    Their sides have at most ``tile`` pixels, and fewer where no more tiles are needed then.
+    Their sides have at most ``tile`` pixels, and fewer where no more tiles are needed then. If they
+    are to be tiles of the ``mirrored`` image as well, the last pixel of each lies at a multiple of
+    all strides from the image's last column.
 
     Raises:
         ValueError: If the network is a classifier, or the tiles would be all overlap; the
             message says which are large enough.
     """
     overlap, stride = context(model), total_stride(model)
-    (rows, height), (columns, width) = (_spans(side, tile, overlap, stride) for side in size)
+    rest = size[1] % stride if mirrored else 0
+    rows, height = _spans(size[0], tile, overlap, stride)
+    columns, width = _spans(size[1], tile, overlap, stride, rest)
     return list(itertools.product(rows, columns)), (height, width)
 
 
-def _spans(size: int, tile: int, context: int, stride: int) -> tuple[list[Span], int]:
-    """The tiles along one axis, and the canvas's side."""
+def _spans(
+    size: int, tile: int, context: int, stride: int, rest: int = 0
+) -> tuple[list[Span], int]:
+    """The tiles along one axis, ``rest`` pixels longer than whole strides; the canvas's side."""
     if size <= tile:
         return [Span(slice(0, size), slice(0, size))], min(tile, canvas_side(size))
-    least = round_up(2 * context + stride, stride)
+    least = round_up(2 * context + stride, stride) + rest
     if tile < least:
         raise ValueError(
             f"tiles of {tile} pixels are too small: logits depend on {context} pixels on each "
             f"side, so that they must have at least {least}"
         )
+    tile -= rest
     tile -= tile % stride
     kept = (tile - 2 * context) // stride * stride  # the pixels between two tiles
     # The smallest tiles of which no more are needed: an image a little larger than a tile would
@@ -92,7 +101,7 @@ def _spans(size: int, tile: int, context: int, stride: int) -> tuple[list[Span],
     starts = [*range(0, last, kept), last]
     cuts = [0, *(start + context for start in starts[1:]), size]
     spans = [
-        Span(slice(start, min(start + side, size)), slice(first, stop))
+        Span(slice(start, min(start + side + rest, size)), slice(first, stop))
         for start, first, stop in zip(starts, cuts[:-1], cuts[1:], strict=True)
     ]
-    return spans, side
+    return spans, side + rest
