@@ -54,6 +54,7 @@ class FakeSource(Source):
         self._rows = [("val", 0), ("val", 1), ("val", 2)]
         self.label_maps = {"label": CLASSES}
         self.ranges = {"image": None}
+        self.label_counts = {}
 
     def __getitem__(self, index: SupportsIndex) -> dict:
         index = self._rows[index.__index__()][1]

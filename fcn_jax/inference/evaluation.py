@@ -6,6 +6,7 @@ Batches and programs are those of prediction, so that metrics and pictures never
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -154,7 +155,7 @@ def tally(
         raise ValueError("the predictor needs heads: the classes of each label map")
     matrices = {head: ConfusionMatrix(classes) for head, classes in heads.items()}
     tallies = {head: Tally.empty(classes) for head, classes in heads.items()}
-    of_images: dict[int, dict[str, ImageScores]] = {}
+    scores: dict[str, list[tuple[int, Future[ImageScores]]]] = {head: [] for head in heads}
     split = shardings(predictor.mesh)[2]
 
     def parts() -> Iterator[CanvasImage]:
@@ -189,22 +190,26 @@ def tally(
             yield images, maps
 
     image = None
-    for image in predictor.put_together(counted(), progress):
-        number, example = image.source
-        if by_image:
-            of_images[number] = {
-                head: score_image(example[head], labels, heads[head], boundary_width=boundary_width)
-                for head, labels in image.result.items()
-            }
-        if visit is not None:
-            visit(example, image.result)
+    with ThreadPoolExecutor() as pool:  # beside the device
+        for image in predictor.put_together(counted(), progress):
+            number, example = image.source
+            for head, labels in image.result.items() if by_image else ():
+                future = pool.submit(
+                    score_image, example[head], labels, heads[head], boundary_width=boundary_width
+                )
+                scores[head].append((number, future))
+                if len(scores[head]) > 32:  # no more wait, with their label maps
+                    scores[head][-33][1].result()
+            if visit is not None:
+                visit(example, image.result)
     if image is None:
         raise ValueError("there is no example to evaluate")
     for head, matrix in matrices.items():
         tallies[head] = tallies[head]._replace(counts=matrix.counts)
-        if of_images:
-            rows = [of_images[number][head] for number in range(len(of_images))]
-            tallies[head] = tallies[head]._replace(images=np.array(rows))
+        if by_image:
+            in_order = sorted(scores[head], key=lambda numbered: numbered[0])
+            images = np.array([future.result() for _, future in in_order])
+            tallies[head] = tallies[head]._replace(images=images)
     return tallies
 
 
