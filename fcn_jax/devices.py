@@ -83,18 +83,51 @@ def local_mesh() -> Mesh:
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
+def batch_axis(mesh: Mesh) -> str:
+    """The axis of a mesh that splits batches: ``data``, or where there is none, the first.
+
+    ``height`` splits the rows of images, and along other axes all devices compute the same.
+
+    Raises:
+        ValueError: If there is no axis but ``height``.
+    """
+    names = [name for name in mesh.axis_names if name != "height"]
+    if not names:
+        raise ValueError("the mesh has no axis but height; give it one for batches, such as data")
+    return "data" if "data" in names else names[0]
+
+
+def automatic(mesh: Mesh) -> Mesh:
+    """A mesh, such as `jax.make_mesh` gives, with axes along which the compiler splits arrays.
+
+    By default its axes are of the type Explicit: every operation would have to say how its result
+    is split.
+
+    Raises:
+        ValueError: Inside `jax.set_mesh` of such axes, where arrays would have them all the same.
+    """
+    around = jax.sharding.get_abstract_mesh()
+    if AxisType.Explicit in around.axis_types:
+        raise ValueError(
+            f"jax.set_mesh is in force with the axes {', '.join(around.axis_names)} of the type "
+            "Explicit: leave it, or make its mesh with axis_types=(jax.sharding.AxisType.Auto,) * "
+            f"{len(around.axis_names)}"
+        )
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of the state: a copy on every device."""
-    return NamedSharding(mesh, PartitionSpec())
+    return NamedSharding(automatic(mesh), PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh, rank: int = 4) -> NamedSharding:
-    """The sharding of an array of a batch: the examples over ``data``, rows over ``height``.
+    """The sharding of an array of a batch: examples over `batch_axis`, rows over ``height``.
 
     Arrays of a rank of three or more, (b, h, …), have rows; the sizes of images do not.
     """
-    axes = ("data", "height") if rank >= 3 and "height" in mesh.shape else ("data",)
-    return NamedSharding(mesh, PartitionSpec(*axes))
+    axes = (batch_axis(mesh), *(["height"] if rank >= 3 and "height" in mesh.shape else []))
+    return NamedSharding(automatic(mesh), PartitionSpec(*axes))
 
 
 def shardings(mesh: Mesh | None) -> tuple[int, NamedSharding | None, NamedSharding | None]:
@@ -104,9 +137,7 @@ def shardings(mesh: Mesh | None) -> tuple[int, NamedSharding | None, NamedShardi
     """
     if mesh is None:
         return 1, None, None
-    # The counts are summed by the compiler, which axes of the type Explicit do not allow.
-    mesh = Mesh(mesh.devices, mesh.axis_names)
-    return mesh.shape["data"], replicated(mesh), batch_sharding(mesh, rank=1)
+    return mesh.shape[batch_axis(mesh)], replicated(mesh), batch_sharding(mesh, rank=1)
 
 
 def batch_part(mesh: Mesh) -> tuple[int, int]:
@@ -115,7 +146,9 @@ def batch_part(mesh: Mesh) -> tuple[int, int]:
     Processes whose devices share images read the same ones.
     """
     rows_of: dict[int, list[int]] = {}
-    for row, devices in enumerate(mesh.devices):
+    axis = batch_axis(mesh)
+    of_row = np.moveaxis(mesh.devices, mesh.axis_names.index(axis), 0).reshape(mesh.shape[axis], -1)
+    for row, devices in enumerate(of_row):
         for process in {device.process_index for device in devices}:
             rows_of.setdefault(process, []).append(row)
     parts = sorted({tuple(rows) for rows in rows_of.values()})

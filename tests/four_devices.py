@@ -25,8 +25,8 @@ from fcn_jax.ops import convolutions, dispatch, pooling
 from fcn_jax.training.optimizer import make_optimizer, make_schedule
 from fcn_jax.training.step import create_state, make_objective, make_train_step
 
-MESHES = {"one": (1, 1), "data": (4, 1), "both": (2, 2), "height": (1, 4)}
-"""Devices along the axes data and height."""
+MESHES = {"one": (1, 1), "data": (4, 1), "both": (2, 2), "height": (1, 4), "own": (2, 2)}
+"""Devices along the axes data and height; of a mesh of one's own along batch and model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +95,11 @@ CASES = {
 }
 
 
-def make_mesh(shape: tuple[int, int]) -> Mesh:
-    """The first devices, as `fcn_jax.devices.data_mesh` arranges all."""
+def make_mesh(name: str) -> Mesh:
+    """The first devices, as `fcn_jax.devices.data_mesh` arranges all, or as jax does by default."""
+    shape = MESHES[name]
+    if name == "own":
+        return jax.make_mesh(shape, ("batch", "model"))  # of the type Explicit
     devices = np.array(jax.devices()[: shape[0] * shape[1]]).reshape(shape)
     return Mesh(devices, ("data", "height"), axis_types=(AxisType.Auto,) * 2)
 
@@ -182,7 +185,7 @@ def forms_of_other_backends():
 
 QUICK = (
     (loss_and_gradient, "wide", ("one", "both")),
-    (three_steps, "dropout", ("one", "data")),
+    (three_steps, "dropout", ("one", "data", "own")),
 )
 SLOW = (
     (loss_and_gradient, "wide", ("one", "height")),
@@ -199,7 +202,7 @@ def run(program: tuple) -> dict[str, np.ndarray]:
         f"{function.__name__}/{case}/{mesh}/{name}": value
         for function, case, meshes in program
         for mesh in meshes
-        for name, value in function(CASES[case], make_mesh(MESHES[mesh])).items()
+        for name, value in function(CASES[case], make_mesh(mesh)).items()
     }
 
 

@@ -535,15 +535,90 @@ def test_vmap_and_checkpoint(layer):
     assert_close([again(*arrays)], [truth], 1e-6)
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_forward_mode_needs_the_plain_forms(layer):
-    function, shapes = LAYERS[layer]
-    arrays = random_arrays(*shapes)
-    with pytest.raises(TypeError, match="custom_vjp"):
-        jax.jit(functools.partial(jax.jvp, function))(arrays, arrays)
+def derivatives(function, arrays, directions):
+    """The tangent, a gradient, Hessian-vector products both ways, and a Jacobian's sums."""
+    every = tuple(range(len(arrays)))
+
+    def loss(*arrays):
+        return jnp.square(function(*arrays)).mean()
+
+    gradient = jax.grad(loss, every)
+
+    def along(*arrays):
+        pairs = zip(gradient(*arrays), directions, strict=True)
+        return sum(jnp.vdot(slope, direction) for slope, direction in pairs)
+
+    def line(steps):  # many directions at once
+        moved = [a + steps.sum() * d for a, d in zip(arrays, directions, strict=True)]
+        return function(*moved)
+
+    return {
+        "tangent": jax.jvp(function, arrays, directions)[1],
+        "gradient": gradient(*arrays),
+        "forward over reverse": jax.jvp(gradient, arrays, directions)[1],
+        "reverse over reverse": jax.grad(along, every)(*arrays),
+        "jacfwd": jax.jacfwd(line)(jnp.zeros(2)),
+        "gradient of vmap": jax.grad(
+            lambda x: jnp.square(jax.vmap(lambda x: function(x, *arrays[1:]))(x[:, None])).mean()
+        )(arrays[0]),
+        "gradient of vmap, kernels": jax.grad(
+            lambda *a: jnp.square(jax.vmap(function)(*[jnp.stack([x, -x]) for x in a])).mean(),
+            every,
+        )(*arrays),
+    }
+
+
+DIFFERENTIATED = LAYERS | {
+    "patches": (lambda x, k: convolve(x, k, ((3, 3),) * 2), ((2, 3, 4, 5), (7, 7, 5, 40))),
+    "one": (lambda x, k: convolve(x, k, ((0, 0),) * 2), ((2, 6, 5, 7), (1, 1, 7, 6))),
+    "groups": (lambda x, k: convolve(x, k, groups=2), ((2, 6, 5, 32), (3, 3, 16, 8))),
+    "strided": (lambda x, k: convolve(x, k, stride=2), ((2, 7, 5, 4), (3, 3, 4, 6))),
+    "apart": (lambda x: ops.max_pool(x, Window(2, stride=2, ceil=True)), ((2, 7, 5, 3),)),
+    "upscore": (lambda x, k: ops.conv_transpose(x, k, 2), ((2, 3, 4, 5), (4, 4, 5, 3))),
+    "norm": (lambda x: ops.local_response_norm(x, 5, 1e-2, 0.75), ((2, 3, 4, 7),)),
+}
+
+
+@pytest.mark.parametrize("layer", DIFFERENTIATED)
+def test_all_derivatives_are_those_of_the_plain_forms(layer):
+    """Of any order and in any mode; PyTorch's gradients are compared above."""
+    function, shapes = DIFFERENTIATED[layer]
+    arrays = tuple(random_arrays(*shapes))
+    directions = tuple(0.3 * array[::-1] for array in arrays)
+    compute = jax.jit(functools.partial(derivatives, function))
+    found = compute(arrays, directions)
     with ops.plain_forms():
-        _, tangent = jax.jit(functools.partial(jax.jvp, function))(arrays, arrays)
-    assert np.isfinite(tangent).all()
+        expected = compute(arrays, directions)
+    for name, values in expected.items():
+        assert_close(jax.tree.leaves(found[name]), jax.tree.leaves(values), 2e-5)
+
+
+def test_tangents_are_differences_and_pytorchs():
+    torch = pytest.importorskip("torch")
+    x, kernel, *directions = random_arrays(*[(2, 11, 9, 32), (3, 3, 32, 32)] * 2)
+    window = Window(3, stride=2, ceil=True)
+
+    def layer(x, kernel):
+        return ops.max_pool(convolve(x, kernel), window)
+
+    def torch_layer(x, kernel):
+        y = torch.nn.functional.conv2d(x, kernel, padding=1)
+        return torch.nn.functional.max_pool2d(y, 3, 2, ceil_mode=True)
+
+    def to_torch(array, axes):
+        return torch.tensor(np.asarray(array).transpose(axes))
+
+    maps, kernels = (0, 3, 1, 2), (3, 2, 0, 1)
+    _, expected = torch.func.jvp(
+        torch_layer,
+        (to_torch(x, maps), to_torch(kernel, kernels)),
+        (to_torch(directions[0], maps), to_torch(directions[1], kernels)),
+    )
+    _, tangent = jax.jit(functools.partial(jax.jvp, layer))((x, kernel), tuple(directions))
+    assert_close([tangent.transpose(maps)], [expected.numpy()], 1e-5)
+    # Not compiled as well.
+    _, eager = jax.jvp(layer, (x, kernel), tuple(directions))
+    assert_close([eager], [tangent], 1e-6)
 
 
 SHARDED = """

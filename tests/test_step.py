@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from random_parameters import random_parameters
 
 import fcn_jax
-from fcn_jax import VOID, Inputs, Preprocessing
+from fcn_jax import VOID, Inputs, Preprocessing, devices
 from fcn_jax.devices import data_mesh
 from fcn_jax.geometry import Window
 from fcn_jax.models.backbones import Backbone, Conv, Pool
@@ -298,3 +300,31 @@ def test_without_an_average_there_is_none():
     state, _ = step(state, random_batch())
     assert state.average == {}
     assert state.used is state.params
+
+
+# ======================================================================== meshes of one's own
+
+
+def test_a_mesh_as_jax_makes_it():
+    """With axes of the type Explicit and other names; four devices: tests/test_parallel.py."""
+    mesh = jax.make_mesh((1, 1), ("batch", "model"), devices=jax.devices()[:1])
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+    batch = random_batch()
+    params = jax.device_put(random_parameters(build(), 0), whole)
+    found = []
+    for own, given in ((data_mesh(), batch), (mesh, batch), (mesh, jax.device_put(batch, split))):
+        step, _ = start(build(), sgd(), own)
+        state, report = step(create_state(params, sgd(), own), given)
+        found.append((report.loss, state.params))
+        assert devices.batch_part(own) == (0, 1)
+    for loss, params in found[1:]:
+        np.testing.assert_allclose(loss, found[0][0], rtol=1e-6)
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), params, found[0][1]
+        )
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="set_mesh is in force with the axes"):
+        step(state, batch)
+    alone = jax.make_mesh((1,), ("height",), devices=jax.devices()[:1])
+    with pytest.raises(ValueError, match="no axis but height"):
+        start(build(), sgd(), alone)

@@ -88,7 +88,7 @@ class Predictor:
         tile: Images whose canvas has more than ``tile`` x ``tile`` pixels are computed in tiles of
             at most this side, with the same result; but not by a classifier, nor at other scales
             than 1. Then memory does not grow with the image, apart from image and result.
-        mesh: Splits each batch over its axis ``data``; None runs on one device.
+        mesh: Splits each batch over its axis ``data``, or else the first; None runs on one device.
         value_range: The values of the images that are black and white, whatever their type; None
             is as in training, and of networks of 8-bit images the whole range of 16 bits, or 0..1
             of floats (0..255 if one is above 1). An image that would be nearly black by that is

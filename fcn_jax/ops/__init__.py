@@ -7,6 +7,9 @@ the plain form only. Gains in the docstrings are time, fast over plain, on 2 cor
 machine with AVX-512, in float32, for VGG16's layers at 500x375 pixels with the reference padding
 unless they say otherwise; ``benchmarks/operations.py`` measures them again.
 
+All have derivatives of any order, in forward and reverse mode (`jax.jvp`, `jax.jacfwd`,
+Hessian-vector products); `fcn_jax.ops.multilinear` says how.
+
 `plain_forms` asks for the plain form everywhere, for study or on a new backend.
 """
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from fcn_jax.ops import winograd
 from fcn_jax.ops.dispatch import fast_on_cpu, in_float32, plain_chosen
+from fcn_jax.ops.multilinear import multilinear
 from fcn_jax.ops.winograd import Padding
 
 Convolve: TypeAlias = Callable[[Array, Array], Array]
@@ -39,8 +40,7 @@ def convolution(
     - few groups: a convolution for each, `convolution_by_groups`.
 
     They compute in float32; bfloat16 and float16 are rounded once, at the end. In float64 the form
-    is plain. Forward-mode differentiation (`jax.jvp`) of a kernel larger than 1x1 raises JAX's
-    TypeError on custom_vjp, on all backends; it works inside `fcn_jax.ops.plain_forms`.
+    is plain.
     """
     plain = functools.partial(
         lax.conv_general_dilated,
@@ -50,7 +50,7 @@ def convolution(
         feature_group_count=groups,
         precision=precision,
     )
-    size, columns, inputs, outputs = kernel.shape
+    size, columns, inputs, _ = kernel.shape
     has_fast_form = (
         size == columns
         and stride == 1
@@ -66,12 +66,8 @@ def convolution(
         one = functools.partial(convolution, stride=1, padding=padding, precision=precision)
         fast = functools.partial(convolution_by_groups, one, groups)
         return fast_on_cpu(fast, plain)(x, kernel)
-    cells = x.shape[0] * math.prod(_output_size(x, size, padding))
-    patches_are_small = 0 < cells <= outputs  # they take no more memory than the kernel
-    if size == 1 or patches_are_small:
-        fast = functools.partial(convolution_by_patches, padding)
-        return fast_on_cpu(in_float32(fast), plain)(x, kernel)
-    return _with_fast_gradients(plain, padding)(x, kernel)
+    pads = tuple((int(low), int(high)) for low, high in padding)
+    return _convolution(x, kernel, of="y", padding=pads, precision=precision)
 
 
 def _output_size(x: Array, size: int, padding: Padding) -> tuple[int, ...]:
@@ -103,21 +99,7 @@ def convolution_by_patches(
     Gains: fc6 (7x7, 512 to 4096 channels) 0.36 forward, 0.27 input and 0.56 kernel gradient.
     """
     patches = jnp.concatenate(_taps(x, padding, kernel.shape[0]), axis=-1)
-    product = jnp.matmul if kernel.shape[0] == 1 else _product
-    return product(patches, kernel.reshape(-1, kernel.shape[-1]))
-
-
-@jax.custom_vjp
-def _product(rows: Float[Array, "*n i"], matrix: Float[Array, "i o"]) -> Float[Array, "*n o"]:
-    return rows @ matrix
-
-
-def _product_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    rows, matrix = saved
-    return gradient @ matrix.T, _matrix_gradient(rows, gradient)
-
-
-_product.defvjp(lambda rows, matrix: (rows @ matrix, (rows, matrix)), _product_backward)
+    return patches @ kernel.reshape(-1, kernel.shape[-1])
 
 
 def _matrix_gradient(
@@ -145,64 +127,120 @@ def _pad(x: Array, padding: Padding) -> Array:
     return lax.pad(x, jnp.zeros((), x.dtype), pads)
 
 
-# ======================================================================== forms of the gradients
+# ======================================================================== the best form for each
 
 
-def _with_fast_gradients(plain: Convolve, padding: Padding) -> Convolve:
-    """A convolution whose value and two gradients are computed in the best form for each."""
+def _compute(
+    first: Array, second: Array, *, of: str, padding: Padding, precision: lax.Precision | None
+) -> Array:
+    """The output ``y``, or the gradient to the input ``x`` or to the ``kernel``, in its best form.
 
-    def compute(x: Array, kernel: Array) -> Array:
-        if not _winograd_gains(x, kernel, padding):
-            return plain(x, kernel)
-        fast = functools.partial(winograd.convolve, padding=padding)
-        return fast_on_cpu(in_float32(fast), plain)(x, kernel)
+    Of the two others, in the order of `PARTS`.
+    """
+    shapes = _shapes(first, second, of, padding)
+    x, kernel = (jax.ShapeDtypeStruct(shapes[part], first.dtype) for part in ("x", "kernel"))
+    size, _, inputs, outputs = kernel.shape
+    tiles = _winograd_gains(shapes)
+    patches_are_small = 0 < math.prod(shapes["y"][:3]) <= outputs  # no more memory than the kernel
+    patches = size == 1 or patches_are_small
+    by_patches = functools.partial(convolution_by_patches, padding)
+    plain = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=(1, 1),
+        padding=padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
+    )
 
-    def input_gradient(gradient: Array, x: Array, kernel: Array) -> Array:
-        def by_lax(gradient: Array, kernel: Array) -> Array:
-            return jax.linear_transpose(lambda x: plain(x, kernel), x)(gradient)[0]
+    def input_gradient(form: Convolve, y: Array, kernel: Array) -> Array:
+        return jax.linear_transpose(lambda x: form(x, kernel), x)(y)[0]
 
-        if not _winograd_gains(x, kernel, padding):
-            return by_lax(gradient, kernel)
+    def kernel_gradient(form: Convolve, x: Array, y: Array) -> Array:
+        return jax.linear_transpose(lambda kernel: form(x, kernel), kernel)(y)[0]
+
+    def fast_kernel_gradient(x: Array, y: Array) -> Array:
+        # Windows that lie wholly in the border, whose inputs are zeros, are left out.
+        inner = [(min(low, size - 1), min(high, size - 1)) for low, high in padding]
+        crops = np.subtract(inner, padding)
+        y = _pad(y, [(int(low), int(high)) for low, high in crops])
+        if tiles and not patches:
+            return winograd.kernel_gradient(x, y, inner)
+        if patches or size**2 * inputs <= outputs:
+            return kernel_gradient_by_patches(size, inner, x, y)
+        return kernel_gradient_by_taps(size, inner, x, y)
+
+    if of == "y":
+        by_lax = plain
+        fast = by_patches if patches else functools.partial(winograd.convolve, padding=padding)
+    elif of == "x":
+        by_lax = functools.partial(input_gradient, plain)
         fast = functools.partial(winograd.input_gradient, padding=padding)
-        return fast_on_cpu(in_float32(fast), by_lax)(gradient, kernel)
-
-    def kernel_gradient(gradient: Array, x: Array, kernel: Array) -> Array:
-        def by_lax(x: Array, gradient: Array) -> Array:
-            return jax.linear_transpose(lambda kernel: plain(x, kernel), kernel)(gradient)[0]
-
-        def fast(x: Array, gradient: Array) -> Array:
-            # Windows that lie wholly in the border, whose inputs are zeros, are left out.
-            size, _, inputs, outputs = kernel.shape
-            inner = [(min(low, size - 1), min(high, size - 1)) for low, high in padding]
-            crops = np.subtract(inner, padding)
-            gradient = _pad(gradient, [(int(low), int(high)) for low, high in crops])
-            if _winograd_gains(x, kernel, padding):
-                return winograd.kernel_gradient(x, gradient, inner)
-            if size**2 * inputs <= outputs:
-                return kernel_gradient_by_patches(size, inner, x, gradient)
-            return kernel_gradient_by_taps(size, inner, x, gradient)
-
-        return fast_on_cpu(in_float32(fast), by_lax)(x, gradient)
-
-    def backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-        return input_gradient(gradient, *saved), kernel_gradient(gradient, *saved)
-
-    convolve = jax.custom_vjp(compute)
-    convolve.defvjp(lambda x, kernel: (compute(x, kernel), (x, kernel)), backward)
-    return convolve
+        if patches:
+            fast = functools.partial(input_gradient, by_patches)
+    else:
+        by_lax, fast = functools.partial(kernel_gradient, plain), fast_kernel_gradient
+        if size == 1:
+            fast = functools.partial(kernel_gradient, by_patches)
+    if of == "kernel" or patches or tiles:
+        return fast_on_cpu(in_float32(fast), by_lax)(first, second)
+    return by_lax(first, second)
 
 
-def _winograd_gains(x: Array, kernel: Array, padding: Padding) -> bool:
+def _shapes(first: Any, second: Any, of: str, padding: Padding) -> dict[str, tuple[int, ...]]:
+    """The shapes of ``x``, ``kernel`` and ``y``, of which ``of`` is not given."""
+    given = [part for part in PARTS if part != of]
+    shapes = dict(zip(given, (first.shape, second.shape), strict=True))
+    border = [sum(pads) for pads in padding]
+    if of == "y":
+        size, _, _, channels = shapes["kernel"]
+        sides = [
+            side + more - size + 1 for side, more in zip(shapes["x"][1:3], border, strict=True)
+        ]
+        return {**shapes, of: (shapes["x"][0], *sides, channels)}
+    if of == "x":
+        size, _, channels, _ = shapes["kernel"]
+        sides = [
+            side - more + size - 1 for side, more in zip(shapes["y"][1:3], border, strict=True)
+        ]
+        return {**shapes, of: (shapes["y"][0], *sides, channels)}
+    size = shapes["x"][1] + border[0] - shapes["y"][1] + 1
+    return {**shapes, of: (size, size, shapes["x"][-1], shapes["y"][-1])}
+
+
+def _result_shape(first: Any, second: Any, *, of: str, padding: Padding, **_: Any) -> Any:
+    return _shapes(first, second, of, padding)[of]
+
+
+def _fold(first: Array, second: Array, *, axes: Any, of: str, **options: Any) -> Any:
+    """Maps of several batches with one kernel are maps of one larger batch."""
+    if of == "kernel" or axes[1] is not None:
+        return None
+
+    def folded(maps: Array, kernel: Array) -> Array:
+        maps = jnp.moveaxis(maps, axes[0], 0)
+        merged = maps.reshape(-1, *maps.shape[2:])
+        result = _convolution(merged, kernel, of=of, **options)
+        return result.reshape(*maps.shape[:2], *result.shape[1:])
+
+    return folded
+
+
+PARTS = ("x", "y", "kernel")
+
+_convolution = multilinear("fcn_convolution", _compute, _result_shape, PARTS, fold=_fold)
+
+
+def _winograd_gains(shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether channels and tiles are enough to pay for the transforms to the points and back.
 
     Gains: conv2_2 (128 channels) 0.50 forward, 0.49 input and 0.13 kernel gradient; conv4_2 (512)
     0.42, 0.48, 0.17; conv1_2 (64) 0.76, 0.87, 0.20. No gain below about 64 tiles.
     """
-    size, _, inputs, outputs = kernel.shape
+    size, _, inputs, outputs = shapes["kernel"]
     if size != 3 or min(inputs, outputs) < 32:
         return False
-    rows, columns = _output_size(x, size, padding)
-    return x.shape[0] * -(-rows // winograd.TILE) * -(-columns // winograd.TILE) >= 64
+    batch, rows, columns, _ = shapes["y"]
+    return batch * -(-rows // winograd.TILE) * -(-columns // winograd.TILE) >= 64
 
 
 def kernel_gradient_by_patches(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float, Int8
 
 from fcn_jax.geometry import Window
 from fcn_jax.ops.dispatch import fast_on_cpu, plain_chosen
+from fcn_jax.ops.multilinear import multilinear
 
 
 def max_pool(x: Float[Array, "b h w c"], window: Window) -> Float[Array, "b h2 w2 c"]:
@@ -24,8 +26,6 @@ def max_pool(x: Float[Array, "b h w c"], window: Window) -> Float[Array, "b h2 w
     gradient goes there; XLA would search the windows again. Gains, forward and gradient: 0.3 to
     0.4 for pool1 (2x2), 0.10 for pool3; 0.14 for AlexNet's pool1 (3x3, stride 2), 0.30 for
     GoogLeNet's inception_3a/pool (3x3, stride 1), 4 images each.
-
-    Forward-mode differentiation (`jax.jvp`) is as for `fcn_jax.ops.convolution`.
     """
     plain = functools.partial(_max_pool, window)
     if plain_chosen() or window.kernel**2 > 127 or min(x.shape) == 0:
@@ -47,7 +47,7 @@ def _pads(window: Window, x: Array) -> list[tuple[int, int]]:
     return [(window.pad, window.pad + window.excess(size)) for size in x.shape[1:3]]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _max_pool_that_remembers(window: Window, x: Array) -> Array:
     """`_max_pool`, where windows overlap as the maximum of shifted maps.
 
@@ -58,32 +58,45 @@ def _max_pool_that_remembers(window: Window, x: Array) -> Array:
     return functools.reduce(jnp.maximum, _cells(window, x))
 
 
-def _forward(window: Window, x: Array) -> tuple[Array, tuple[Array, tuple[int, ...]]]:
-    """Also returns which cell of each window holds its first maximum, and the input's shape."""
+@_max_pool_that_remembers.defjvp
+def _with_tangent(
+    window: Window, primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Array, Array]:
+    """Which cell of each window holds its first maximum says where tangents come from."""
+    (x,), (tangent,) = primals, tangents
     cells = _cells(window, x)
     pooled = functools.reduce(jnp.maximum, cells)
     first = jnp.full(pooled.shape, len(cells) - 1, jnp.int8)
     for index, cell in reversed(list(enumerate(cells[:-1]))):
         first = jnp.where(cell == pooled, jnp.int8(index), first)
-    return pooled, (first, x.shape)
+    return pooled, _of_first(first, tangent, of="y", window=window, shape=x.shape)
 
 
-def _backward(
-    window: Window, saved: tuple[Array, tuple[int, ...]], gradient: Array
-) -> tuple[Array]:
-    """Adds the gradient of each window to the cell that held its first maximum."""
-    first, shape = saved
-    if window.kernel == window.stride and window.pad == 0:
-        return (_spread_apart(window, shape, first, gradient),)
-    like = jax.ShapeDtypeStruct(shape, gradient.dtype)
-    cells = tuple(
-        jnp.where(first == jnp.int8(index), gradient, jnp.zeros((), gradient.dtype))
-        for index in range(window.kernel**2)
-    )
-    return jax.linear_transpose(lambda x: tuple(_cells(window, x, 0.0)), like)(cells)
+def _compute(
+    first: Array, values: Array, *, of: str, window: Window, shape: tuple[int, ...]
+) -> Array:
+    """What of a map lies at the first maxima of the windows, ``y``; or the transpose of that."""
+    if of == "x" and window.kernel == window.stride and window.pad == 0:
+        return _spread_apart(window, shape, first, values)
+    zero = jnp.zeros((), values.dtype)
+
+    def chosen(cells: Sequence[Array]) -> list[Array]:
+        return [jnp.where(first == jnp.int8(i), cell, zero) for i, cell in enumerate(cells)]
+
+    if of == "y":
+        return functools.reduce(jnp.add, chosen(_cells(window, values, 0.0)))
+    like = jax.ShapeDtypeStruct(shape, values.dtype)
+    cells = tuple(chosen([values] * window.kernel**2))
+    return jax.linear_transpose(lambda x: tuple(_cells(window, x, 0.0)), like)(cells)[0]
 
 
-_max_pool_that_remembers.defvjp(_forward, _backward)
+_of_first = multilinear(
+    "fcn_first_of_windows",
+    _compute,
+    lambda first, _, *, of, shape, **options: first.shape if of == "y" else shape,
+    ("x", "y"),
+    constants=1,
+)
 
 
 def _cells(window: Window, x: Array, border: float = -jnp.inf) -> list[Array]:
@@ -104,7 +117,7 @@ def _spread_apart(
     first: Int8[Array, "b h2 w2 c"],
     gradient: Float[Array, "b h2 w2 c"],
 ) -> Float[Array, "b h w c"]:
-    """`_backward` of windows that do not overlap: each cell asks whether it is the first."""
+    """`_compute` of ``x`` where windows do not overlap: each cell asks whether it is the first."""
     batch, rows, columns, channels = first.shape
     size = window.kernel
 

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Integer
 
-from fcn_jax.devices import batch_sharding, least_memory, replicated
+from fcn_jax.devices import automatic, batch_axis, batch_sharding, least_memory, replicated
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.inputs import Inputs
 from fcn_jax.models.losses import Loss, PixelLoss, cross_entropy, sample_cells
@@ -86,7 +86,8 @@ def make_objective(
 
     Args:
         inputs: How the network sees a batch; applied on the devices.
-        mesh: Devices, from `fcn_jax.devices.data_mesh`; batches are split over them.
+        mesh: Devices, from `fcn_jax.devices.data_mesh` or `jax.make_mesh`; batches are split over
+            the axis ``data``, or else the first (`fcn_jax.devices.batch_axis`).
         loss: What is computed of the logits and labels of a head; of all heads, or by head.
         normalize_loss: Minimise the loss's mean, not its total (the paper sums over pixels).
         cell_fraction: Part of the final-layer cells that are trained on (paper, figure 5).
@@ -96,6 +97,7 @@ def make_objective(
         ``objective(params, batch, key)``, a pure function for `jax.jit`: what is minimised, and
         the loss of each head. Dropout and the sampling of cells draw from the key.
     """
+    mesh, split = automatic(mesh), batch_axis(mesh)
     heads = [head for head, _ in model.heads]
     loss_of = loss if isinstance(loss, Mapping) else dict.fromkeys(heads, loss)
     cells = model.alignment.geometry["score_fr"]
@@ -118,20 +120,20 @@ def make_objective(
         return {head: loss_of[head](logits[head], labels[head]) for head in heads}
 
     def losses_of_group(params: Params, batch: Batch, key: Array) -> Losses:
-        key = jax.random.fold_in(key, jax.lax.axis_index("data"))
-        return jax.lax.psum(losses_of(params, batch, key), "data")
+        key = jax.random.fold_in(key, jax.lax.axis_index(split))
+        return jax.lax.psum(losses_of(params, batch, key), split)
 
     compute = losses_of
-    if mesh.shape["data"] > 1 and mesh.shape.get("height", 1) > 1:
+    if mesh.shape[split] > 1 and mesh.shape.get("height", 1) > 1:
         # Left to itself, XLA's partitioner adds the gradient of a convolution's kernel twice where
         # a map is split along one axis of the mesh and not along the other (as of jaxlib 0.10.2).
         # So each group of devices that share images works on those alone, with one axis.
         compute = jax.shard_map(
             losses_of_group,
             mesh=mesh,
-            in_specs=(PartitionSpec(), PartitionSpec("data"), PartitionSpec()),
+            in_specs=(PartitionSpec(), PartitionSpec(split), PartitionSpec()),
             out_specs=PartitionSpec(),
-            axis_names={"data"},
+            axis_names={split},
             check_vma=False,  # loops of the operations begin with constants
         )
 
@@ -192,6 +194,7 @@ def make_train_step(
         return jax.tree.map(lambda old, new: old + part * (new - old), state.average, params)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
+        automatic(mesh)  # refuses the mesh around this call
         gradient, losses = gradient_of(state.params, batch, jax.random.fold_in(key, state.step))
         means = {head: loss.mean for head, loss in losses.items()}
         mean = _weighted_sum(means, loss_weights)
