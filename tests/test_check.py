@@ -170,6 +170,9 @@ def test_percentages_are_right_in_a_set_that_fails(mine, capsys):
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     shares = {row[-1]: row[2] for row in rows if "%" in row}
     assert {name: shares[name] for name in ("sky", "road")} == {"sky": "50.000", "road": "25.000"}
+    # Of training alone, the broken image's mask too: 10 pixels of sky among 13, 3 of road among 5.
+    weights = {row[-1]: row[-3:-1] for row in rows if "%" in row}
+    assert (weights["sky"], weights["road"]) == (["0.650", "0.890"], ["2.167", "1.141"])
     assert ["?", "7", "16.667", "%"] in [row[:4] for row in rows]
     assert ["255", "255", "8.333", "%", "1", "/", "1", "void"] in rows
 

@@ -1,6 +1,6 @@
 """``fcn-jax check DIR``: what your own images and masks hold, and what is wrong with them.
 
-Prints the layout, every class with its share of the pixels and the number of masks that hold it,
+Prints the layout, every class with its share of the pixels, the masks that hold it and its weights,
 what is wrong, what may be, and the command that trains on the folder. ``--draw`` draws what the
 network will see of the first training images, with the labels beside them.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from fcn_jax import config as configs
 from fcn_jax import data, drawing
@@ -23,6 +24,7 @@ from fcn_jax.cli import path, told_in_one_line
 from fcn_jax.cli.train import set_fields
 from fcn_jax.data import bands, folder
 from fcn_jax.data.survey import Survey, ranges
+from fcn_jax.models.losses import balanced_weights
 
 SHOWN_IDS = 20
 BATCH_SIZE = 4  # of the config `folder`
@@ -127,7 +129,10 @@ def sizes_of(survey: Survey) -> str:
 
 
 def print_classes(survey: Survey) -> None:
-    """A line for every class, for void, and for every id of no class; none if no mask is sound."""
+    """A line for every class, for void, and for every id of no class; none if no mask is sound.
+
+    Each class with the two weights that it would have in training (config.class_weights).
+    """
     splits = [*survey.readings]
     total = sum(int(pixels.sum()) for pixels in survey.pixels.values())
     total += sum(pixels for pixels, _ in survey.unknown.values())
@@ -143,11 +148,16 @@ def print_classes(survey: Survey) -> None:
         )
     ]
     rows.append((VOID, ranges(held & {*survey.classes.void_ids}), "void"))
-    print(f"  label     id     pixels   masks of {' / '.join(splits)}")
+    trained = survey.counts.get("train", np.zeros((0, 256), np.int64))[:, :VOID]
+    ways = ("inverse", "median") if trained.any() else ()
+    weights = {way: balanced_weights(way, trained) for way in ways}
+    columns = f"  weights: {', '.join(ways)}" if ways else ""
+    print(f"  label     id     pixels   masks of {' / '.join(splits)}{columns}")
     for label, raw_id, name in rows:
         share = 100 * sum(int(pixels[label]) for pixels in survey.pixels.values()) / total
         masks = " / ".join(f"{survey.masks[split][label]:5}" for split in splits)
-        print(f"  {label:5}  {raw_id:>5}  {share:7.3f} %  {masks}   {name}")
+        of_label = [f"{of[label]:7.3f}" if label < VOID else 7 * " " for of in weights.values()]
+        print(f"  {label:5}  {raw_id:>5}  {share:7.3f} %  {masks} {' '.join(of_label)}  {name}")
     for raw_id, (pixels, masks) in sorted(survey.unknown.items())[:SHOWN_IDS]:
         print(f"      ?  {raw_id:5}  {100 * pixels / total:7.3f} %  {masks:4} in all   of no class")
     if len(survey.unknown) > SHOWN_IDS:

@@ -15,7 +15,7 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-from fcn_jax.classes import ClassTable
+from fcn_jax.classes import VOID, ClassTable
 from fcn_jax.data.bands import DTYPES, Pixels, Range
 from fcn_jax.data.images import read_depth, read_image, read_label
 from fcn_jax.data.records import LABELS, LISTS, VERSION, Stored
@@ -86,8 +86,10 @@ class Source:
         }
         for example, (name, i) in enumerate(self._rows):
             for label_map, counts in metadata["label_counts"][name][i].items():
+                of_classes = self.label_counts[label_map][example]
                 for label, pixels in counts:
-                    self.label_counts[label_map][example, label] = pixels
+                    if label < len(of_classes):  # others are refused in the first step
+                        of_classes[label] = pixels
 
     def without(self, digests: Collection[str]) -> Source:
         """A source of the same split that leaves out the images of some digests."""
@@ -313,9 +315,9 @@ def _metadata(folder: Path) -> dict[str, Any]:
                 if [type(side) for side in size] != [int, int] or min(size) < 1:
                     raise ValueError(f"{size} is no size")
             for counts in lists.pop("label_counts"):
-                for name, table in label_maps.items():
+                for name in label_maps:
                     for label, pixels in counts[name]:
-                        if label not in range(table.num_classes) or type(pixels) is not int:
+                        if label not in range(VOID) or type(pixels) is not int:
                             raise ValueError(f"{name} cannot have {pixels} pixels of {label}")
             if not all(isinstance(text, str) for values in lists.values() for text in values):
                 raise ValueError(f"ids and digests of {split} must be text")

@@ -265,6 +265,7 @@ class Survey:
 
     Attributes:
         classes: The classes with the ids that the masks turned out to have.
+        counts: The pixels of every label in each mask of each split.
         pixels: The pixels of every label in each split.
         masks: The masks that hold the label, likewise.
         unknown: Ids of no class: their pixels, and the masks that hold them.
@@ -329,22 +330,20 @@ class Survey:
         label_of = dict(
             zip(known, self.classes.to_labels(np.array([*known])).tolist(), strict=True)
         )
-        self.pixels = {split: np.zeros(256, np.int64) for split in self.readings}
-        self.masks = {split: np.zeros(256, np.int64) for split in self.readings}
+        self.counts = {k: np.zeros((len(of), 256), np.int64) for k, of in self.readings.items()}
         self.unknown: dict[int, tuple[int, int]] = {}
         holders = []
         for split, readings in self.readings.items():
-            for reading in readings.values():
-                present = set()
+            for number, reading in enumerate(readings.values()):
                 for raw_id, count in reading.ids.items():
                     if raw_id in known:
-                        self.pixels[split][label_of[raw_id]] += count
-                        present.add(label_of[raw_id])
+                        self.counts[split][number, label_of[raw_id]] += count
                     else:
                         pixels, masks = self.unknown.get(raw_id, (0, 0))
                         self.unknown[raw_id] = pixels + count, masks + 1
-                self.masks[split][[*present]] += 1
                 holders += [reading.mask] if reading.ids.keys() - known else []
+        self.pixels = {split: counts.sum(axis=0) for split, counts in self.counts.items()}
+        self.masks = {split: (counts > 0).sum(axis=0) for split, counts in self.counts.items()}
         return holders
 
     def _find_unknown(self, holders: Iterable[str], hint: str) -> None:
