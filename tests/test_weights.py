@@ -92,6 +92,24 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
         load(tmp_path / "weights.npz")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"MATLAB 5.0 MAT-file, Platform", "is a .mat file"),
+        (b"MATLAB 7.3 MAT-file".ljust(512) + b"\x89HDF\r\n\x1a\n", "is a .mat file"),
+        (b"\x08\x07\x12\x07pytorch", "looks like an ONNX file"),
+        (b"<!doctype html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1", "is not the file but a pointer"),
+        (b"\xfd7zXZ\0", "is compressed; unpack it with unxz"),
+        (b"", "is empty"),
+    ],
+)
+def test_other_files_are_named(tmp_path, content, message):
+    (tmp_path / "weights.h5").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"weights\.h5 {message}"):
+        load(tmp_path / "weights.h5")
+
+
 def test_what_other_programs_save_is_named(tmp_path):
     np.save(tmp_path / "array.npy", np.ones((2, 3)))
     with pytest.raises(ValueError, match=r"array\.npy: a single array of float64 and \(2, 3\)"):

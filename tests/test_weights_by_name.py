@@ -167,6 +167,20 @@ def test_the_command_lists_all(capsys, cache):
     assert str(cache.parent) in out
 
 
+def test_the_command_fetches(monkeypatch, server, cache, capsys):
+    content = content_of()
+    row = use(monkeypatch, server, content)
+    assert cli.main(["weights", NAME]) == 0
+    assert capsys.readouterr().out == f"{cache / row.file}\n"
+    (cache / row.file).unlink()
+    server.answers["/file"] = lambda handler: handler.give(b"", status=404)
+    assert cli.main(["weights", NAME]) == 2
+    assert cli.main(["weights", "caffe:no"]) == 2
+    last = capsys.readouterr().err.splitlines()[-2:]
+    assert last[0].startswith(f"fcn-jax weights: {NAME} cannot be fetched: the server answers 404")
+    assert last[1].startswith("fcn-jax weights: there are no published weights caffe:no")
+
+
 # ======================================================================== fetching
 
 

@@ -352,6 +352,10 @@ def test_tensors_as_python_2_and_old_pytorch_wrote_them(tmp_path):
     ("names", "message"),
     [
         (("backbone.conv1.weight", "backbone.layer1.0.conv1.weight"), "segmentation networks are"),
+        (
+            ("backbone.features.0.weight", "head.0.weight"),
+            r"save its backbone alone, model\.backbone\.",
+        ),
         (("conv1.weight", "layer1.0.conv1.weight", "fc.weight"), "a ResNet"),
         (("features.0.weight", "features.3.weight"), r"unknown network \(features\.0\.weight"),
         (("encoder.weight",), "known are .*torchvision vgg16.*pytorch-fcn"),

@@ -69,9 +69,8 @@ _READERS: tuple[tuple[Callable[[bytes], bool], Callable[[Path], Weights]], ...] 
 )
 
 _STRANGERS = {
-    b"MATLAB 5.0": "is a .mat file, perhaps of MatConvNet, which is not read",
+    b"MATLAB": "is a .mat file, perhaps of MatConvNet, which is not read",
     b"\x08": "looks like an ONNX file, which is not read; take the file that it was made from",
-    b"BZh": "is compressed; unpack it with bunzip2",
     b"\xfd7zXZ": "is compressed; unpack it with unxz",
     b"version https://git-lfs": "is not the file but a pointer to it; fetch it with git lfs pull",
     b"<": "is a web page; the download went to a page that shows or refuses the file",

@@ -51,8 +51,10 @@ _PATHS = (
 
 
 def recognises(head: bytes) -> bool:
-    """Whether a file has the signature, at the start or behind a user block."""
-    return any(head.startswith(b"\x89HDF\r\n\x1a\n", start) for start in (0, 512, 1024, 2048))
+    """Whether a file has the signature, at the start or behind a user block; not MATLAB's own."""
+    return not head.startswith(b"MATLAB") and any(
+        head.startswith(b"\x89HDF\r\n\x1a\n", start) for start in (0, 512, 1024, 2048)
+    )
 
 
 def read(path: Path) -> Weights:

@@ -107,6 +107,7 @@ WRAPPING = PREFIXES[:2]
 """Those that are never the name of a part beside others."""
 
 STRANGERS = {
+    "backbone.features.": "another model: save its backbone alone, model.backbone.state_dict()",
     "backbone.": "torchvision's segmentation networks are no FCNs of the paper (ResNet, MobileNet)",
     "layer1.0.": "a ResNet is none of the networks here",
     "features.denseblock1.": "a DenseNet is none of the networks here",

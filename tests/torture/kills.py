@@ -109,7 +109,13 @@ def write_folder(place: Path) -> list[str]:
         if not name.startswith("dataset_options.")
     }
     options |= {"dataset": "folder", "data_dir": place / "data", "manual_dir": place / "files"}
-    options |= {"flip": True, "learning_rate": "(1e-3,)", "optimizer": "adam", "warmup": 0}
+    options |= {
+        "init": "",
+        "flip": True,
+        "learning_rate": "(1e-3,)",
+        "optimizer": "adam",
+        "warmup": 0,
+    }
     options |= {"normalize_loss": True, "crop": "()", "bias_rate": 1.0, "schedule": "constant"}
     return [
         "--config=folder",
