@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import flax.linen as nn
 import jax
@@ -22,6 +23,7 @@ from fcn_jax.inference.evaluation import evaluate
 from fcn_jax.inference.predictor import Predictor
 from fcn_jax.models.fcn import create_model
 from fcn_jax.models.inputs import Inputs, Preprocessing
+from fcn_jax.training import run
 
 PLAIN = Preprocessing(channel_order="rgb", mean=(0.0, 0.0, 0.0))
 PLAIN_IMAGES = Inputs.of(PLAIN)
@@ -271,6 +273,43 @@ def test_scores_do_not_depend_on_batch_and_canvas(network, scale):
         assert metrics.loss == pytest.approx(results[0].loss, rel=1e-5)
         iu = metrics.per_class_iu
         np.testing.assert_allclose(metrics.per_class_f1, 2 * iu / (1 + iu), rtol=1e-12)
+
+
+def test_processes_score_together_what_one_scores(monkeypatch, unchecked_annotations):
+    """Two processes, one after the other: each scores its part, and the sums are those of all."""
+    examples = make_examples()
+    classes = fcn_jax.classes.table_from_names("r, g, b")
+    stage = types.SimpleNamespace(name="fcn8s", model=None)
+    journal = types.SimpleNamespace(say=print, record=lambda *_: None)
+
+    def predictor_of(*_) -> Predictor:
+        return Predictor(Brightest(), {}, SCALE_OF_LOSS, {"label": classes})
+
+    def score(index: int, count: int, combine) -> dict[str, float]:
+        monkeypatch.setattr(jax, "process_index", lambda: index)
+        monkeypatch.setattr(jax, "process_count", lambda: count)
+        monkeypatch.setattr(run.devices, "sum_over_processes", combine)
+        heads = {"label": classes}
+        return run._score(predictor_of, examples, heads, 0, True, journal, stage, 1, {})
+
+    def part(images, indices):
+        return (images[index] for index in indices)
+
+    monkeypatch.setattr(run.loader, "evaluation_examples", part)
+    expected = score(0, 1, lambda tallies: tallies)
+    assert {"loss", "mean_f1", "mean_boundary_iu", "boundary_f1/g"} < set(expected)
+    for count in (2, len(examples) + 1):  # the last has nothing to score
+        parts = []
+
+        def give_away(tallies, parts=parts):
+            parts.append(tallies)
+            raise InterruptedError
+
+        for index in range(count):
+            with pytest.raises(InterruptedError):
+                score(index, count, give_away)
+        total = jax.tree.map(lambda *arrays: sum(arrays), *parts)
+        assert score(0, count, lambda _, total=total: total) == pytest.approx(expected, rel=1e-6)
 
 
 # ======================================================================== several inputs and heads
