@@ -5,7 +5,6 @@ Ghiasi et al. 2021, https://arxiv.org/abs/2012.07177: where an object lands need
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ class CopyPaste:
     is as likely as the others, and each image that holds it.
 
     Args:
-        source: The training examples, as `fcn_jax.data.open_source` gives. All are read once.
+        source: The training examples, as `fcn_jax.data.open_source` gives.
         share: The probability that an example gets a piece.
 
     Attributes:
@@ -33,13 +32,7 @@ class CopyPaste:
 
     def __init__(self, source: Any, share: float) -> None:
         self.source, self.share = source, share
-
-        def pixels(index: int) -> np.ndarray:
-            labels = next(filter(is_label, arrays(source[index]).values()))
-            return np.bincount(labels.ravel(), minlength=VOID + 1)[:VOID]
-
-        with ThreadPoolExecutor() as pool:
-            by_image = np.array(list(pool.map(pixels, range(len(source)))))
+        by_image = next(iter(source.label_counts.values()))
         total = by_image.sum(axis=0)
         self.rare = np.flatnonzero((total > 0) & (total < np.median(total[total > 0])))
         if not len(self.rare):
