@@ -74,9 +74,9 @@ def find(name: str) -> Published:
         ValueError: If there is none; the message has the nearest ones.
     """
     if name not in PUBLISHED:
-        near = difflib.get_close_matches(name, PUBLISHED) or [
-            known for known in PUBLISHED if known.startswith(f"{name.partition(':')[0]}:")
-        ]
+        near = [known for known in PUBLISHED if known.startswith(name)]
+        near += difflib.get_close_matches(name, PUBLISHED) if not near else []
+        near += [known for known in PUBLISHED if known.startswith(f"{name.partition(':')[0]}:")]
         raise ValueError(
             f"there are no published weights {name}; did you mean {' or '.join(near[:3])}? "
             "`fcn-jax weights` lists all"
