@@ -156,7 +156,7 @@ def train_torch(output: Path, weights: Path, seconds: float) -> tuple[Any, int]:
         optimizer.step()
         steps += 1
         if steps in (1, 3, 10) or steps % 50 == 0:
-            print(f"PyTorch step {steps}  loss {float(loss):.4f}/px", flush=True)
+            print(f"PyTorch step {steps}  loss {loss.item():.4f}/px", flush=True)
 
     def predict(image: np.ndarray) -> np.ndarray:
         small = Image.fromarray(image)

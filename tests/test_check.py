@@ -378,6 +378,24 @@ def test_the_command_at_the_end_trains_on_these_data(tmp_path, capsys, proposed)
         assert check.main(shlex.split(again[0])[2:]) == 0
 
 
+@pytest.mark.parametrize(
+    ("size", "scale"), [((375, 500), None), ((700, 1000), None), ((1500, 2000), 0.1)]
+)
+def test_large_photographs_are_trained_at_a_smaller_scale(tmp_path, capsys, size, scale):
+    """So that a crop shows as much of one as of a photograph of 500x375."""
+    (tmp_path / "classes.txt").write_text("sky\nroad\n")
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+        for value in (0, 1, 2):
+            pixels = np.zeros(size, np.uint8)
+            pixels[value::3] = 1
+            Image.fromarray(pixels).save(tmp_path / kind / f"{value}.png")
+    assert check.main([str(tmp_path), "--config=folder:cpu"]) == 0
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    given = [word for word in command if word.startswith("--config.scale")]
+    assert given == ([] if scale is None else [f"--config.scale={scale}"])
+
+
 def test_every_option_of_the_check_is_one_of_the_data_set(capsys):
     with pytest.raises(SystemExit):
         check.main(["--help"])

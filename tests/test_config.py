@@ -305,7 +305,7 @@ def test_lengths_are_given_as_steps_or_as_epochs():
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ((), 400),
+        ((), 320),
         (("--config.epochs=(3,)",), 24),  # of 32 images in fours
         (("--config.epochs", "(3,)"), 24),
         (("--config.epochs=(3,)", "--config.steps=(7,)"), 7),

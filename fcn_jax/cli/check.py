@@ -8,7 +8,9 @@ network will see of the first training images, with the labels beside them.
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +30,7 @@ from fcn_jax.models.losses import balanced_weights
 
 SHOWN_IDS = 20
 BATCH_SIZE = 4  # of the config `folder`
+USUAL_PIXELS = 500 * 375  # of the photographs that its recipes were made for
 
 
 @told_in_one_line
@@ -111,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nWhen all is mended, train with:")
     else:
         print("\nTrain with:")
-    words = train_arguments(root, options | survey.proposals, survey)
+    words = train_arguments(root, options | survey.proposals, survey, name)
     print(f"  {shlex.join(['fcn-jax', 'train', f'--config={name}', *words, *fields])}")
     sys.stdout.flush()
     if number and not problems:
@@ -178,8 +181,10 @@ def as_arguments(options: Mapping[str, Any], prefix: str = "--") -> list[str]:
     return words
 
 
-def train_arguments(root: Path, options: Mapping[str, Any], survey: Survey) -> list[str]:
-    """The fields of a config that trains on the folder with these options."""
+def train_arguments(
+    root: Path, options: Mapping[str, Any], survey: Survey, config: str
+) -> list[str]:
+    """The fields of a config of this name that trains on the folder with these options."""
     fields: dict[str, Any] = {"manual_dir": root}
     fields |= {f"dataset_options.{name}": value for name, value in options.items()}
     sizes = {split: len(ids) for split, ids in survey.readings.items()}
@@ -187,6 +192,10 @@ def train_arguments(root: Path, options: Mapping[str, Any], survey: Survey) -> l
         fields["eval_split"] = "test"
     if 0 < sizes.get("train", 0) < BATCH_SIZE:
         fields["batch_size"] = sizes["train"]
+    pixels = [sum(each.ids.values()) for ids in survey.readings.values() for each in ids.values()]
+    factor = math.sqrt(USUAL_PIXELS / max(1.0, statistics.median(pixels or [0])))
+    if factor < 0.5:  # crops would show a small part of a photograph
+        fields["scale"] = float(f"{configs.load_config(config).scale * factor:.1g}")
     return as_arguments(fields, "--config.")
 
 
