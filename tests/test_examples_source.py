@@ -225,7 +225,9 @@ def test_a_run_on_lists_and_its_callback(trained):
     assert [n for _, n, values in told if "loss" in values] == [1, 2]
     assert "eval/mean_iu" in told[-1][2]
     results = report.evaluate_run(workdir, source, allow_code=True, pictures=1)
-    assert results[0].counts.sum() == sum(np.sum(r["label"] != 255) for r in rows_of(2, seed=1))
+    assert results[0].tally.counts.sum() == sum(
+        np.sum(r["label"] != 255) for r in rows_of(2, seed=1)
+    )
 
 
 def test_the_run_goes_on_with_the_same_images_only(trained):
