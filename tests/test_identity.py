@@ -23,6 +23,7 @@ from fcn_jax.models import fcn
 from fcn_jax.models.inputs import CAFFE, Inputs
 from fcn_jax.runs import LastCheckpoint, describe_run, last_checkpoint, load_run
 from fcn_jax.training import identity, init
+from fcn_jax.weights.arrays import Network
 
 ONE = {"stages": "('fcn32s',)", "epochs": "()", "samples": 0, "dropout": 0.5}
 ONE |= {"schedule": "constant", "learning_rate": "(1e-3,)", "eval_every": 0}
@@ -208,7 +209,7 @@ def test_scores_of_a_run_are_taken_over_where_they_are_of_the_same_classes(class
     model = fcn.create_model("fcn16s", num_classes=3, width=1 / 16, fc_width=8)
     flat = weights.flatten(fcn.abstract_params(model))
     start = weights.Weights({name: np.ones(array.shape) for name, array in flat.items()})
-    start.classes = (("sky", "cat", "dog"),)
+    start.network = Network(heads={"label": table_from_names(["sky", "cat", "dog"])})
     init.drop_other_scores({"": start}, model, {"label": table_from_names(classes)})
     lost = {name.rpartition("/")[0] for name in flat.keys() - start.keys()}
     assert lost == (set() if kept else {"score_fr", "score_pool4", "upscore2", "upscore16"})
