@@ -10,10 +10,14 @@ import pytest
 from absl import flags
 
 from fcn_jax.canvas import canvas_side
+from fcn_jax.data.copy_paste import CopyPaste
 from fcn_jax.data.loader import evaluation_examples, training_batches
 from fcn_jax.data.transforms import Augmentation
 
-AUGMENTATION = Augmentation(scale_range=(0.7, 1.4), crop=(24, 32), flip=True, jitter=0.1)
+AUGMENTATION = Augmentation(
+    scale_range=(0.7, 1.4), crop=(24, 32), flip=True, jitter=0.1, vertical_flip=True, rotation=20.0,
+    blur=1.0, jpeg=40, grey=0.2,
+)  # fmt: skip
 
 
 class FakeSource:
@@ -22,6 +26,7 @@ class FakeSource:
     def __init__(self, length: int = 10, broken: int = -1) -> None:
         self.length = length
         self.broken = broken
+        self.label_counts = {"label": np.tile([9, 9, 9, 5, 1], (length, 1))}
 
     def __len__(self) -> int:
         return self.length
@@ -43,11 +48,13 @@ class FakeSource:
 
 
 def make(source=None, seed=0, batch_size=4, **options):
+    source = source or FakeSource()
     return training_batches(
-        source or FakeSource(),
+        source,
         batch_size=batch_size,
         seed=seed,
         augmentation=AUGMENTATION,
+        copy_paste=CopyPaste(source, 0.5),
         **options,
     )
 
