@@ -311,6 +311,8 @@ def test_damaged_descriptions_are_named(tmp_path, name, content):
         ("ranges", {"image": [[0, 1]]}),
         ("label_counts", {"train": [{"label": [[0, 1.5]]}] * 3, "val": [{"label": []}]}),
         ("label_counts", {"train": [{"label": [[999, 1]]}] * 3, "val": [{"label": []}]}),
+        ("label_counts", {"train": [{"label": [[0, 2**63]]}] * 3, "val": [{"label": []}]}),
+        ("label_counts", {"train": [{"label": [[0, -1]]}] * 3, "val": [{"label": []}]}),
         ("label_counts", {"train": [{}] * 3, "val": [{"label": []}]}),
         ("label_maps", {"label": {}}),
         ("notes", 7),

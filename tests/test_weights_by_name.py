@@ -559,6 +559,15 @@ def test_training_refuses_what_does_not_fit_before_it_is_fetched(
     assert not (tmp_path / "data").exists()
 
 
+def test_a_data_set_that_is_not_there_is_told_before_a_fetch(tmp_path, cache):
+    config = fcn_jax.config.default_config()
+    config.update(init="torchvision:vgg16", steps=(1,), dataset="camvid")
+    config.update(data_dir=str(tmp_path / "data"), manual_dir=str(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError, match="none"):
+        train(config, tmp_path / "run")
+    assert not cache.parent.exists()
+
+
 def test_random_weights_on_a_small_set_are_warned_of():
     expect = init.expect_of_random_weights
     text = expect("folder", 40, "vgg16")

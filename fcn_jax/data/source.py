@@ -311,13 +311,13 @@ def _metadata(folder: Path) -> dict[str, Any]:
             lists = {key: content[key][split] for key in LISTS}
             if {len(values) for values in lists.values()} != {len(ids)}:
                 raise ValueError(f"its lists of {split} differ in length")
-            for size in lists.pop("sizes"):
-                if [type(side) for side in size] != [int, int] or min(size) < 1:
+            for size, counts in zip(lists.pop("sizes"), lists.pop("label_counts"), strict=True):
+                if [type(side) is int and 0 < side < 2**31 for side in size] != [True, True]:
                     raise ValueError(f"{size} is no size")
-            for counts in lists.pop("label_counts"):
                 for name in label_maps:
                     for label, pixels in counts[name]:
-                        if label not in range(VOID) or type(pixels) is not int:
+                        known = type(label) is type(pixels) is int and label in range(VOID)
+                        if not known or not 0 < pixels <= math.prod(size):
                             raise ValueError(f"{name} cannot have {pixels} pixels of {label}")
             if not all(isinstance(text, str) for values in lists.values() for text in values):
                 raise ValueError(f"ids and digests of {split} must be text")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,9 +10,9 @@ import jax
 
 from fcn_jax import data, weights
 from fcn_jax.classes import ClassTable
-from fcn_jax.config import Config, loss_options
+from fcn_jax.config import Config, loss_options, stage_model, start_files
 from fcn_jax.inference.metrics import BY_CLASS, OVERALL
-from fcn_jax.models.backbones import BACKBONES
+from fcn_jax.models.backbones import BACKBONES, code_of
 from fcn_jax.models.fcn import FCN, abstract_params, initial_params
 from fcn_jax.models.inputs import CAFFE, Inputs, Preprocessing
 from fcn_jax.models.losses import Loss, balanced_weights, make_loss
@@ -38,6 +39,21 @@ def check_names(names: Iterable[str], backbone: str, width: float) -> None:
             )
         if width != 1:
             raise ValueError(f"config.init: {name} has the full width, not config.width = {width}")
+
+
+def load_start(config: Config, allow_code: bool) -> dict[str, weights.Weights]:
+    """The start weights of a config, by input, of whatever bands; none where it names none.
+
+    Raises:
+        ValueError: If they are not of its first network.
+    """
+    own = code_of(os.path.expanduser(config.backbone))
+    allowed = allow_code or (own["sha256"] if own else False)
+    files = start_files(config)
+    start = {name: weights.load(path, allow_code=allowed) for name, path in files.items()}
+    first = stage_model(config, config.stages[0])
+    check_weights(first, config.backbone, start, config.init, any_bands=True)
+    return start
 
 
 def expect_of_random_weights(dataset: str, images: int, backbone: str) -> str:

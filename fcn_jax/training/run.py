@@ -191,6 +191,7 @@ def _train(
             f"{shared}; use a multiple of {parts}"
         )
     start: dict[str, weights.Weights] = {}
+    load_start = functools.partial(init.load_start, config, allow_code)
     now = code_of(str(Path(config.backbone).expanduser()))
     if last := last_checkpoint(workdir):
         identity.check_config(last, config, workdir)
@@ -202,12 +203,9 @@ def _train(
             )
     else:
         init.check_names(configs.start_files(config).values(), config.backbone, config.width)
-        start = {
-            name: weights.load(path, allow_code=allow_code or (now["sha256"] if now else False))
-            for name, path in configs.start_files(config).items()
-        }
-        first = configs.stage_model(config, config.stages[0])
-        init.check_weights(first, config.backbone, start, config.init, any_bands=True)
+        # What may have to be fetched waits until the data are there.
+        if not any(map(weights.is_name, configs.start_files(config).values())):
+            start = load_start()
 
     # ---- The data, and mistakes that show by them
     train_source, eval_source = open_sources(config, given)
@@ -218,6 +216,8 @@ def _train(
             "training images"
         )
     heads = init.choose_heads(config.heads, config.loss_weights, train_source)
+    if not last and not start:
+        start = load_start()
     losses, told = (loss, []) if loss else init.choose_losses(config, train_source, heads)
     if config.ema:
         told.append(f"scores are of averaged parameters (config.ema = {config.ema})")
