@@ -224,8 +224,8 @@ def test_what_a_launcher_says_is_believed(monkeypatch):
 # ======================================================================== waiting for the devices
 
 
-def test_only_logging_waits_for_the_devices():
-    """What a step reports is looked at when it is logged, and not before."""
+def test_only_logging_waits_for_the_devices(monkeypatch):
+    """What a step reports is looked at when it is logged or told, and not before."""
     looked: list[int] = []
     taken = 0
 
@@ -260,21 +260,32 @@ def test_only_logging_waits_for_the_devices():
 
     journal = SimpleNamespace(record=lambda *_: None, advance=lambda *_: None, digest=lambda: "")
     stage: Any = SimpleNamespace(
-        name="fcn32s", steps=10, batch_size=1, batches=Batches(), rate=lambda step: 0.1
+        name="fcn32s",
+        steps=10,
+        batch_size=1,
+        batches=Batches(),
+        rate=lambda step: 0.1,
+        plateau=False,
+        patience=0,
+        best="mean_iu",
     )
-    state: Any = SimpleNamespace(step=np.zeros((), np.int32), params=np.zeros(1))
+    state: Any = SimpleNamespace(step=np.zeros((), np.int32), params=np.zeros(1), used=np.zeros(1))
+    seconds = functools.partial(training.Pace, clock=lambda: float(taken))  # one for each step
+    monkeypatch.setattr(training, "Pace", seconds)
     # Stand-ins are not of the types that the annotations name, which the tests check.
     inspect.unwrap(training._loop)(
         stage,
         train_step,
         state,
+        training.Evaluations(),
         log_every=4,
         save_every=1000,
         score_every=0,
         score=lambda *_: None,
         save=lambda *_, **__: None,
         journal=journal,
+        work=None,
         stop=[],
     )
     assert taken == 10
-    assert set(looked) == {4, 8, 10}
+    assert sorted(set(looked)) == [1, 2, 3, 4, 6, 8, 9, 10]  # told at 1, 2, 3, 4, 6, 9

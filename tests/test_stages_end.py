@@ -104,7 +104,11 @@ def test_the_logged_rate_falls_on_a_plateau(averaged):
     assert min(rate for _, _, rate in rates) < 1e-2
 
 
-@pytest.mark.parametrize("fields", [{}, {"eval_every": 1}], ids=["killed", "eval_every"])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, pytest.param({"eval_every": 1}, marks=pytest.mark.slow)],
+    ids=["killed", "eval_every"],
+)
 def test_kills_and_evaluations_change_no_bit_of_either(place, averaged, fields):
     name = "-".join(("averaged", *(fields or ("killed",))))
     if not fields:
@@ -147,7 +151,9 @@ FIRST = {2: 0.60, 4: 0.55, 6: 0.50}
 SECOND = {2: 0.1, 4: 0.05, 6: 0.2}
 
 
-@pytest.mark.parametrize(("best", "cut"), [("mean_iu", 3), ("loss", 4)])
+@pytest.mark.parametrize(
+    ("best", "cut"), [("mean_iu", 3), pytest.param("loss", 4, marks=pytest.mark.slow)]
+)
 def test_a_stage_ends_where_patience_does(place, monkeypatch, best, cut):
     """The best is remembered, whatever comes between; NaN is never it."""
     workdir = place / f"patient-{best}-{cut}"
@@ -224,6 +230,7 @@ def test_a_class_that_no_image_holds_can_not_choose_the_best(place):
 # ======================================================================== the learning rate
 
 
+@pytest.mark.slow
 def test_the_rates_of_a_run_that_is_cut_are_those_of_one_that_is_not(place, monkeypatch):
     monkeypatch.setattr("fcn_jax.inference.report.evaluate_run", lambda *_, **__: None)
     fields = {"stages": "('fcn32s',)", "steps": "(10,)", "learning_rate": "(1e-3,)"}
