@@ -568,6 +568,15 @@ def test_a_data_set_that_is_not_there_is_told_before_a_fetch(tmp_path, cache):
     assert not cache.parent.exists()
 
 
+def test_random_layers_are_not_frozen(tmp_path):
+    config = fcn_jax.config.default_config()
+    config.update(freeze=("conv1_*",), steps=(1,), data_dir=str(tmp_path / "data"))
+    config.dataset_options.update({"train": 2, "val": 1, "size": 48})
+    with pytest.raises(ValueError, match=r"freeze = \('conv1_\*',\): conv1_1 would stay random"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_random_weights_on_a_small_set_are_warned_of():
     expect = init.expect_of_random_weights
     text = expect("folder", 40, "vgg16")

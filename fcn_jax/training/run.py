@@ -237,6 +237,12 @@ def _train(
     scored, left_out = data.unseen(eval_source, earlier, "choose another config.eval_split")
     init.check_best(config.best, scored, heads)
     stages = make_stages(config, train_source, heads, inputs, mesh)
+    frozen = [layer for layer in stages[0].model.frozen_layers if not layer.startswith("upscore")]
+    if frozen and not last and not start:
+        raise ValueError(
+            f"config.freeze = {config.freeze}: {frozen[0]} would stay random; give start weights "
+            'by config.init, or train all layers: --config.freeze="()"'
+        )
     init.drop_other_scores(start, stages[0].model, heads)
     init.check_weights(stages[0].model, config.backbone, start, config.init)
     identified = identity.describe_data(train_source, eval_source, earlier)
