@@ -10,7 +10,8 @@ to see something. Without an argument the devices that are found choose:
 
     cpu  FCN-8s at once on crops of half-size images, 200 steps, conv1 and conv2 stay as they are:
          40 photographs of 500x375 take five minutes on 2 cores, ten times as many little more.
-         Train longer where there is more to learn from: --config.steps="(2000,)"
+         Train longer where there is more to learn from: --config.steps="(2000,)". Another backbone
+         than VGG has other layers: --config.freeze="()" trains them all
     gpu  FCN-32s, 16s and 8s in turn at full size, 30 passes over the images
 """
 
