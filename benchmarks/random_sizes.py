@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     compiled = 0
 
-    def count(event: str, *_: float, **__: str) -> None:
+    def count(event: str, _: float, **__: str | int) -> None:
         nonlocal compiled
         compiled += event == "/jax/core/compile/backend_compile_duration"
 
