@@ -35,8 +35,9 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     compiled = 0
 
-    def count(event: str, _: float, **__: str | int) -> None:
+    def count(event: str, duration_secs: float, **__: str | int) -> None:
         nonlocal compiled
+        del duration_secs
         compiled += event == "/jax/core/compile/backend_compile_duration"
 
     model = create_model("fcn32s", num_classes=5, backbone="alexnet", width=1 / 16, fc_width=8)
