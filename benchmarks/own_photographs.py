@@ -37,9 +37,8 @@ COMMON = ("background", "cat", "cow", "dog", "horse", "person", "sheep")
 """The classes of VOC that its part at hand has enough of to be scored."""
 
 # The recipe of folder:cpu, for PyTorch.
-CROP, SCALE, SCALES = 192, 0.5, (0.75, 1.5)
+CROP, SCALE, SCALES = 160, 0.5, (0.75, 1.5)
 BATCH, RATE, DECAY, FC_WIDTH = 4, 1e-4, 5e-4, 512
-FROZEN = ("conv1_", "conv2_")
 MEAN = np.array(MEAN_BGR, np.float32)
 
 # ======================================================================== a person's folder
@@ -125,10 +124,7 @@ def train_torch(output: Path, weights: Path, seconds: float) -> tuple[Any, int]:
     model = create_model("fcn8s_atonce", num_classes=classes, fc_width=FC_WIDTH)
     params, _ = params_from(model, {"": load_weights(weights)}, jax.random.key(0))
     net = TorchFCN("fcn8s_atonce", heads=classes, fc_width=FC_WIDTH).load(params).train()
-    for name, parameter in net.named_parameters():
-        parameter.requires_grad_(FROZEN[0] not in name and FROZEN[1] not in name)
-    trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=DECAY)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=DECAY)
     rng, order = random.Random(0), []
 
     def example() -> tuple[np.ndarray, np.ndarray]:

@@ -384,7 +384,7 @@ def test_the_home_directory_in_every_path(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "mine.py").write_text((Path(__file__).parent / "toy_backbones.py").read_text())
     config = configs.load_config("folder")
-    config.update(manual_dir="~/files", data_dir="~/data", backbone="~/mine.py:plain", freeze=())
+    config.update(manual_dir="~/files", data_dir="~/data", backbone="~/mine.py:plain")
     config.dataset_options.classes = "~/classes.txt"
     options = configs.data_options(config)
     assert options["manual_dir"] == f"{tmp_path}/files"

@@ -49,6 +49,7 @@ class FakeSource(Source):
     digests = ("a", "b", "c")
     label_digests = digests
     sizes = tuple(SIZES)
+    split = "val"
 
     def __init__(self) -> None:
         self._rows = [("val", 0), ("val", 1), ("val", 2)]
@@ -339,6 +340,7 @@ def test_eval_scores_one_stage(eval_main, workdir, tmp_path, capsys) -> None:
     assert eval_main([*arguments, f"--output={tmp_path}"]) == 0
     content = json.loads((tmp_path / "scores.json").read_text())
     assert content["test_time_augmentation"] is None
+    assert not content["averaged_parameters"]
     assert list(content["stages"]) == ["fcn8s"]
     assert not (tmp_path / "pictures").exists()
     assert "mean IU" in capsys.readouterr().out

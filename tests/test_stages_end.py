@@ -77,6 +77,7 @@ def test_a_run_with_averages_says_so_and_scores_them(averaged):
     assert "label: class weights, inverse frequency: background 0." in text
     assert "fcn16s: starts from fcn32s, its last step, averaged parameters" in text
     assert f"{workdir}: fcn16s with averaged parameters (config.ema = 0.9)" in errors  # the report
+    assert json.loads((workdir / "report" / "scores.json").read_text())["averaged_parameters"]
     arrays = digests(workdir, "fcn16s")
     loaded = load_run(workdir, "fcn16s", "last", allow_code=True).variables["params"]
     from fcn_jax.runs import digest_arrays

@@ -49,7 +49,6 @@ TRUNK = f"{Path(__file__).parent / 'toy_backbones.py'}:plain"
 SMALL = {
     "backbone": TRUNK,
     "init": "",
-    "freeze": [],
     "width": 0.5,
     "fc_width": 8,
     "batch_size": 2,

@@ -145,6 +145,10 @@ def evaluate_run(
         console.print(text, markup=False, highlight=False)
     images = {"split": whole, "left_out": whole - len(source)}
     images |= {"scored": count, "trained_on": len(learned)}
+    about: dict[str, Any] = {"split": source.split, "images": images}
+    about["boundary_width"] = boundary_width
+    views = {"flip": flip, "scales": list(scales), "averaged": "probabilities"}
+    about["test_time_augmentation"] = views if describe_views(flip, scales) else None
     drawn = set(np.linspace(0, count - 1, min(pictures, count)).round().astype(int).tolist())
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     results = []
@@ -153,6 +157,7 @@ def evaluate_run(
         for stage, task in tasks.items():  # one network in memory at a time
             run = load_run(workdir, stage, which, precision, allow_code=allow_code)
             config: Any = run.config
+            about["averaged_parameters"] = config.ema > 0  # as in all stages
             check_classes(stage, run.heads, source.label_maps)
             predictor = Predictor(
                 run.model,
@@ -184,9 +189,6 @@ def evaluate_run(
                 labels = {index: maps[index][head] for index in sorted(maps)}
                 results.append(StageResult(stage, head, table, run.step, tallies[head], labels))
     folder = workdir / "report" if output is None else Path(output).expanduser()
-    about: dict[str, Any] = {"images": images, "boundary_width": boundary_width}
-    views = {"flip": flip, "scales": list(scales), "averaged": "probabilities"}
-    about["test_time_augmentation"] = views if describe_views(flip, scales) else None
     write(results, source, folder, about)
     show(results, source, boundary_width, console)
     console.print(f"report in {folder}", markup=False, highlight=False)

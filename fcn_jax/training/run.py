@@ -62,6 +62,7 @@ from fcn_jax.training.step import (
     init_state,
     make_train_step,
 )
+from fcn_jax.weights.arrays import is_conv_transpose
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +238,7 @@ def _train(
     scored, left_out = data.unseen(eval_source, earlier, "choose another config.eval_split")
     init.check_best(config.best, scored, heads)
     stages = make_stages(config, train_source, heads, inputs, mesh)
-    frozen = [layer for layer in stages[0].model.frozen_layers if not layer.startswith("upscore")]
+    frozen = [name for name in stages[0].model.frozen_layers if not is_conv_transpose(name)]
     if frozen and not last and not start:
         raise ValueError(
             f"config.freeze = {config.freeze}: {frozen[0]} would stay random; give start weights "

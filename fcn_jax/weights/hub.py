@@ -174,8 +174,7 @@ def _scores(workdir: Path, run: Run, head: str) -> tuple[dict[str, Any], str]:
             raise ValueError("of another checkpoint")
         names = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
         values = ", ".join(f"{name.replace('_', ' ')} {scores[name]:.4f}" for name in names)
-        split = re.search(r"split='([^']*)'", report["data"])
-        where = f" of the split `{split[1]}`" if split else ""
+        where = f" of the split `{_text(report['split'])}`" if report["split"] else ""
         return scores, f"On {report['images']['scored']} images{where}: {values}."
     except (OSError, ValueError, LookupError, TypeError):
         return {}, "This checkpoint has not been scored."
