@@ -18,10 +18,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from jax.core import max_dim, min_dim
+from jax.export import is_symbolic_dim
 from jaxtyping import Array
+
+Cells: TypeAlias = Any
+"""A number of cells: an int, or jax's symbolic dimension in a program for images of any size."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Window:
     pad: int = 0
     ceil: bool = False
 
-    def cells(self, size: int | Array | np.ndarray) -> Any:
+    def cells(self, size: Cells | Array | np.ndarray) -> Any:
         """Cells of the output for an input of ``size`` cells, a number or an array of them.
 
         Below 1 where the padded input is smaller than the window.
@@ -53,10 +58,15 @@ class Window:
         if not self.ceil:
             return reach // self.stride + 1
         cells = -(-reach // self.stride) + 1
-        # Caffe drops a last window that would start beyond the input and its left padding.
-        return cells - ((cells - 1) * self.stride >= size + self.pad)
+        if self.kernel >= self.stride + self.pad:
+            return cells
+        # Caffe drops a last window that would start beyond the input and its left padding. Its
+        # start is at most so far from there, and symbolic sizes are not compared.
+        beyond = (cells - 1) * self.stride - (size + self.pad)
+        most = max(self.stride + self.pad - self.kernel, self.kernel - self.pad, 1)
+        return cells - (1 + beyond // most)
 
-    def output_size(self, size: int) -> int:
+    def output_size(self, size: Cells) -> Cells:
         """Cells of the output for an input of ``size`` cells.
 
         Raises:
@@ -68,12 +78,14 @@ class Window:
                 f"an input of {size} cells is too small for a window of {self.kernel} cells with "
                 f"padding {self.pad}"
             )
-        return int(cells)
+        return cells if is_symbolic_dim(cells) else int(cells)
 
-    def excess(self, size: int) -> int:
+    def excess(self, size: Cells) -> Cells:
         """Cells by which the last window reaches beyond the right padding (0 unless ``ceil``)."""
+        if not self.ceil:
+            return 0
         last_end = (self.output_size(size) - 1) * self.stride + self.kernel
-        return max(0, last_end - (size + 2 * self.pad))
+        return max_dim(0, last_end - (size + 2 * self.pad))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,10 +195,10 @@ def crop_offset(cropped: Geometry, reference: Geometry) -> int:
     return int(offset)
 
 
-def overlap(offset: int, cropped_size: int, reference_size: int) -> tuple[slice, slice]:
+def overlap(offset: int, cropped_size: Cells, reference_size: Cells) -> tuple[slice, slice]:
     """The slices of two maps that lie over each other; ``offset`` is their `crop_offset`."""
     start = max(0, -offset)
-    stop = min(reference_size, cropped_size - offset)
+    stop = min_dim(reference_size, cropped_size - offset)
     if stop <= start:
         raise ValueError(
             f"maps of {cropped_size} and {reference_size} cells at offset {offset} do not overlap"

@@ -27,6 +27,7 @@ from fcn_jax.canvas import Map, ValidSize, fill_beyond
 from fcn_jax.geometry import Window
 from fcn_jax.models.backbones import Conv, Layer
 from fcn_jax.models.decoders import CELL, maps_read, window_of
+from fcn_jax.ops import sizes_known
 
 Sizes: TypeAlias = Int[np.ndarray, "_ 2"] | Int[Array, "b 2"]
 """Cells along both axes: numbers known when the program is traced, or an array of each image's."""
@@ -227,9 +228,12 @@ class SharedMap:
 
 
 def share_border(image: Map, layers: tuple[Layer, ...]) -> Map | SharedMap:
-    """An image whose first layers share its border; as it is if they have none to share."""
+    """An image whose first layers share its border; as it is if they have none to share.
+
+    Or if its size is not known, since where the parts lie depends on it.
+    """
     number = shared_layers(layers)
-    if not number:
+    if not number or not sizes_known(image.array):
         return image
     _, height, width, channels = image.array.shape
     borders = [Border.of_image((height, width), image.valid_size, layers[0])]

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
+from jax.core import max_dim
 from jaxtyping import Array, Float
 
 from fcn_jax import ops
@@ -295,12 +296,12 @@ class FCN(nn.Module):
             )
         ((_, height, width),) = sizes
         least = self.smallest_image
-        if not self.classifies and min(height, width) < least:
+        if not self.classifies and (height < least or width < least):
             raise ValueError(
                 f"images of {height}x{width} pixels are too small for the backbone; they must have "
                 f"at least {least} pixels a side"
             )
-        lacking = ((0, 0), (0, max(0, least - height)), (0, max(0, least - width)), (0, 0))
+        lacking = ((0, 0), *((0, max_dim(0, least - side)) for side in (height, width)), (0, 0))
         return {name: jnp.pad(images[name], lacking) for name in channels}
 
     # ---- properties

@@ -10,11 +10,12 @@ unless they say otherwise; ``benchmarks/operations.py`` measures them again.
 All have derivatives of any order, in forward and reverse mode (`jax.jvp`, `jax.jacfwd`,
 Hessian-vector products); `fcn_jax.ops.multilinear` says how.
 
-`plain_forms` asks for the plain form everywhere, for study or on a new backend.
+`plain_forms` asks for the plain form everywhere, for study or on a new backend. In a program for
+images of any size (`jax.export`), forms that depend on sizes are plain.
 """
 
 from fcn_jax.ops.convolutions import convolution
-from fcn_jax.ops.dispatch import plain_chosen, plain_forms
+from fcn_jax.ops.dispatch import plain_chosen, plain_forms, sizes_known
 from fcn_jax.ops.pooling import average_pool, local_response_norm, max_pool
 from fcn_jax.ops.upsampling import bilinear_kernel, conv_transpose, resize_bilinear_on_canvas
 
@@ -28,4 +29,5 @@ __all__ = [
     "plain_chosen",
     "plain_forms",
     "resize_bilinear_on_canvas",
+    "sizes_known",
 ]

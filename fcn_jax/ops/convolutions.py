@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from fcn_jax.ops import winograd
-from fcn_jax.ops.dispatch import fast_on_cpu, in_float32, plain_chosen
+from fcn_jax.ops.dispatch import fast_on_cpu, in_float32, plain_chosen, sizes_known
 from fcn_jax.ops.multilinear import multilinear
 from fcn_jax.ops.winograd import Padding
 
@@ -58,6 +58,7 @@ def convolution(
         and (groups == 1 or inputs >= 16)
         and x.dtype == kernel.dtype
         and x.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
+        and sizes_known(x)
         and min(x.shape) > 0
     )
     if plain_chosen() or not has_fast_form:

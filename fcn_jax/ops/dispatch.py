@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.export import is_symbolic_dim
 from jaxtyping import Array
 
 VARIABLE = "FCN_JAX_PLAIN_OPS"
@@ -49,6 +50,14 @@ def plain_forms(plain: bool = True) -> contextlib.AbstractContextManager[None]:
 def plain_chosen() -> bool:
     """Whether what is traced now is computed in plain forms only."""
     return bool(_PLAIN.value)
+
+
+def sizes_known(array: Array) -> bool:
+    """Whether the sizes of an array are numbers; those of a program for any size are symbols.
+
+    Forms that depend on sizes are then plain.
+    """
+    return not any(map(is_symbolic_dim, array.shape))
 
 
 def fast_on_cpu(fast: Callable[..., Array], plain: Callable[..., Array]) -> Callable[..., Array]:

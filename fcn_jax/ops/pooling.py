@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int8
 
 from fcn_jax.geometry import Window
-from fcn_jax.ops.dispatch import fast_on_cpu, plain_chosen
+from fcn_jax.ops.dispatch import fast_on_cpu, plain_chosen, sizes_known
 from fcn_jax.ops.multilinear import multilinear
 
 
@@ -28,7 +28,7 @@ def max_pool(x: Float[Array, "b h w c"], window: Window) -> Float[Array, "b h2 w
     GoogLeNet's inception_3a/pool (3x3, stride 1), 4 images each.
     """
     plain = functools.partial(_max_pool, window)
-    if plain_chosen() or window.kernel**2 > 127 or min(x.shape) == 0:
+    if plain_chosen() or not sizes_known(x) or window.kernel**2 > 127 or min(x.shape) == 0:
         return plain(x)
     return fast_on_cpu(functools.partial(_max_pool_that_remembers, window), plain)(x)
 
