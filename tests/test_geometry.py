@@ -185,7 +185,8 @@ def test_random_stack_then_upsampled(seed):
 
 @pytest.mark.parametrize("ceil", [False, True])
 @pytest.mark.parametrize(
-    "window", [(2, 2, 0), (3, 2, 0), (3, 2, 1), (3, 1, 1), (2, 3, 0), (5, 3, 2)]
+    "window",
+    [*((2, 2, 0), (3, 2, 0), (3, 2, 1), (3, 1, 1), (2, 3, 0)), (5, 3, 2), (2, 2, 1), (1, 3, 0)],
 )
 def test_output_size_by_sliding(window, ceil):
     kernel, stride, pad = window
