@@ -26,6 +26,19 @@ ValidSize: TypeAlias = Int[Array | np.ndarray, "b 2"] | None
 Canvas: TypeAlias = Callable[[int], int] | Size
 """The rule for canvases: the canvas's side for an image's side, or one canvas for all images."""
 
+
+class Tile(NamedTuple):
+    """Where the images of a batch lie in the larger ones that they are tiles of.
+
+    Attributes:
+        start: The first pixel of each.
+        size: Height and width of the larger image.
+    """
+
+    start: Int[Array | np.ndarray, "b 2"]
+    size: Int[Array | np.ndarray, "b 2"]
+
+
 LARGEST_SIDE = 2048
 """No batch has more pixels for a device than a canvas of this side, unless one image has.
 

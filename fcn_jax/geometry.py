@@ -34,10 +34,11 @@ class Window:
     """The window of a convolution or pooling along one axis.
 
     Attributes:
-        kernel: Cells the window covers.
+        kernel: Cells the window reads.
         stride: Cells it moves between two outputs.
         pad: Cells added on each side of the input.
         ceil: Round the output size up instead of down, as Caffe's pooling does.
+        dilation: Cells from one that it reads to the next.
 
     Example:
         >>> Window(2, stride=2, ceil=True).cells(7)
@@ -48,22 +49,28 @@ class Window:
     stride: int = 1
     pad: int = 0
     ceil: bool = False
+    dilation: int = 1
+
+    @property
+    def span(self) -> int:
+        """Cells from the first that the window reads to the last, both counted."""
+        return self.dilation * (self.kernel - 1) + 1
 
     def cells(self, size: Cells | Array | np.ndarray) -> Any:
         """Cells of the output for an input of ``size`` cells, a number or an array of them.
 
         Below 1 where the padded input is smaller than the window.
         """
-        reach = size + 2 * self.pad - self.kernel
+        reach = size + 2 * self.pad - self.span
         if not self.ceil:
             return reach // self.stride + 1
         cells = -(-reach // self.stride) + 1
-        if self.kernel >= self.stride + self.pad:
+        if self.span >= self.stride + self.pad:
             return cells
         # Caffe drops a last window that would start beyond the input and its left padding. Its
         # start is at most so far from there, and symbolic sizes are not compared.
         beyond = (cells - 1) * self.stride - (size + self.pad)
-        most = max(self.stride + self.pad - self.kernel, self.kernel - self.pad, 1)
+        most = max(self.stride + self.pad - self.span, self.span - self.pad, 1)
         return cells - (1 + beyond // most)
 
     def output_size(self, size: Cells) -> Cells:
@@ -75,7 +82,7 @@ class Window:
         cells = self.cells(size)
         if cells < 1:
             raise ValueError(
-                f"an input of {size} cells is too small for a window of {self.kernel} cells with "
+                f"an input of {size} cells is too small for a window of {self.span} cells with "
                 f"padding {self.pad}"
             )
         return cells if is_symbolic_dim(cells) else int(cells)
@@ -84,7 +91,7 @@ class Window:
         """Cells by which the last window reaches beyond the right padding (0 unless ``ceil``)."""
         if not self.ceil:
             return 0
-        last_end = (self.output_size(size) - 1) * self.stride + self.kernel
+        last_end = (self.output_size(size) - 1) * self.stride + self.span
         return max_dim(0, last_end - (size + 2 * self.pad))
 
 
@@ -134,13 +141,14 @@ class Geometry:
 
     def then(self, window: Window | TransposedWindow) -> Geometry:
         """The geometry of the map that ``window`` computes from this one."""
-        centre = Fraction(window.kernel - 1, 2)
         if isinstance(window, Window):
+            centre = Fraction(window.span - 1, 2)
             return Geometry(
                 stride=self.stride * window.stride,
                 offset=self.offset + self.stride * (centre - window.pad),
-                receptive_field=self.receptive_field + self.stride * (window.kernel - 1),
+                receptive_field=self.receptive_field + self.stride * (window.span - 1),
             )
+        centre = Fraction(window.kernel - 1, 2)
         return Geometry(
             stride=self.stride / window.factor,
             offset=self.offset - self.stride * centre / window.factor,

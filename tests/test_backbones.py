@@ -28,6 +28,9 @@ from fcn_jax.models.fcn import (
 )
 
 TABLES = {**BACKBONES, "plain": toy_backbones.plain, "forked": toy_backbones.forked}
+TRACED = [name for name in TABLES if name not in ("resnet34", "resnet50", "resnet101")]
+TRACED.remove("resnet101_dilated")  # they differ from the others in the number of blocks alone
+CROPPED = [net for net in SEGMENTERS if not DECODERS[net].interpolate]
 PADDINGS = ("same", "reference")
 INPUTS, HEADS = {"color": 3, "hha": 2}, {"sem": 5, "geo": 3}
 
@@ -83,18 +86,18 @@ def convolutions(model):
 @pytest.mark.parametrize(
     ("backbone", "net"),
     # At-once is fcn8s, scaled; the others' sizes follow from the windows, as the next test shows.
-    [(table, "fcn8s") for table in TABLES]
+    [(table, "fcn8s") for table in TRACED]
     + [(table, net) for table in ("vgg16", "forked") for net in ("fcn32s", "fcn16s")],
 )
 def test_an_image_of_any_size_gives_logits_of_its_size(backbone, net, padding):
     model = small_model(net, backbone, padding)
     assert model.smallest_image == 1
-    for size in FEW_SIZES if "googlenet" in backbone else SIZES:
+    for size in FEW_SIZES if backbone.startswith(("googlenet", "resnet")) else SIZES:
         assert output_size(model, *size) == size
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("net", SEGMENTERS)
+@pytest.mark.parametrize("net", CROPPED)
 @pytest.mark.parametrize("backbone", TABLES)
 def test_the_last_map_covers_every_size(backbone, net, padding):
     """The sizes between, by the windows alone: the last map covers the crop."""
@@ -105,7 +108,7 @@ def test_the_last_map_covers_every_size(backbone, net, padding):
         for layer in model.backbone.layers:
             sources = getattr(layer, "sources", (getattr(layer, "source", None),))
             before = {cells[name] if name else list(cells.values())[-1] for name in sources}
-            assert len(before) == 1, layer.name  # one concatenates maps of one size
+            assert len(before) == 1, layer.name  # maps that are concatenated or added have one size
             window = getattr(layer, "window", None)
             cells[layer.name] = window.output_size(before.pop()) if window else before.pop()
         last = list(cells.values())[-1]
@@ -135,10 +138,25 @@ def test_the_scores_lie_over_the_image(backbone, padding):
     assert crop_offset(up, PIXELS) == alignment.crops[alignment.final]
 
 
+REFUSED = {
+    **{
+        ("fcn_interpolated", f"{name}{end}"): "reaches beyond the image"
+        for name in ("alexnet", "googlenet")
+        for end in ("", "_torchvision")
+    },
+    ("classifier", "resnet50_dilated"): "has no classifier",
+}
+"""What does not go together."""
+
+
 @pytest.mark.parametrize("net", DECODERS)
-@pytest.mark.parametrize("backbone", TABLES)
+@pytest.mark.parametrize("backbone", TRACED)
 def test_parameters_are_named_by_the_table(backbone, net):
-    model = small_model(net, backbone, "reference")
+    if (net, backbone) in REFUSED:
+        with pytest.raises(ValueError, match=REFUSED[net, backbone]):
+            small_model(net, backbone, "same")
+        return
+    model = small_model(net, backbone, "same" if DECODERS[net].interpolate else "reference")
     shapes = parameter_shapes(model)
     backbone = {layer.name for layer in convolutions(model)}
     assert set(shapes) == backbone | set(model.score_layers)
@@ -154,7 +172,7 @@ def test_parameters_are_named_by_the_table(backbone, net):
             "score_fr",
             *(f"score_{name}" for name in skips),
         }
-        assert len(model.upsampling_layers) == 1 + len(skips)
+        assert len(model.upsampling_layers) == (net in CROPPED) + len(skips)
 
 
 @pytest.mark.parametrize("backbone", ["vgg16", "alexnet", "googlenet", "forked"])
@@ -210,7 +228,7 @@ LEARNED = {"intermediate": slice(None, -1), "none": slice(0), "all": slice(None)
 
 
 @pytest.mark.parametrize("choice", LEARNED)
-@pytest.mark.parametrize("net", SEGMENTERS)
+@pytest.mark.parametrize("net", CROPPED)
 @pytest.mark.parametrize("backbone", ["vgg16", "alexnet", "forked"])
 def test_frozen_layers(backbone, net, choice):
     model = fcn_jax.create_model(
@@ -247,6 +265,7 @@ TRAINED = {
     "alexnet_torchvision": 224,
     "googlenet": 224,
     "googlenet_torchvision": 224,
+    "resnet18": 224,
 }
 
 
@@ -259,18 +278,18 @@ def test_a_classifier_gives_one_score_at_its_training_size(backbone):
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("backbone", TABLES)
+@pytest.mark.parametrize("backbone", [name for name in TABLES if "dilated" not in name])
 def test_a_classifier_of_any_padding(backbone, padding):
     """Its map at the smallest image, and its last layer's place over the image."""
     model = small_model("classifier", backbone, padding)
-    if "googlenet" not in backbone:
+    if not backbone.startswith(("googlenet", "resnet")):
         assert min(output_size(model, model.smallest_image, 300)) >= 1
     pools = [layer.window for layer in model.backbone.classifier_pool]
     backbone = backbone_geometry(model.backbone.layers)[model.backbone.layers[-1].name]
     assert model.alignment.geometry[model.backbone.classifier] == compose(pools, backbone)
 
 
-@pytest.mark.parametrize("backbone", ["vgg16", "googlenet", "forked"])
+@pytest.mark.parametrize("backbone", ["vgg16", "googlenet", "resnet18", "forked"])
 def test_maps_and_geometry_have_the_same_names(backbone):
     for net in ("classifier", "fcn8s"):
         model = small_model(net, backbone, "same")
@@ -375,6 +394,27 @@ def test_layers_of_vgg(backbone, convs):
 
 
 @pytest.mark.parametrize(
+    ("backbone", "field", "offset"),
+    [
+        # 7 of conv1, 4 of the pool; then twice the stride for every 3x3 convolution. ResNet-18:
+        # 11 + 8 * 4 + (8 + 16 * 3) + (16 + 32 * 3) + (32 + 64 * 3).
+        ("resnet18", 435, 0),
+        ("resnet34", 899, 0),
+        ("resnet50", 427, 0),
+        ("resnet101", 971, 0),
+        # 91 of layer2, at stride 8; then a block that dilates by 1 and 5 by 2, one by 2 and 2 by 4,
+        # and the head: 91 + 16 (1 + 10 + 2 + 8 + 1); with 17 blocks more 443 + 17 * 32.
+        ("resnet50_dilated", 443, 0),
+        ("resnet101_dilated", 987, 0),
+    ],
+)
+def test_receptive_fields_of_resnets(backbone, field, offset):
+    last = fcn_jax.create_model("fcn32s", backbone=backbone).alignment.geometry["score_fr"]
+    stride = 8 if "dilated" in backbone else 32
+    assert (last.receptive_field, last.stride, last.offset) == (field, stride, offset)
+
+
+@pytest.mark.parametrize(
     ("backbone", "number"),
     [
         # torchvision's documentation: num_params of each classifier.
@@ -428,6 +468,8 @@ def test_table_1_of_the_paper(backbone, field, millions):
         ("vgg19", 224, 19.63),
         ("alexnet_torchvision", 224, 0.71),
         ("googlenet_torchvision", 224, 1.50),
+        ("resnet18", 224, 1.81),
+        ("resnet50", 224, 4.09),
     ],
 )
 def test_multiply_adds_of_the_classifiers(backbone, side, billions):

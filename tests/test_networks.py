@@ -102,6 +102,8 @@ def test_parameters_have_caffe_names_and_layouts(net):
     if net == "fcn16s":
         expected["score_pool4"] = (1, 1, 512, 21)
         ups = {"upscore2": (4, 4, 21, 21), "upscore16": (32, 32, 21, 21)}
+    elif net == "fcn_interpolated":
+        ups = {}
     elif net != "fcn32s":
         expected |= {"score_pool4": (1, 1, 512, 21), "score_pool3": (1, 1, 256, 21)}
         ups = dict.fromkeys(("upscore2", "upscore_pool4"), (4, 4, 21, 21))

@@ -53,15 +53,16 @@ PADDINGS: tuple[Padding, ...] = ("reference", "same", "native")
 
 @dataclasses.dataclass(frozen=True)
 class Conv:
-    """Convolution, then ReLU, then dropout where ``dropout`` is set.
+    """Convolution, then ReLU unless ``relu`` is unset, then dropout where ``dropout`` is set.
 
     Attributes:
         name: Caffe's name of the layer.
         channels: Channels of its output.
-        window: Kernel, stride and padding.
+        window: Kernel, stride, padding and dilation.
         groups: Parts that the channels are split into, each convolved on its own.
         dropout: Whether dropout follows in training.
         source: The map it reads; None is the layer before.
+        relu: Whether ReLU follows.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Conv:
     groups: int = 1
     dropout: bool = False
     source: str | None = None
+    relu: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +104,21 @@ class Concat:
     dropout: bool = False
 
 
-Layer: TypeAlias = Conv | Pool | Norm | Concat
+@dataclasses.dataclass(frozen=True)
+class Add:
+    """The sum of maps of one shape, then ReLU unless it is unset, then dropout where it is set.
+
+    The first of ``sources`` is the branch that learns a residual (He et al. 2016): if it is a
+    convolution without ReLU, its kernel starts as zeros, so that at the start the sum is the rest.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    relu: bool = True
+    dropout: bool = False
+
+
+Layer: TypeAlias = Conv | Pool | Norm | Concat | Add
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +129,7 @@ class Backbone:
         layers: In the order they run. Strides, offsets and receptive fields of all maps follow
             (`fcn_jax.models.decoders.align`).
         skips: Names of the maps that finer scores may be read from, from coarse to fine.
-        classifier: Name of the last layer of the network as a classifier.
+        classifier: Name of the last layer of the network as a classifier; empty where it is none.
         classifier_pool: What a classifier has between the backbone and its last layer.
 
     Example:
@@ -268,6 +284,73 @@ def googlenet(padding: Padding, width: float, fc_width: int, *, caffe: bool = Tr
     )
 
 
+def resnet(
+    padding: Padding,
+    width: float,
+    fc_width: int,
+    blocks: tuple[int, int, int, int],
+    *,
+    bottleneck: bool = True,
+    dilated: bool = False,
+) -> Backbone:
+    """ResNet (He et al. 2016) as torchvision has it: strides in the 3x3 convolutions.
+
+    The names are torchvision's; a stage's last sum has the stage's. Batch normalisation is folded
+    into the convolutions when weights are read. ``fc_width`` is not used: there is no fc6.
+
+    With ``dilated`` the backbone of torchvision's FCNs: `layer3` and `layer4` dilate their 3x3
+    convolutions, by 2 and 4, in place of their strides, so that all stay at stride 8 (the first
+    block of a stage still dilates as the stage before did); then the 3x3 convolution of its head.
+    """
+    del fc_width
+    if dilated and not bottleneck:
+        raise ValueError("torchvision dilates ResNets of bottlenecks only: 50 and 101 layers")
+    channels = functools.partial(scaled, width=width)
+    border = 100 if padding == "reference" else 3
+    layers: list[Layer] = [
+        Conv("conv1", channels(64), Window(7, stride=2, pad=border)),
+        Pool("maxpool", Window(3, stride=2, pad=1)),
+    ]
+    dilation = 1
+    for stage, number in enumerate(blocks, 1):
+        inner = channels(64 * 2 ** (stage - 1))
+        outer = channels(256 * 2 ** (stage - 1)) if bottleneck else inner
+        for block in range(number):
+            name, source = f"layer{stage}_{block}", layers[-1].name
+            stride = 2 if stage > 1 and block == 0 else 1
+            before = dilation
+            if dilated and stage > 2 and stride == 2:
+                stride, dilation = 1, 2 * dilation
+            by = before if block == 0 else dilation
+            strided = Window(3, stride=stride, pad=by, dilation=by)
+            if bottleneck:
+                layers += [
+                    Conv(f"{name}/conv1", inner, Window(1), source=source),
+                    Conv(f"{name}/conv2", inner, strided),
+                    Conv(f"{name}/conv3", outer, Window(1), relu=False),
+                ]
+            else:
+                layers += [
+                    Conv(f"{name}/conv1", inner, strided, source=source),
+                    Conv(f"{name}/conv2", inner, Window(3, pad=1), relu=False),
+                ]
+            branch, shortcut = layers[-1].name, source
+            if block == 0 and (stage > 1 or bottleneck):
+                shortcut = f"{name}/downsample"
+                down = Window(1, stride=stride)
+                layers.append(Conv(shortcut, outer, down, source=source, relu=False))
+            total = f"layer{stage}" if block == number - 1 else name
+            layers.append(Add(total, (branch, shortcut)))
+    if dilated:
+        layers.append(Conv("head", channels(512), Window(3, pad=1), dropout=True))
+    return Backbone(
+        tuple(layers),
+        skips=("layer1", "conv1") if dilated else ("layer3", "layer2"),
+        classifier="" if dilated else "fc",
+        classifier_pool=(Pool("avgpool", Window(7), average=True),),
+    )
+
+
 # ======================================================================== by name
 
 BACKBONES: dict[str, BackboneBuilder] = {
@@ -279,6 +362,12 @@ BACKBONES: dict[str, BackboneBuilder] = {
     "alexnet_torchvision": functools.partial(alexnet, caffe=False),
     "googlenet": googlenet,
     "googlenet_torchvision": functools.partial(googlenet, caffe=False),
+    "resnet18": functools.partial(resnet, blocks=(2, 2, 2, 2), bottleneck=False),
+    "resnet34": functools.partial(resnet, blocks=(3, 4, 6, 3), bottleneck=False),
+    "resnet50": functools.partial(resnet, blocks=(3, 4, 6, 3)),
+    "resnet101": functools.partial(resnet, blocks=(3, 4, 23, 3)),
+    "resnet50_dilated": functools.partial(resnet, blocks=(3, 4, 6, 3), dilated=True),
+    "resnet101_dilated": functools.partial(resnet, blocks=(3, 4, 23, 3), dilated=True),
 }
 
 

@@ -60,7 +60,7 @@ class _Axis:
 
     def through(self, window: Window) -> _Axis:
         """The same for what a layer computes."""
-        kernel, stride, pad = window.kernel, window.stride, window.pad
+        kernel, stride, pad = window.span, window.stride, window.pad
         size = window.cells(self.size)
         return _Axis(
             size=size,
@@ -147,7 +147,7 @@ class Border:
 
         It ends like the whole map: the last window may reach beyond both, or not.
         """
-        least = self.axis.low + self.most_high + window.kernel + window.stride
+        least = self.axis.low + self.most_high + window.span + window.stride
         sizes = least + (self.axis.size - least) % window.stride
         if isinstance(sizes, np.ndarray):
             return sizes, tuple(int(side) for side in sizes[0])
@@ -221,7 +221,7 @@ class SharedMap:
             stop = axis.start + side
             out = dataclasses.replace(axis, stop=stop).through(window)
             first = out.start * window.stride - window.pad
-            last = (out.stop - 1) * window.stride - window.pad + window.kernel
+            last = (out.stop - 1) * window.stride - window.pad + window.span
             pads.append((axis.start - first, last - stop))
         between = self.blank[:, axis.low, axis.low, None, None]
         return _laid_over(between, self.seen, pads)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from fcn_jax.geometry import PIXELS, Geometry, TransposedWindow, Window, crop_offset
-from fcn_jax.models.backbones import Backbone, Concat, Conv, Layer, Pool
+from fcn_jax.models.backbones import Add, Backbone, Concat, Conv, Layer, Pool
 
 # ======================================================================== tables
 
@@ -24,10 +25,14 @@ class Decoder:
             factor on the map before its score layer (1 but for FCN-8s at-once).
         upsample: Whether scores are brought to the image's size; False is a classifier, whose
             map of class scores stays at the backbone's stride.
+        interpolate: Whether that is done by interpolation, as in torchvision's FCNs: the border of
+            the map is laid over the border of the image, whatever its size. Otherwise by a
+            transposed convolution.
     """
 
     skips: tuple[float, ...] = ()
     upsample: bool = True
+    interpolate: bool = False
 
 
 DECODERS: dict[str, Decoder] = {
@@ -35,6 +40,7 @@ DECODERS: dict[str, Decoder] = {
     "fcn16s": Decoder((1.0,)),
     "fcn8s": Decoder((1.0, 1.0)),
     "fcn8s_atonce": Decoder((0.01, 0.0001)),
+    "fcn_interpolated": Decoder(interpolate=True),
     "classifier": Decoder(upsample=False),
 }
 
@@ -56,7 +62,7 @@ def sources_of(layer: Layer, before: Iterable[str]) -> tuple[str, ...]:
     """The maps that a layer reads, given those before it; an empty name is the image."""
     before = list(before)
     last = before[-1] if before else ""
-    names = layer.sources if isinstance(layer, Concat) else (layer.source or last,)
+    names = layer.sources if isinstance(layer, Concat | Add) else (layer.source or last,)
     if unknown := [name for name in names if name and name not in before]:
         raise ValueError(
             f"{layer.name} reads {unknown[0]!r}, which is no layer before it; there are "
@@ -68,14 +74,18 @@ def sources_of(layer: Layer, before: Iterable[str]) -> tuple[str, ...]:
 @functools.cache
 def smallest_input(layers: tuple[Layer, ...]) -> int:
     """The fewest cells a side that some layers can take."""
-    size = 0
-    cells = {"": size}
-    while min(cells.values()) < 1:
+    size = 1
+    while min(cells_of(layers, size).values()) < 1:
         size += 1
-        cells = {"": size}
-        for layer, (source, *_) in zip(layers, maps_read(layers), strict=True):
-            cells[layer.name] = window_of(layer).cells(cells[source])
     return size
+
+
+def cells_of(layers: tuple[Layer, ...], size: int) -> dict[str, int]:
+    """The cells along a side of every map, by name, of an image of so many pixels."""
+    cells = {"": size}
+    for layer, (source, *_) in zip(layers, maps_read(layers), strict=True):
+        cells[layer.name] = window_of(layer).cells(cells[source])
+    return cells
 
 
 @functools.cache
@@ -89,9 +99,10 @@ def maps_read(layers: tuple[Layer, ...]) -> list[tuple[str, ...]]:
 def segments(
     layers: tuple[Layer, ...], scored: tuple[str, ...]
 ) -> list[tuple[tuple[Layer, ...], frozenset[str]]]:
-    """The layers up to each pooling, and which maps layers or scores read after them."""
+    """The layers up to each pooling or sum, and which maps layers or scores read after them."""
     reads = maps_read(layers)
-    ends = [n for n, layer in enumerate(layers, 1) if isinstance(layer, Pool) or n == len(layers)]
+    ends = [n for n, layer in enumerate(layers, 1) if isinstance(layer, Pool | Add)]
+    ends += [len(layers)] * (ends[-1:] != [len(layers)])
     return [
         (layers[start:end], frozenset([layers[end - 1].name, *scored, *sum(reads[end:], ())]))
         for start, end in zip([0, *ends], ends, strict=False)
@@ -123,7 +134,8 @@ class Alignment:
     Attributes:
         geometry: Stride, offset and receptive field of every map by name.
         skips: The skips, from coarse to fine.
-        final: Name of the last transposed convolution; None for a classifier.
+        final: Name of the last transposed convolution; None for a classifier, and where scores are
+            interpolated.
         transposed_windows: Kernel and factor of every transposed convolution by name.
         crops: The offset of every crop by the layer that is cropped in the published networks: the
             skip's score layer, and the last transposed convolution. A negative offset of a skip
@@ -141,6 +153,8 @@ class Alignment:
 def align(backbone: Backbone, decoder: Decoder) -> Alignment:
     """Aligns a decoder with a backbone; raises ValueError if they do not fit together."""
     if not decoder.upsample:
+        if not backbone.classifier:
+            raise ValueError("the backbone has no classifier; build a network that scores pixels")
         layers = (*backbone.layers, *backbone.classifier_pool)
         geometry = backbone_geometry(layers)
         geometry[backbone.classifier] = geometry[layers[-1].name]
@@ -159,6 +173,9 @@ def align(backbone: Backbone, decoder: Decoder) -> Alignment:
             up if offset >= 0 else fine,
             receptive_field=max(up.receptive_field, fine.receptive_field),
         )
+    if decoder.interpolate:
+        _check_interpolation(backbone.layers, scores)
+        return Alignment(geometry, skips, None, windows, crops)
     final = f"upscore{scores.stride}" if skips else "upscore"
     if final in windows:  # from stride 2: upscore2 is the first, whatever its factor
         final = "upscore"
@@ -179,7 +196,42 @@ def backbone_geometry(layers: Sequence[Layer]) -> dict[str, Geometry]:
             raise ValueError(f"the maps of {layer.name} do not lie over each other: {sources}")
         widest = max(sources, key=lambda source: source.receptive_field)
         geometry[layer.name] = widest.then(window_of(layer))
+    _check_poolings(tuple(layers))
     return geometry
+
+
+def _check_poolings(layers: tuple[Layer, ...]) -> None:
+    """Raises ValueError if the zeros beyond a map, on a larger canvas, could win a max pooling."""
+    may_be_negative = {"": True}
+    for layer, sources in zip(layers, maps_read(layers), strict=True):
+        negative = any(may_be_negative[name] for name in sources)
+        if isinstance(layer, Pool) and not layer.average:
+            if negative and (layer.window.pad or layer.window.ceil):
+                raise ValueError(
+                    f"{layer.name} takes the largest values of {sources[0] or 'the image'}, which "
+                    "may all be negative, and reaches beyond it (pad, ceil); let it read a layer "
+                    "with ReLU"
+                )
+        elif isinstance(layer, Conv):
+            negative = not layer.relu
+        elif isinstance(layer, Add):
+            negative = negative and not layer.relu
+        may_be_negative[layer.name] = negative
+
+
+def _check_interpolation(layers: tuple[Layer, ...], scores: Geometry) -> None:
+    """Raises ValueError unless the last map covers each image with no cell more than needed."""
+    stride = math.ceil(scores.stride)
+    exact = all(
+        cells_of(layers, size)[layers[-1].name] == -(-size // stride)
+        for size in range(1, 4 * stride + 1)
+    )
+    if not (exact and 0 <= scores.offset < stride == scores.stride):
+        raise ValueError(
+            "the backbone's last map reaches beyond the image or does not cover it, so that its "
+            "scores cannot be interpolated; take padding='same', or another network than "
+            "fcn_interpolated"
+        )
 
 
 def _skips(backbone: Backbone, decoder: Decoder) -> tuple[Skip, ...]:

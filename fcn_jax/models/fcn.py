@@ -24,7 +24,7 @@ from jax.core import max_dim
 from jaxtyping import Array, Float
 
 from fcn_jax import ops
-from fcn_jax.canvas import Map, ValidSize, fill_beyond
+from fcn_jax.canvas import Map, Tile, ValidSize, fill_beyond
 from fcn_jax.geometry import TransposedWindow, overlap
 from fcn_jax.models import backbones, decoders
 from fcn_jax.models.border import SharedMap, share_border
@@ -61,8 +61,8 @@ class FCN(nn.Module):
         learned_upsampling: Names of the transposed convolutions that are trained, without a head's
             name.
         precision: A name in `fcn_jax.models.layers.PRECISIONS`.
-        remat: Whether the gradient keeps the backbone's maps after each pooling only, and computes
-            those between again.
+        remat: Whether the gradient keeps the backbone's maps after each pooling and sum only, and
+            computes those between again.
         freeze: Patterns of names of layers that are not trained, such as ``conv1_*``.
 
     Example:
@@ -89,6 +89,7 @@ class FCN(nn.Module):
         images: Images,
         *,
         valid_size: ValidSize = None,
+        tile: Tile | None = None,
         train: bool = False,
         return_maps: bool = False,
     ) -> Any:
@@ -100,6 +101,8 @@ class FCN(nn.Module):
                 zeros, below and to the right). With several inputs a dictionary of them by name.
             valid_size: Height and width of each image, where they lie in the top left corners of a
                 larger canvas. Each then gets the scores that it would get alone.
+            tile: Where each image lies in a larger one, if it is to get the scores that it gets
+                there; only `fcn_interpolated` needs to know it.
             train: Whether dropout is active; it then needs ``rngs={"dropout": key}``.
             return_maps: Whether to return every intermediate map as well.
 
@@ -122,7 +125,10 @@ class FCN(nn.Module):
             decoded = self._decode(maps, head)
             *_, scores = decoded.values()
             logits[head] = scores.array
-            if not self.classifies:
+            if self.decoder.interpolate:
+                full = self._interpolate(scores.array, height, width, valid_size, tile)
+                logits[head] = fill_beyond(full, valid_size)
+            elif not self.classifies:
                 logits[head] = fill_beyond(self._crop(scores.array, height, width), valid_size)
             maps |= decoded
         result = logits if len(logits) > 1 else next(iter(logits.values()))
@@ -143,8 +149,8 @@ class FCN(nn.Module):
             maps[""] = share_border(image, layers)  # the same function with less arithmetic
         for segment, read_later in decoders.segments(layers, tuple(kept)):
             run = FCN._run_layers
-            # The maps after the last pooling are small.
-            if self.remat and isinstance(segment[-1], backbones.Pool):
+            # The maps after the last pooling or sum are small.
+            if self.remat and isinstance(segment[-1], backbones.Pool | backbones.Add):
                 run = nn.remat(run, static_argnums=(2, 3, 4, 5))
             maps = run(self, maps, segment, read_later, suffix, train)
         return {f"{name}{suffix}": map.whole() for name, map in maps.items() if name}
@@ -168,9 +174,17 @@ class FCN(nn.Module):
         self, layer: backbones.Layer, read: Sequence[Map | SharedMap], name: str, train: bool
     ) -> Map | SharedMap:
         """Runs one layer of the table, with the ReLU and the dropout that follow it."""
-        if isinstance(layer, backbones.Concat):
+        if isinstance(layer, backbones.Concat | backbones.Add):
             arrays, (valid_size, *_) = zip(*(map.whole() for map in read), strict=True)
-            result = Map(jnp.concatenate(arrays, axis=-1), valid_size)
+            if isinstance(layer, backbones.Concat):
+                x = jnp.concatenate(arrays, axis=-1)
+            elif len({array.shape for array in arrays}) > 1:
+                shapes = ", ".join(str(array.shape[1:]) for array in arrays)
+                raise ValueError(f"{layer.name} adds maps of different shapes: {shapes}")
+            else:
+                total = functools.reduce(operator.add, arrays)
+                x = nn.relu(total) if layer.relu else total
+            result = Map(x, valid_size)
         else:
             result = read[0].apply(self._operation(layer, name), decoders.window_of(layer))
         if getattr(layer, "dropout", False):
@@ -187,11 +201,15 @@ class FCN(nn.Module):
         if isinstance(layer, backbones.Norm):
             return lambda x, _: ops.local_response_norm(x, layer.size, layer.alpha, layer.beta)
         precision = PRECISIONS[self.precision]
+        sums = [each for each in self._layers if isinstance(each, backbones.Add)]
+        kernel_init = first_kernel if layer == self.backbone.layers[0] else centred_kernel
+        if not layer.relu and layer.name in {each.sources[0] for each in sums}:
+            kernel_init = nn.initializers.zeros_init()
         return Convolution(
             layer.channels,
             layer.groups,
-            relu=True,
-            kernel_init=first_kernel if layer == self.backbone.layers[0] else centred_kernel,
+            relu=layer.relu,
+            kernel_init=kernel_init,
             dtype=precision.maps,
             precision=precision.products,
             frozen=name in self.frozen_layers,
@@ -203,7 +221,7 @@ class FCN(nn.Module):
     def _decode(self, maps: Mapping[str, Map], head: str) -> dict[str, Map]:
         """The maps of one head; the last one has its scores, not yet cropped to the image."""
         alignment, suffix = self.alignment, self._head_suffix(head)
-        first = "score_fr" if alignment.final else self.backbone.classifier
+        first = self.backbone.classifier if self.classifies else "score_fr"
         decoded = self._score(maps, first, self._layers[-1].name, head)
         *_, scores = decoded.values()
         for skip in alignment.skips:
@@ -259,6 +277,17 @@ class FCN(nn.Module):
                 "first layer more"
             )
         return scores[:, offset : offset + height, offset : offset + width]
+
+    def _interpolate(
+        self, scores: Array, height: int, width: int, valid_size: ValidSize, tile: Tile | None
+    ) -> Float[Array, "b h w c"]:
+        """The scores of the last map brought to the pixels."""
+        size = valid_size
+        if size is None:
+            size = jnp.broadcast_to(jnp.array((height, width)), (scores.shape[0], 2))
+        start, size = (0 * size, size) if tile is None else tile
+        stride = int(self.alignment.geometry["score_fr"].stride)
+        return ops.interpolate_on_canvas(scores, stride, size, height, width, start)
 
     # ---- checks
 
@@ -414,8 +443,9 @@ def create_model(
     """Builds a network by name.
 
     Args:
-        name: ``fcn32s``, ``fcn16s``, ``fcn8s``, ``fcn8s_atonce``; or ``classifier``, the backbone
-            with its own last layer, which gives a map of class scores.
+        name: ``fcn32s``, ``fcn16s``, ``fcn8s``, ``fcn8s_atonce``; ``fcn_interpolated``, whose
+            scores are interpolated (torchvision's FCNs, with a dilated backbone); or
+            ``classifier``, the backbone with its own last layer, which gives a map of class scores.
         backbone: A name in `fcn_jax.models.backbones.BACKBONES`, ``FILE.py:FUNCTION``, or a
             function of ``(padding, width, fc_width)`` that returns a `fcn_jax.Backbone`. The names
             of the networks are those of backbones of stride 32: fcn16s has one skip, fcn8s two,
@@ -432,7 +462,8 @@ def create_model(
             not the last (CVPR 2015), ``none`` (the PAMI models), ``all``, or a tuple of names.
         precision: ``float32``; ``tf32``, which lets GPUs and TPUs round the factors of products;
             or ``bfloat16``, with the backbone's maps in 16 bits. Parameters and logits are float32.
-        remat: Train in less memory and more time: only pooled maps are kept for the gradient.
+        remat: Train in less memory and more time: only maps after poolings and sums are kept for
+            the gradient.
         freeze: Patterns of names of layers that are not trained, such as ``conv1_*``.
 
     Returns:

@@ -99,6 +99,7 @@ class Convolution(nn.Module):
             ((window.pad, window.pad),) * 2,
             self.groups,
             self.precision,
+            window.dilation,
         )
         out = out + jnp.asarray(bias, dtype)[None, None, None]
         return nn.relu(out) if self.relu else out

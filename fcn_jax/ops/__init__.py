@@ -17,13 +17,19 @@ images of any size (`jax.export`), forms that depend on sizes are plain.
 from fcn_jax.ops.convolutions import convolution
 from fcn_jax.ops.dispatch import plain_chosen, plain_forms, sizes_known
 from fcn_jax.ops.pooling import average_pool, local_response_norm, max_pool
-from fcn_jax.ops.upsampling import bilinear_kernel, conv_transpose, resize_bilinear_on_canvas
+from fcn_jax.ops.upsampling import (
+    bilinear_kernel,
+    conv_transpose,
+    interpolate_on_canvas,
+    resize_bilinear_on_canvas,
+)
 
 __all__ = [
     "average_pool",
     "bilinear_kernel",
     "conv_transpose",
     "convolution",
+    "interpolate_on_canvas",
     "local_response_norm",
     "max_pool",
     "plain_chosen",

@@ -29,6 +29,7 @@ def convolution(
     padding: Padding,
     groups: int = 1,
     precision: lax.Precision | None = None,
+    dilation: int = 1,
 ) -> Float[Array, "b h2 w2 o"]:
     """`jax.lax.conv_general_dilated`, computed another way on the CPU where that is faster.
 
@@ -46,6 +47,7 @@ def convolution(
         lax.conv_general_dilated,
         window_strides=(stride, stride),
         padding=padding,
+        rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
         precision=precision,
@@ -53,7 +55,7 @@ def convolution(
     size, columns, inputs, _ = kernel.shape
     has_fast_form = (
         size == columns
-        and stride == 1
+        and stride == dilation == 1
         # A group of few channels is no faster by itself, and many groups are many operations.
         and (groups == 1 or inputs >= 16)
         and x.dtype == kernel.dtype

@@ -108,21 +108,61 @@ def resize_bilinear_on_canvas(
     return jnp.einsum("bhwc,bhy,bwx->byxc", x, rows, columns, precision="highest")
 
 
+def interpolate_on_canvas(
+    x: Float[Array, "b h w c"],
+    stride: int,
+    size: Int[Array | np.ndarray, "b 2"],
+    height: int,
+    width: int,
+    start: Int[Array | np.ndarray, "b 2"],
+) -> Float[Array, "b {height} {width} c"]:
+    """Values of cells brought to pixels: PyTorch's ``interpolate`` with ``align_corners=False``.
+
+    Args:
+        x: A map of as many cells as cover an image: its size over the stride, rounded up. Those
+            beyond must be finite.
+        stride: Pixels from cell to cell, but for the image's last ones.
+        size: Height and width of each image.
+        height: That of the result.
+        width: That of the result.
+        start: The pixel of the image with which map and result begin, a multiple of the stride; of
+            tiles. A tile's last pixels need cells that it does not have.
+
+    Returns:
+        Pixels beyond an image are 0.
+    """
+    cells = -(-size // stride)
+    rows, columns = (
+        _bilinear_weights(
+            cells[:, axis], size[:, axis], x.shape[1 + axis], pixels, start[:, axis], stride
+        ).astype(x.dtype)
+        for axis, pixels in enumerate((height, width))
+    )
+    return jnp.einsum("bhwc,bhy,bwx->byxc", x, rows, columns, precision="highest")
+
+
 def _bilinear_weights(
     size: Int[Array | np.ndarray, " b"],
     target: Int[Array | np.ndarray, " b"],
     cells: int,
     resized: int,
+    start: Int[Array | np.ndarray, " b"] | None = None,
+    stride: int = 1,
 ) -> Float[Array, "b {cells} {resized}"]:
     """The weight of each cell in each resized cell, along one axis.
 
     A triangle around the resized cell's centre, wider where the image shrinks; the weights of the
-    image's cells add up to 1.
+    image's cells add up to 1. The first resized cell is ``start``, the first cell ``start`` by
+    ``stride``.
     """
     size, target = size[:, None, None], target[:, None, None]
     cell, new = jnp.arange(cells)[None, :, None], jnp.arange(resized)[None, None, :]
+    if start is not None:
+        start = jnp.asarray(start)[:, None, None]
+        cell, new = cell + start // stride, new + start
     # Distances in cells times 2 target, in integers: in float32 the position of a cell some hundred
-    # pixels from the border would be uncertain by more than 1e-5.
+    # pixels from the border would be uncertain by more than 1e-5. (Far into a large image the two
+    # products overflow; their difference, within a tile, is right again.)
     distance = jnp.abs((2 * new + 1) * size - target - 2 * target * cell)
     reach = 2 * jnp.maximum(size, target)
     weights = jnp.maximum(0, 1 - distance / reach)
