@@ -5,11 +5,12 @@ Label maps are uint8 with 255 for void; images are uint8 RGB.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -30,24 +31,55 @@ def palette_image(labels: UInt8[np.ndarray, "h w"], classes: ClassTable) -> Imag
     return image
 
 
+def jet(values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape 3"]:
+    """Colours from blue (0) over green to red (1), each primary from 0 to 1.
+
+    Each primary is a triangle over the range: the "jet" of the paper's figure 2. Matplotlib's map
+    of that name is neither symmetric nor continuous (256 colours).
+    """
+    peaks = np.array([0.75, 0.5, 0.25])
+    return np.clip(1.5 - np.abs(4 * (values[..., None] - peaks)), 0, 1)
+
+
 def heatmap(
-    image: UInt8[np.ndarray, "h w 3"], logits: Float[np.ndarray, "_ _"], *, alpha: float = 0.6
+    image: UInt8[np.ndarray, "h w 3"],
+    logits: Float[np.ndarray, "_ _"],
+    *,
+    limits: tuple[float, float] | None = None,
+    alpha: float = 0.6,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Lays a class's logits over the photograph in grey, from blue (lowest) over green to red.
+
+    ``limits`` are the logits that are blue and red, so that several maps have one scale
+    (`color_bar` draws it); None: the lowest and the highest of these.
 
     Raises:
         ValueError: If the two differ in size.
     """
     if logits.shape != image.shape[:2]:
         raise ValueError(f"logits of {logits.shape} do not fit an image of {image.shape[:2]}")
-    low, high = float(logits.min()), float(logits.max())
+    low, high = limits or (float(logits.min()), float(logits.max()))
     place = (logits - low) / (high - low) if high > low else np.zeros_like(logits)
-    # Each primary is a triangle over the range: the "jet" of the paper's figure 2. Matplotlib's map
-    # of that name is neither symmetric nor continuous (256 colours).
-    peaks = np.array([0.75, 0.5, 0.25])
-    colors = np.clip(1.5 - np.abs(4 * (place[..., None] - peaks)), 0, 1)
     grey = image.mean(axis=-1, keepdims=True)
-    return np.rint((1 - alpha) * grey + alpha * 255 * colors).astype(np.uint8)
+    return np.rint((1 - alpha) * grey + alpha * 255 * jet(place)).astype(np.uint8)
+
+
+def color_bar(low: float, high: float, title: str) -> Image.Image:
+    """The scale of heat maps: what logits their colours stand for."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    (drawn,), fonts = legible([title])
+    figure = Figure(figsize=(5, 1), dpi=100)
+    axes = figure.add_axes((0.06, 0.42, 0.88, 0.25))
+    room = 0.0 if high > low else 0.5  # one value everywhere is the lowest
+    colors = jet(np.linspace(0, 1, 256))[None]
+    axes.imshow(colors, aspect="auto", extent=(low, high + room, 0, 1))
+    axes.set_yticks([])
+    axes.set_title(drawn, fontfamily=fonts, parse_math=False)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.array(canvas.buffer_rgba())[..., :3])
 
 
 def overlay(
@@ -57,11 +89,13 @@ def overlay(
     *,
     alpha: float = 0.5,
     edges: bool = True,
+    clear: Collection[int] = (),
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Lays the classes' colours over the photograph; void pixels keep the photograph.
+    """Lays the classes' colours over the photograph, which shows where pixels are void or `clear`.
 
     ``alpha`` is the weight of the colours, from 0 (photograph only) to 1 (colours only);
-    ``edges`` draws the borders between classes in white.
+    ``edges`` draws the borders between classes in white; ``clear`` are labels without colour, such
+    as that of a background. `bright` makes colours that are seen on any photograph.
 
     Raises:
         ValueError: If the sizes differ or ``alpha`` is outside 0..1.
@@ -70,8 +104,10 @@ def overlay(
         raise ValueError(f"the image is {image.shape[:2]} pixels but its labels {labels.shape}")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be from 0 to 1, not {alpha}")
-    blend = (1 - alpha) * image.astype(np.float32) + alpha * classes.palette[labels]
-    out = np.where((labels == VOID)[..., None], image, np.rint(blend).astype(np.uint8))
+    weights = np.full((256, 1), alpha, np.float32)
+    weights[[VOID, *clear]] = 0
+    colors = weights * classes.palette
+    out = np.rint((1 - weights)[labels] * image + colors[labels]).astype(np.uint8)
     if edges:
         # Pixels whose right or lower neighbour is of another class, neither of them void.
         border, valid = np.zeros(labels.shape, bool), labels != VOID
@@ -83,6 +119,70 @@ def overlay(
             border[:, 1:] |= border[:, :-1]
         out[border & valid] = 255
     return out
+
+
+def bright(classes: ClassTable) -> ClassTable:
+    """The same classes in bright colours of which no two are equal: for overlays and their legend.
+
+    A class keeps the hue of its own colour, at full brightness; where that is grey or nearly that
+    of a class before it, it gets the bright colour that is farthest from all others. (A data set's
+    own colours may be dark, such as VOC's, or alike.)
+    """
+    hues, saturations, values = np.meshgrid(np.arange(32) / 32, (1, 0.7, 0.4, 0.55), (1, 0.85, 0.7))
+    triangle = np.abs((hues[..., None] * 6 + (0, 4, 2)) % 6 - 3) - 1
+    shades = values[..., None] * (1 - saturations[..., None] * (1 - np.clip(triangle, 0, 1)))
+    shades = np.rint(255 * shades).reshape(-1, 3)
+    colors = np.array([row.color for row in classes.counted], float)
+    colors *= 255 / np.maximum(1, colors.max(axis=1, keepdims=True))
+    nearest = np.full(len(shades), np.inf)  # of each shade to the colours that are taken
+    taken: dict[int, np.ndarray] = {}
+
+    def take(label: int, color: np.ndarray) -> None:
+        taken[label] = color
+        np.minimum(nearest, np.linalg.norm(shades - color, axis=1), out=nearest)
+
+    for label, color in enumerate(np.rint(colors)):
+        distances = [np.linalg.norm(color - other) for other in taken.values()]
+        if color.max() - color.min() >= 64 and min(distances, default=255) >= 64:
+            take(label, color)
+    for label in range(len(colors)):
+        if label not in taken:
+            take(label, shades[np.argmax(nearest)])
+    new = iter(tuple(map(int, taken[label])) for label in range(len(colors)))
+    return ClassTable(
+        tuple(
+            row if row.ignored else dataclasses.replace(row, color=next(new))
+            for row in classes.rows
+        )
+    )
+
+
+def legend(classes: ClassTable) -> Image.Image:
+    """The colour, the number and the name of every class."""
+    import io
+
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    names, fonts = legible(classes.names)
+    colors = [np.array(row.color) / 255 for row in classes.counted]
+    figure = Figure(dpi=100)
+    drawn = figure.legend(
+        [Patch(facecolor=tuple(color), edgecolor="0.6") for color in colors],
+        ["class"] * len(names),
+        ncols=-(-len(names) // 40),
+        loc="center",
+        prop={"family": fonts, "size": 11},
+        frameon=False,
+        handlelength=1.4,
+        handleheight=1.4,
+    )
+    for number, (text, name) in enumerate(zip(drawn.get_texts(), names, strict=True)):
+        text.set_text(f"{number}  {name}" if name != str(number) else name)
+        text.set_parse_math(False)
+    file = io.BytesIO()
+    figure.savefig(file, bbox_inches="tight", bbox_extra_artists=[drawn], facecolor="white")
+    return Image.open(file).convert("RGB")
 
 
 # ======================================================================== panels
