@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -176,6 +176,56 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
 # ======================================================================== processes
 
 
+def _launched() -> tuple[int, int] | None:
+    """How many processes were started together, and which this is; None if that is not said.
+
+    jax itself would take the tasks of a whole SLURM job for those of a program, and does not know
+    that one was started alone.
+    """
+    for names in (
+        ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),  # set by hand
+        ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # srun
+        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),  # mpirun of Open MPI
+    ):
+        if all(os.environ.get(name, "").isdecimal() for name in names):
+            number, this = (int(os.environ[name]) for name in names)
+            return number, this
+    return None
+
+
+class Launch(NamedTuple):
+    """Processes that were started together and work without each other."""
+
+    number: int
+    this: int
+    name: str  # another one in each launch, as far as the launcher has one
+
+
+def share_work() -> Launch:
+    """The processes that srun or mpirun started; call it before jax sees a device.
+
+    Where several of them run on one machine of several GPUs and all see all of these, this process
+    keeps to one. They are not joined: one that dies leaves the others alone.
+    """
+    number, this = _launched() or (1, 0)
+    here = [os.environ.get(name) for name in ("SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK")]
+    local = next((int(text) for text in here if text and text.isdecimal()), this)
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    try:
+        gpus = len(listed.split(",") if listed is not None else os.listdir(_GPUS))
+    except OSError:
+        gpus = 0
+    if number > 1 and gpus > 1:
+        jax.config.update("jax_cuda_visible_devices", str(local % gpus))
+    step = (
+        os.environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "PMIX_NAMESPACE")
+    )
+    return Launch(number, this, "/".join(step))
+
+
+_GPUS = "/proc/driver/nvidia/gpus"
+
+
 def join_processes(
     coordinator: str | None = None,
     num_processes: int | None = None,
@@ -194,17 +244,7 @@ def join_processes(
     Raises:
         ValueError: If it is not said who the others are, or they cannot be reached.
     """
-    # How many processes were started together, and which this is. jax itself would take the tasks
-    # of a whole SLURM job for those of a program, and does not know that one was started alone.
-    told: list[int | None] = [None, None]
-    for names in (
-        ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),  # set by hand
-        ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # srun
-        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),  # mpirun of Open MPI
-    ):
-        if all(os.environ.get(name, "").isdecimal() for name in names):
-            told = [int(os.environ[name]) for name in names]
-            break
+    told = _launched() or (None, None)
     on_pod = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")  # one of several machines
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     if coordinator is None and (num_processes is not None or process_id is not None):

@@ -8,28 +8,21 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 import pytest
 from PIL import Image
 from random_parameters import random_parameters
+from toy_runs import make_run
 
 import fcn_jax
-from fcn_jax import config as configs
 from fcn_jax import drawing, weights
-from fcn_jax.classes import ClassTable
 from fcn_jax.cli import predict as cli_predict
 from fcn_jax.data.nyudv2 import NYUDV2
 from fcn_jax.data.sift_flow import SIFT_FLOW_GEOMETRIC, SIFT_FLOW_SEMANTIC
 from fcn_jax.data.voc import VOC
 from fcn_jax.geometry import Geometry
+from fcn_jax.inference.pipeline import find_images
 from fcn_jax.inference.predictor import Predictor, load, over_image
 from fcn_jax.models.inputs import CAFFE, Inputs, Preprocessing
-from fcn_jax.runs import (
-    StageCheckpoints,
-    build_model,
-    describe_run,
-)
-from fcn_jax.training.step import init_state
 
 HHA = Preprocessing("rgb", (132.431, 94.076, 118.477))
 NYUD = {
@@ -53,20 +46,6 @@ def photos(tmp_path) -> Path:
 def pixels(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image)
-
-
-def make_run(folder: Path, heads: dict[str, ClassTable], inputs: Inputs) -> Path:
-    """A run of FCN-32s with random parameters, on a small backbone."""
-    config = configs.default_config()
-    config.backbone = f"{Path(__file__).with_name('toy_backbones.py')}:plain"
-    config.stages, config.width, config.fc_width, config.steps = ("fcn32s",), 1 / 4, 8, (1,)
-    folder.mkdir()
-    (folder / "config.json").write_text(config.to_json())
-    params = random_parameters(build_model(config, "fcn32s", heads, inputs), seed=1)
-    with StageCheckpoints(folder, "fcn32s") as checkpoints:
-        state = init_state(params, optax.sgd(0.1))
-        checkpoints.save(0, state, {}, describe_run(config, heads, inputs), None)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -134,9 +113,14 @@ def test_over_image_is_linear_between_the_cells():
 def test_heat_map_of_a_run(tmp_path, workdir, photos):
     out = tmp_path / "out"
     assert predict([str(photos), f"--workdir={workdir}", f"--output={out}", "--heatmap=cat"]) == 0
-    image = pixels(photos / "a.png")
-    cat = load(workdir, allow_code=True).logits(image)[..., VOC.names.index("cat")]
-    np.testing.assert_array_equal(pixels(out / "heatmaps/a.png"), drawing.heatmap(image, cat))
+    images = {name: pixels(photos / f"{name}.png") for name in ("a", "b")}
+    logits = load(workdir, allow_code=True).class_map(images.values(), "cat")
+    limits = float(min(map(np.min, logits))), float(max(map(np.max, logits)))  # of both
+    for (name, image), cat in zip(images.items(), logits, strict=True):
+        expected = drawing.heatmap(image, cat, limits=limits)
+        np.testing.assert_array_equal(pixels(out / f"heatmaps/{name}.png"), expected)
+        np.testing.assert_array_equal(np.load(out / f"heatmaps/{name}.npy"), cat)
+    assert pixels(out / "heatmap_scale.png").ndim == 3
 
 
 def test_heat_map_colours():
@@ -247,9 +231,9 @@ def test_names_never_overwrite_each_other(tmp_path) -> None:
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    found = cli_predict.find_images([tmp_path / name for name in names], tmp_path / "out")
-    assert len({str(name).casefold() for _, name in found}) == len(names)
-    assert str(found[0][1]) == "x"
+    found = find_images([tmp_path / name for name in names], tmp_path / "out").jobs
+    assert len({job.name.casefold() for job in found}) == len(names)
+    assert found[0].name == "x"
 
 
 @pytest.mark.parametrize(
@@ -437,6 +421,7 @@ def test_a_class_of_one_of_two_heads(tmp_path, two_heads, photos, capsys):
     given = [str(photos), f"--workdir={two_heads}", f"--output={out}"]
     assert predict([*given, "--heatmap=sky"]) == 2
     assert "may mean sem/sky, geo/sky" in capsys.readouterr().err
+    given[0] += "/a.png"
     assert predict([*given, "--heatmap=geo/sky"]) == 0
     image = pixels(photos / "a.png")
     logits = load(two_heads, allow_code=True).logits(image)["geo"]

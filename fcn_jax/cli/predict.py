@@ -1,49 +1,56 @@
-"""Segments photographs with a trained network, or shows where a class is seen.
+"""Segments photographs, scenes and videos with a trained network, or shows where a class is seen.
 
     fcn-jax predict --workdir=DIR IMAGES... --output=DIR [--stage=fcn8s] [--checkpoint=best]
     fcn-jax predict --weights=FILE IMAGES... --output=DIR [--model=fcn8s] [--classes=FILE]
     fcn-jax predict --weights=FILE IMAGES... --output=DIR --heatmap="tabby cat"
     fcn-jax predict --weights=caffe:fcn8s-heavy-pascal IMAGES... --output=DIR
     fcn-jax predict --workdir=runs/nyud_color_hha IMAGES... --output=DIR --depth=DIR
-    fcn-jax predict --workdir=DIR LARGE_IMAGE --output=DIR --tile=1024
+    fcn-jax predict --workdir=DIR scene.tif --output=DIR --write=labels,geojson
+    srun -n 4 fcn-jax predict --workdir=DIR IMAGES... --output=DIR --resume
 
-IMAGES are files, or folders to search. Writes labels/NAME.png (class numbers, shown in the
-classes' colours) and overlays/NAME.png (colours over the photograph), at the photographs' size;
-with --heatmap instead heatmaps/NAME.png, the class's logits over the photograph. FILE holds
-published weights of any kind that fcn_jax.load_weights reads, also of a classifier; or it is a name
-that fcn-jax weights lists, or hf:OWNER/REPO of the Hugging Face Hub. For networks that read depth
-or HHA, --depth names the folder of the 16-bit depth images, of the same names.
+IMAGES are files, or folders to search; also videos, and georeferenced TIFF files, whose results
+keep the reference. Writes labels/NAME.png (class numbers, shown in the classes' colours),
+overlays/NAME.png (bright colours over the photograph), confidence/NAME.png (probability of the
+class that was chosen; 255 is certain), legend.png and areas.csv; --write chooses, and has more.
+With --heatmap instead heatmaps/NAME.png: the class's logits over the photograph, on one scale.
+FILE holds published weights of any kind that fcn_jax.load_weights reads, also of a classifier; or
+it is a name that fcn-jax weights lists, or hf:OWNER/REPO of the Hugging Face Hub. For networks that
+read depth or HHA, --depth names the folder of the 16-bit depth images, of the same names.
 Large images are computed in tiles, with the same result; smaller tiles take less memory.
 --flip and --scales average the probabilities of several views of each image.
+Processes that srun or mpirun starts share the images. --resume leaves out what is done.
 A file that cannot be read is reported, the others are done all the same, and the exit code is 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from absl import logging
 from jaxtyping import Float
-from PIL import Image
-from rich.progress import Progress
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 import fcn_jax
-from fcn_jax import drawing
 from fcn_jax.cli import add_views, path, program, told_in_one_line
-from fcn_jax.data import bands
-from fcn_jax.data.hha import hha, nyu_camera
-from fcn_jax.data.images import image_files, read_depth, read_pixels, to_rgb
-from fcn_jax.devices import find_devices, keep_compiled_programs
+from fcn_jax.devices import find_devices, keep_compiled_programs, local_mesh, share_work
+from fcn_jax.inference import pipeline
+from fcn_jax.inference.outputs import KINDS, USUAL, Job, Outputs, Records
 from fcn_jax.inference.predictor import describe_views
 from fcn_jax.models.decoders import DECODERS
-from fcn_jax.models.inputs import Inputs
 from fcn_jax.weights import is_name
 
 LOADED = (
@@ -76,6 +83,23 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--padding", choices=paddings, help=f"of the weights' network; default: {usual}")
     add("--modality", choices=("image", "hha"), help="what weights of one input read")
     add("--classes", type=path, help="file of class names for --weights; default: by their number")
+    add(
+        "--write",
+        type=kinds,
+        default=USUAL,
+        help=f"what, of {', '.join(KINDS)}; default: the first three",
+    )
+    add(
+        "--alpha",
+        type=float,
+        default=0.5,
+        help="weight of the colours in overlays, 0 to 1; default: 0.5",
+    )
+    clear = "classes without colour in overlays and without outlines; default: background"
+    add("--clear", type=lambda text: tuple(filter(None, text.split(","))), help=clear)
+    add(
+        "--resume", action="store_true", help="leave out images that are done, by the same settings"
+    )
     add("--heatmap", help="draw the logits of this class: a name, HEAD/NAME, or a number from 0")
     add("--depth", type=path, help="folder of the depth images, PNG of 16 bits in millimetres")
     precisions = ("float32", "tf32", "bfloat16")
@@ -91,6 +115,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="values of the images that are black and white; default: as in training",
     )
     return parser.parse_intermixed_args(argv)
+
+
+def kinds(text: str) -> tuple[str, ...]:
+    """What is to be written, from the command line."""
+    chosen = tuple(text.split(","))
+    if unknown := [kind for kind in chosen if kind not in KINDS]:
+        known = ", ".join(KINDS)
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {known}")
+    return chosen
 
 
 def value_range(text: str) -> tuple[float, float]:
@@ -111,75 +144,13 @@ def camera(text: str) -> Float[np.ndarray, "3 3"]:
     return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
 
 
-def find_images(paths: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
-    """Each image file once, with a name of its own for the results (no suffix).
+class Rate(ProgressColumn):
+    """How many images are done in a second."""
 
-    Files in folders keep their place in them; ``output`` is not searched. Where two files would
-    get one name (a.jpg and a.png), later ones keep their suffix in it, or get a number.
-
-    Raises:
-        ValueError: If the folders hold no image.
-    """
-    names: dict[Path, Path] = {}
-    for given in paths:
-        for file in image_files(given, "**/*") if given.is_dir() else [given]:
-            if given.is_dir() and file.resolve().is_relative_to(output.resolve()):
-                continue
-            name = file.relative_to(given) if given.is_dir() else Path(file.name)
-            names.setdefault(file.resolve(), name)
-    if not names:
-        raise ValueError(f"no image in {', '.join(map(str, paths))}")
-    found: dict[str, tuple[Path, Path]] = {}  # some file systems take A and a for one name
-    for file, name in names.items():
-        numbered = (name.with_name(f"{name.name}_{number}") for number in itertools.count(2))
-        candidates = itertools.chain([name.with_suffix(""), name], numbered)
-        chosen = next(c for c in candidates if str(c).casefold() not in found)
-        found[str(chosen).casefold()] = (file, chosen)
-    return list(found.values())
-
-
-def read_modalities(
-    file: Path, name: Path, args: argparse.Namespace, inputs: Inputs
-) -> dict[str, Any]:
-    """An image, and depth and HHA where the network reads them."""
-    wanted = inputs.modalities
-    alpha = "band" if inputs.preprocessing("image").channels != 3 else "drop"
-    arrays: dict[str, Any] = {"image": read_pixels(file, alpha=alpha)}
-    if "depth" in wanted or "hha" in wanted:
-        depth = args.depth / f"{name}.png"
-        arrays["depth"] = read_depth(depth)
-        if arrays["depth"].shape != arrays["image"].shape[:2]:
-            raise ValueError(f"{depth} and {file} differ in size")
-    if "hha" in wanted:
-        try:
-            matrix = nyu_camera(*arrays["depth"].shape) if args.camera is None else args.camera
-        except ValueError as error:
-            raise ValueError(f"{error}; give --camera=fx,fy,cx,cy") from None
-        arrays["hha"] = hha(arrays["depth"], matrix)
-    return arrays
-
-
-def draw(
-    predictor: fcn_jax.Predictor,
-    arrays: dict[str, Any],
-    chosen: tuple[str, int] | None,
-    progress: Callable[[float], object],
-) -> dict[str, Image.Image]:
-    """By folder: label map and overlay of each head, or the heat map of a class (head, number)."""
-    way = predictor.inputs.preprocessing("image")
-    is_rgb = way.range is None and way.channels == 3
-    photo = to_rgb(arrays["image"]) if is_rgb else bands.picture(arrays["image"], way.range)
-    if chosen is not None:
-        logits = predictor.class_map(arrays, chosen[1], chosen[0], progress=progress)
-        return {"heatmaps": Image.fromarray(drawing.heatmap(photo, logits))}
-    labels: Any = predictor(arrays, progress=progress)
-    tables: Any = predictor.heads
-    pictures = {}
-    for head, table in tables.items():
-        values, suffix = (labels, "") if len(tables) == 1 else (labels[head], f"_{head}")
-        pictures[f"labels{suffix}"] = drawing.palette_image(values, table)
-        pictures[f"overlays{suffix}"] = Image.fromarray(drawing.overlay(photo, values, table))
-    return pictures
+    def render(self, task: Task) -> Text:
+        """Of the last images, or of all once they are done."""
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.1f} images/s" if speed else "")
 
 
 @told_in_one_line
@@ -188,10 +159,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     logging.set_verbosity(logging.FATAL)  # orbax tells a great deal, and errors twice
     keep_compiled_programs()
+    launch = share_work()
     find_devices()
     source = args.workdir or args.weights
-    files = find_images(args.images, args.output)
+    records = Records(args.output, args.heatmap is not None)
+    found = pipeline.find_images(args.images, args.output, records.owner)
     loaded = {name: getattr(args, name) for name in LOADED}
+    loaded["mesh"] = local_mesh() if jax.local_device_count() > 1 else None
     predictor = fcn_jax.load(source, **loaded)
     suggested = args.weights and not is_name(source) and not args.network
     if suggested and predictor.model.decoder == DECODERS["fcn8s"]:
@@ -199,40 +173,60 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = predictor.find_class(args.heatmap) if args.heatmap else None
     if chosen is None and predictor.classifies:
         raise ValueError(f"{source} is a classifier: give --heatmap=CLASS")
+    if chosen is not None and found.videos:
+        raise ValueError(f"{found.videos[0].file}: heat maps are of images, not of videos")
     reads = predictor.inputs.modalities
     if not set(reads) <= {"image"} and args.depth is None:
         raise ValueError(f"{source} reads {', '.join(reads)}: give --depth=DIR")
-    if views := describe_views(args.flip, args.scales):
-        print(views)
+    outputs = Outputs(
+        records, predictor, args.write, alpha=args.alpha, clear=args.clear, heatmap=chosen
+    )
+    notes = found.notes if launch.this == 0 else []
+    if black_to_white := predictor.inputs.preprocessing("image").range:
+        ranges = ", ".join(f"{low:g}..{high:g}" for low, high in dict.fromkeys(black_to_white))
+        given = "as given" if args.value_range else "as in training"
+        notes = [*notes, f"the images' values are black to white over {ranges}, {given}"]
+    for text in filter(None, (describe_views(args.flip, args.scales), *notes)):
+        print(text)
     args.output.mkdir(parents=True, exist_ok=True)
+    outputs.write_legends()
 
-    failed = 0
+    own = pipeline.share_of(found.jobs, launch)
+    left = [job for job in own if not (args.resume and outputs.is_done(job))]
+    if args.resume:
+        print(f"{len(own) - len(left)} of {len(own)} images were done before")
+    own_videos = pipeline.share_of(found.videos, launch)
+    started, failed = time.monotonic(), 0
     title = "images" if chosen is None else predictor.names(chosen[0])[chosen[1]]
-    with Progress() as bars:
-        bar = bars.add_task(title, total=len(files))
-        for number, (file, name) in enumerate(files):
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate())
+    with Progress(*columns, TimeRemainingColumn(), disable=launch.this > 0) as bars:
+        bar = bars.add_task(title, total=len(left))
 
-            def show(done: float, before: int = number) -> None:
-                bars.update(bar, completed=before + done)
+        def fail(job: Job, error: BaseException) -> None:
+            nonlocal failed
+            reason = str(error) or type(error).__name__
+            if isinstance(error, MemoryError):
+                reason = f"too large for the memory: {reason[:200]}; try --tile=1024"
+            reason = reason if str(job.file) in reason else f"{job.file}: {reason}"
+            print(f"{program('predict')}: {reason}", file=sys.stderr)
+            outputs.fail(job, reason)
+            failed += 1
 
-            pictures = {}
-            try:
-                arrays = read_modalities(file, name, args, predictor.inputs)
-                pictures = draw(predictor, arrays, chosen, show)
-            except (ValueError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
-                reason = str(error)
-                if not isinstance(error, ValueError | OSError):
-                    remedy = "--tile=1024" if args.scales == (1.0,) else "fewer --scales"
-                    reason = f"too large? {reason[:200]}; try {remedy}"
-                reason = reason if str(file) in reason else f"{file}: {reason}"
-                print(f"{program('predict')}: {reason}", file=sys.stderr)
-                failed += 1
-            for folder, picture in pictures.items():  # where one cannot be written, none can
-                target = args.output / folder / f"{name}.png"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                temporary = target.with_name(f".{target.name}.tmp")
-                picture.save(temporary, format="PNG")
-                temporary.replace(target)
-            show(1)
-    print(f"{len(files) - failed} of {len(files)} images in {args.output}")
+        reader = pipeline.Reader(predictor, args.depth, args.camera, scenes=chosen is None)
+        work = pipeline.Work(outputs, reader, fail, lambda done: bars.update(bar, completed=done))
+        missing, done = 0, len(left)
+        if chosen is not None:
+            missing = pipeline.predict_heatmaps(work, found.jobs, left)
+        else:
+            pipeline.predict_files(work, left)
+            for video in own_videos:
+                done += pipeline.predict_video(work, video, done, resume=args.resume)
+    outputs.put_together()
+    if missing:
+        print(
+            f"{missing} images are left to other processes: the last of these draws the heat maps"
+        )
+    who = f"process {launch.this} of {launch.number}: " if launch.number > 1 else ""
+    rate = (done - failed) / max(1e-9, time.monotonic() - started)
+    print(f"{who}{done - failed} of {done} images in {args.output}, {rate:.3g} images/s")
     return 1 if failed else 0
