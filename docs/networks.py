@@ -23,6 +23,7 @@ from fcn_jax.runs import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "networks.md"
+CONFIGS = "https://github.com/fcn-jax/fcn_jax/blob/main/configs"  # of a site, they are outside
 
 HEADS = {
     "voc2012": {"label": VOC},
@@ -127,7 +128,7 @@ def table_of_networks() -> str:
         final = model.alignment.transposed_windows[model.alignment.final or ""]
         adds = [multiply_adds(network(row, p), 500, 500) for p in ("reference", "same")]
         lines.append(
-            f"| {row.title} | [`{row.config}`](../configs/{row.config.partition(':')[0]}.py) "
+            f"| {row.title} | [`{row.config}`]({CONFIGS}/{row.config.partition(':')[0]}.py) "
             f"| {parameters(model) / 1e6:.2f} M | {field} | {final.factor} "
             f"| {adds[0] / 1e9:.1f} G | {adds[1] / 1e9:.1f} G | {row.published} |"
         )

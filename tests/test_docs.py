@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import re
 import sys
@@ -16,12 +17,13 @@ from PIL import Image
 
 import fcn_jax
 from fcn_jax import ops
+from fcn_jax.config import config_files, default_config
 from fcn_jax.models.fcn import abstract_params, initial_params
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 REPOSITORY = "https://github.com/fcn-jax/fcn_jax"
-PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,13 @@ def test_a_page_without_a_place_for_a_table_is_refused(generator, monkeypatch):
         generator.replaced("# Networks")
 
 
-def test_the_examples_of_the_readme(tmp_path, monkeypatch):
+def python_in(page: Path) -> list[str]:
+    """The code blocks of a page."""
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "library.md"], ids=lambda p: p.name)
+def test_the_examples_of_use_as_a_library(page, tmp_path, monkeypatch):
     """The code blocks run in turn, with narrow networks, where the files that they name exist."""
     narrow = functools.partial(fcn_jax.create_model, width=1 / 16, fc_width=8)
     monkeypatch.setattr(fcn_jax, "create_model", narrow)
@@ -70,16 +78,37 @@ def test_the_examples_of_the_readme(tmp_path, monkeypatch):
         Image.new("RGB", (50, 40)).save(name)
 
     names: dict = {}
-    for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
+    for block in python_in(page):
         exec(block, names)
     assert names["labels"].shape == (40, 50)
     assert names["labels"].dtype == np.uint8
     assert [labels.shape for labels in names["several"]] == [(40, 50), (40, 50)]
     assert names["probabilities"].shape == (40, 50, 21)
-    assert names["logits"].shape == (1, 375, 500, 21)
     assert names["model"].alignment.geometry["fc7"].stride == 32
     assert names["model"].alignment.geometry["fc7"].receptive_field == 404
-    assert len(names["report"].copied) == len(jax.tree.leaves(params))
+    if page.name == "library.md":
+        assert names["logits"].shape == (1, 375, 500, 21)
+        assert len(names["report"].copied) == len(jax.tree.leaves(params))
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+def test_the_code_of_the_paper_exists():
+    """Every dotted name of docs/paper.md can be imported, every field and config is known."""
+    text = (DOCS / "paper.md").read_text()
+    named = re.findall(r"`(fcn_jax\.[\w.]+)`", text)
+    assert len(named) > 20
+    for name in named:
+        module, _, last = name.rpartition(".")
+        found = hasattr(importlib.import_module(module), last)
+        assert found or importlib.util.find_spec(name), name
+    fields = re.findall(r"--config\.(\w+)", text)
+    assert set(fields) <= set(default_config().keys())
+    assert set(re.findall(r"--config=(\w+)", text)) <= set(config_files())
+    for block in python_in(DOCS / "paper.md"):
+        exec(block, {})
 
 
 def test_the_example_of_scores(tmp_path, monkeypatch):
@@ -88,7 +117,7 @@ def test_the_example_of_scores(tmp_path, monkeypatch):
     Path("runs").mkdir()
     fcn_jax.save_weights("saved.npz", initial_params(model, jax.random.key(0)))
     Path("saved.npz").rename("runs/mine")
-    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "evaluation.md").read_text(), re.DOTALL)
+    (block,) = python_in(DOCS / "evaluation.md")
     names: dict = {}
     exec(block, names)
     assert names["metrics"].loss == pytest.approx(np.log(21))  # score layers begin with zeros
@@ -98,7 +127,7 @@ def test_the_example_of_scores(tmp_path, monkeypatch):
 
 def test_the_example_of_a_backbone_of_your_own(generator):
     """The code block runs as it stands, and its network takes images of any size."""
-    (block,) = re.findall(r"```python\n(.*?)```", generator.PAGE.read_text(), flags=re.DOTALL)
+    (block,) = python_in(generator.PAGE)
     names: dict = {}
     exec(block, names)
     model = names["model"]

@@ -251,11 +251,13 @@ def open_source(
     Args:
         name: A name in `DATASETS`, or `tfds:NAME`.
         split: A split name, or an expression of TFDS such as "train[:100]" or "train+val".
-        data_dir, manual_dir, **options: As for `prepare`.
+        data_dir: Where prepared data lie; this and the others as for `prepare`.
+        manual_dir: Where the original files lie.
+        **options: Of the data set.
 
     Raises:
-        ValueError, FileNotFoundError: As `prepare`; and ValueError for an unknown split, with a
-            list of those that exist.
+        ValueError: As `prepare`; also for an unknown split, with a list of those that exist.
+        FileNotFoundError: As `prepare`.
     """
     path = prepare(name, data_dir=data_dir, manual_dir=manual_dir, **options)
     if split not in split_sizes(path):

@@ -116,9 +116,12 @@ def score(
     """All metrics of each head over a set of images: what `fcn-jax eval` writes.
 
     Args:
+        predictor: The network; this and the others as for `evaluate`.
+        examples: Images and label maps.
         boundary_width: How far from a boundary the boundary metrics look, as a part of the
             image's diagonal; see `fcn_jax.score_image`.
-        predictor, examples, progress, visit: As for `evaluate`.
+        progress: Called with the number of images done.
+        visit: Called with each image's result.
 
     Raises:
         ValueError: As `evaluate`; also if all pixels are void.

@@ -76,10 +76,10 @@ class Predictor:
         heads: The classes of each head; of classifiers just their names. By default they are
             numbered.
         scale: Factor on height and width before the network; results are at the original size.
-        flip, scales: Test-time augmentation. The network sees each image at every one of the
-            ``scales`` (factors besides ``scale``), with ``flip`` also mirrored left to right; the
-            result is the mean of the probabilities of these views, and logits are its logarithm.
-            It takes as many times longer. Not for classifiers.
+        flip: Test-time augmentation, not for classifiers: the network also sees each image mirrored
+            left to right. The result is the mean of the probabilities of all views, and logits are
+            its logarithm. It takes as many times longer.
+        scales: Likewise, factors on height and width (besides ``scale``) at which it sees them.
         batch_size: Images at a time, over all devices; rounded up to a multiple of them. Fewer
             where their canvases would have more than ``tile`` x ``tile`` pixels for each.
         canvas: The rule for canvases: a function from a side of an image, as the network sees it,
