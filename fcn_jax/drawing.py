@@ -106,8 +106,11 @@ def overlay(
         raise ValueError(f"alpha must be from 0 to 1, not {alpha}")
     weights = np.full((256, 1), alpha, np.float32)
     weights[[VOID, *clear]] = 0
-    colors = weights * classes.palette
-    out = np.rint((1 - weights)[labels] * image + colors[labels]).astype(np.uint8)
+    colors, rest = weights * classes.palette, 1 - weights
+    out = np.empty_like(image)
+    step = max(1, (1 << 18) // labels.shape[1])  # floats of a few rows at a time
+    for rows in (slice(top, top + step) for top in range(0, len(labels), step)):
+        out[rows] = np.rint(rest[labels[rows]] * image[rows] + colors[labels[rows]])
     if edges:
         # Pixels whose right or lower neighbour is of another class, neither of them void.
         border, valid = np.zeros(labels.shape, bool), labels != VOID

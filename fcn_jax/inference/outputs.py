@@ -57,7 +57,7 @@ USUAL: tuple[Kind, ...] = ("labels", "overlays", "confidence")
 MAPS = {"labels": "uint8", "confidence": "uint8", "probabilities": "float32"}
 """The kinds that are maps of a scene, and their types in its files."""
 
-MOST_SHOWN = 1 << 26
+MOST_SHOWN = {"photograph": 1 << 26, "scene": 1 << 24}
 """Pixels of an overlay; those of larger images are reduced to about as many."""
 
 
@@ -298,9 +298,9 @@ class Outputs:
     ) -> tuple[UInt8[np.ndarray, "_ _ 3"], UInt8[np.ndarray, "_ _"]]:
         """The photograph and its labels, reduced if they are large."""
         if isinstance(image, Scene):
-            size = reduced_size(image.shape[:2], MOST_SHOWN)
+            size = reduced_size(image.shape[:2], MOST_SHOWN["scene"])
             return self.photograph(image.reduced(size)), read_reduced(labels, size)
-        step = math.ceil(math.sqrt(math.prod(image.shape[:2]) / MOST_SHOWN))
+        step = math.ceil(math.sqrt(math.prod(image.shape[:2]) / MOST_SHOWN["photograph"]))
         return self.photograph(image[::step, ::step]), labels[::step, ::step]
 
     def photograph(self, pixels: Shaped[np.ndarray, "h w ..."]) -> UInt8[np.ndarray, "h w 3"]:

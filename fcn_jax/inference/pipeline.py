@@ -253,7 +253,7 @@ def predict_files(work: Work, jobs: Iterable[Job]) -> None:
                 failed += 1
 
     def start(images: list[CanvasImage], batches: tuple[Batch, ...]) -> dict[str, Array]:
-        return _predict_batch(
+        return predict_batch(
             predictor.programs,
             predictor.on_device,
             batches,
@@ -300,7 +300,7 @@ def _compute_places(
     return results
 
 
-_predict_batch = Programs(_compute_places)
+predict_batch = Programs(_compute_places)
 
 
 def predict_video(work: Work, video: Job, before: int, *, resume: bool) -> int:
