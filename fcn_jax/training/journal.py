@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: metrics.jsonl, loggers, callbacks, pictures, a progress bar.
+"""What a run tells while it goes on: its records, loggers, callbacks, pictures, a progress bar.
 
 Only the first process of a multi-process run writes, prints or calls. No number is computed here.
 """
@@ -6,18 +6,26 @@ Only the first process of a multi-process run writes, prints or calls. No number
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
+import importlib.metadata
 import json
+import os
+import platform
+import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import jax
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from fcn_jax import __version__
 from fcn_jax.runs import write_whole
 from fcn_jax.training.loggers import Logger, TensorBoard
 from fcn_jax.training.pace import in_words
@@ -65,6 +73,12 @@ class Journal:
     def say(self, text: str) -> None:
         """Prints a line above the progress bar."""
         self._console.print(text, markup=False, highlight=False)
+
+    def start(self) -> None:
+        """Appends to starts.jsonl when and with what the run starts, or goes on."""
+        if not self._silent:
+            with (self._workdir / "starts.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(describe_start()) + "\n")
 
     # ------------------------------------------------------------------ numbers and pictures
 
@@ -182,3 +196,41 @@ class Journal:
         elif line:
             left = (steps - step) * batch_size / rate if rate else 0.0
             self.say(f"{text}  {in_words(left)} left" if left else text)
+
+
+def describe_start() -> dict[str, Any]:
+    """The command, commit, versions and devices of this program, and the time, as plain values.
+
+    The commit is None unless the package lies in a clone; ``-dirty`` says that files differ from it.
+    """
+    called = sys.argv[0]
+    name = "python -m fcn_jax" if called.endswith("__main__.py") else os.path.basename(called)
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    versions = {package: importlib.metadata.version(package) for package in packages}
+    root, commit = Path(__file__).parents[2], None
+    if (root / ".git").exists():  # not that of another project, in which the package is installed
+        git = [
+            "git",
+            "-C",
+            str(root),
+            "describe",
+            "--always",
+            "--dirty",
+            "--abbrev=12",
+            "--exclude=*",
+        ]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            commit = subprocess.check_output(git, stderr=subprocess.DEVNULL, text=True, timeout=20)
+    kinds = [device.device_kind for device in jax.devices()]
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": f"{name} {shlex.join(sys.argv[1:])}".strip(),
+        "commit": commit and commit.strip(),
+        "versions": {
+            "fcn_jax": __version__,
+            "python": platform.python_version(),
+            **versions,
+        },
+        "devices": ", ".join(f"{kinds.count(kind)} × {kind}" for kind in dict.fromkeys(kinds)),
+        "processes": jax.process_count(),
+    }

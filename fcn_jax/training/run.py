@@ -263,6 +263,7 @@ def _train(
     told_to = {"loggers": loggers, "callbacks": callbacks}
     journal = Journal(workdir, tuple(config.stages), silent=silent, **told_to)
     with journal, noted_signals() as stop:
+        journal.start()
         classes = " and ".join(str(table.num_classes) for table in heads.values())
         several = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
         journal.say(
