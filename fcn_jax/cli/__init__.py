@@ -20,6 +20,7 @@ from fcn_jax.cli import _ends
 COMMANDS = {
     "train": "train the networks of a config and write a report",
     "eval": "score the networks of a run and write its report again",
+    "report": "write one page of several runs side by side",
     "predict": "segment images with a run or a weight file",
     "check": "check your own images and masks before training",
     "weights": "list published weights, or fetch some",

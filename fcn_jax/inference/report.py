@@ -10,12 +10,14 @@ import json
 import math
 import re
 import shutil
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int64, Shaped, UInt8
+from PIL import Image
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -24,41 +26,16 @@ from rich.table import Column, Table
 
 from fcn_jax import drawing
 from fcn_jax.canvas import rule_for
-from fcn_jax.classes import ClassTable
+from fcn_jax.classes import VOID, ClassTable
 from fcn_jax.data import Source, bands, loader, unseen
 from fcn_jax.data.source import examples_of
 from fcn_jax.data.transforms import Example
 from fcn_jax.devices import local_mesh
 from fcn_jax.inference.evaluation import Tally, tally
 from fcn_jax.inference.metrics import BOUNDARY_WIDTH, BY_CLASS, Metrics
+from fcn_jax.inference.page import FURTHER, GROUPS, METRICS, OF_CLASS, PAGE, read_run, write_page
 from fcn_jax.inference.predictor import Predictor, describe_views
 from fcn_jax.runs import Which, available_stages, last_checkpoint, load_run, trained_on
-
-METRICS = {
-    "pixel_accuracy": "pixel acc.",
-    "mean_accuracy": "mean acc.",
-    "mean_iu": "mean IU",
-    "frequency_weighted_iu": "f.w. IU",
-}
-"""The paper's four metrics: the field of `Metrics` and the heading of its column."""
-
-FURTHER = {
-    "mean_precision": "mean prec.",
-    "mean_f1": "mean F1",
-    "mean_boundary_iu": "boundary IU",
-    "mean_boundary_f1": "boundary F1",
-    "loss": "loss",
-}
-
-OF_CLASS = {
-    "precision": "prec.",
-    "f1": "F1",
-    "boundary_iu": "boundary\nIU",
-    "boundary_f1": "boundary\nF1",
-    "images": "images",
-    "image_iu": "image\nIU",
-}
-"""What is shown of each class of the last stage beside IU and accuracy (its recall)."""
 
 QUANTILES = {"min": 0.0, "5%": 0.05, "25%": 0.25, "50%": 0.5, "75%": 0.75, "95%": 0.95, "max": 1.0}
 
@@ -73,6 +50,8 @@ class StageResult:
     step: int  # of the checkpoint
     tally: Tally  # of the first images of the source
     labels: Mapping[int, UInt8[np.ndarray, "_ _"]]  # predicted, of the images to be drawn, by index
+    gallery: Mapping[int, UInt8[np.ndarray, "_ _"]] = dataclasses.field(default_factory=dict)
+    """Those of the gallery, `extremes` and the others."""
 
     @functools.cached_property
     def metrics(self) -> Metrics:
@@ -147,11 +126,14 @@ def evaluate_run(
     images |= {"scored": count, "trained_on": len(learned)}
     about: dict[str, Any] = {"split": source.split, "images": images}
     about["boundary_width"] = boundary_width
+    data = last.run.get("data") if last else None
+    about["trained"] = {"images": len(data["train"]["ids"])} if data else None
     views = {"flip": flip, "scales": list(scales), "averaged": "probabilities"}
     about["test_time_augmentation"] = views if describe_views(flip, scales) else None
     drawn = set(np.linspace(0, count - 1, min(pictures, count)).round().astype(int).tolist())
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     results = []
+    packed: dict[tuple[str, str, int], bytes] = {}  # label maps by stage, head and index
     with Progress(*columns, TextColumn("images"), TimeRemainingColumn(), console=console) as bar:
         tasks = {stage: bar.add_task(stage, total=count) for stage in stages}
         for stage, task in tasks.items():  # one network in memory at a time
@@ -172,11 +154,10 @@ def evaluate_run(
                 mesh=local_mesh(),
             )
             examples = enumerate(loader.evaluation_examples(source, range(count)))
-            maps: dict[int, dict[str, np.ndarray]] = {}
 
-            def keep(example: Example, labels: dict[str, np.ndarray], maps: Any = maps):
-                if example["index"] in drawn:
-                    maps[example["index"]] = labels
+            def keep(example: Example, labels: dict[str, np.ndarray], stage: str = stage) -> None:
+                for head, of_head in labels.items() if pictures else ():
+                    packed[stage, head, example["index"]] = zlib.compress(of_head.tobytes(), 1)
 
             tallies = tally(
                 predictor,
@@ -186,13 +167,36 @@ def evaluate_run(
                 visit=keep,
             )
             for head, table in run.heads.items():
-                labels = {index: maps[index][head] for index in sorted(maps)}
-                results.append(StageResult(stage, head, table, run.step, tallies[head], labels))
+                results.append(StageResult(stage, head, table, run.step, tallies[head], {}))
+    for number, result in enumerate(results):
+        chosen = {*drawn, *extremes(by_head(results)[result.head][-1])} if pictures else drawn
+        labels = {
+            index: np.frombuffer(
+                zlib.decompress(packed[result.stage, result.head, index]), np.uint8
+            ).reshape(source.sizes[index])
+            for index in sorted(chosen)
+        }
+        of_drawn = {index: labels[index] for index in sorted(drawn)}
+        results[number] = dataclasses.replace(result, labels=of_drawn, gallery=labels)
     folder = workdir / "report" if output is None else Path(output).expanduser()
-    write(results, source, folder, about)
+    write(results, source, folder, about, workdir=workdir)
     show(results, source, boundary_width, console)
-    console.print(f"report in {folder}", markup=False, highlight=False)
+    console.print(f"report in {folder / PAGE}", markup=False, highlight=False)
     return results
+
+
+def extremes(result: StageResult) -> dict[int, str]:
+    """The images of the lowest, middle and highest mean IU: up to three `GROUPS` of three."""
+    values: Any = result.metrics.per_image_iu
+    order = np.argsort(values, kind="stable")[: np.count_nonzero(~np.isnan(values))].tolist()
+    number = min(3, -(-len(order) // 3))
+    middle = (len(order) - number) // 2
+    parts = order[:number], order[middle : middle + number], order[::-1][:number]
+    found: dict[int, str] = {}
+    for group, part in zip(GROUPS, parts, strict=True):
+        for index in part:
+            found.setdefault(index, group)
+    return found
 
 
 def check_classes(
@@ -315,15 +319,19 @@ def write(
     source: Source,
     folder: str | Path,
     about: Mapping[str, Any] | None = None,
+    *,
+    workdir: str | Path | None = None,
 ) -> None:
     """Writes the report folder; a report that was there before is replaced by the complete new one.
 
+    * ``index.html``: all of it for people, with what the run's folder ``workdir`` tells;
     * ``scores.json``: the data, what is told ``about`` the evaluation, and each stage's metrics,
       overall, by class, and how they are distributed over the images;
     * ``per_class.csv``: a row for each stage and class;
     * ``images_STAGE.csv``: a row for each image: its mean IU, and the IU of each class;
     * ``confusion_STAGE.csv``, ``.png``: pixel counts, and a plot normalised by row;
-    * ``pictures/ID.png``: image, ground truth and each stage's labels, side by side.
+    * ``pictures/ID.png``: image, ground truth and each stage's labels, side by side;
+    * ``gallery/``: the pictures of the page, made small.
 
     Where there are several heads, names have the head's as well.
     """
@@ -333,10 +341,13 @@ def write(
     new.mkdir(parents=True)
     try:
         files = _write_files(results, source, new, about or {})
+        page = [PAGE] if results else []
+        if results:
+            write_page([read_run(Path(workdir or folder), new)], new / PAGE, links=True)
         former: list[str] = []
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
             former = json.loads((folder / "scores.json").read_text())["files"]
-        for name in (*files, "scores.json"):
+        for name in (*files, "scores.json", *page):
             (folder / name).parent.mkdir(exist_ok=True)
             (new / name).replace(folder / name)
         for name in {*former} - {*files}:
@@ -357,7 +368,7 @@ def _write_files(
     for result in results:
         names = result.classes.names
         stage = result.stage if len(heads) == 1 else f"{result.stage}_{result.head}"
-        stages[stage] = _as_json(result, source)
+        stages[stage] = {"stage": result.stage, "head": result.head, **_as_json(result, source)}
         counts = result.tally.counts
         rows = [[name, *row] for name, row in zip(names, counts.tolist(), strict=True)]
         file = f"confusion_{stage}"
@@ -389,9 +400,68 @@ def _write_files(
             (folder / file).parent.mkdir(exist_ok=True)
             drawing.side_by_side(panels, of_head[0].classes).save(folder / file)
             files.append(file)
-    content = {"data": repr(source), **about, "stages": stages, "files": files}
+    tables = {head: _describe_classes(of_head[0].classes) for head, of_head in heads.items()}
+    shown = {head: _write_gallery(of_head, source, folder) for head, of_head in heads.items()}
+    files += [
+        file for images in shown.values() for each in images for file in each["files"].values()
+    ]
+    content = {"data": repr(source), **about, "classes": tables, "stages": stages, "gallery": shown}
+    content["files"] = files
     (folder / "scores.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     return files
+
+
+def _describe_classes(classes: ClassTable) -> dict[str, Any]:
+    """The names and colours, ``#rrggbb``, of the classes that count, and the colour of void."""
+    *colors, void = (
+        f"#{bytes(classes.palette[label]).hex()}" for label in (*range(classes.num_classes), VOID)
+    )
+    return {"names": classes.names, "colors": colors, "void": void}
+
+
+LONGEST = 512
+"""Pixels that the longer side of a picture in the gallery has, at most."""
+
+ERRORS = ((236, 236, 236), (214, 39, 40), (150, 150, 150))
+"""The colours of pixels that are right, wrong, and void."""
+
+
+def _write_gallery(
+    of_head: Sequence[StageResult], source: Source, folder: Path
+) -> list[dict[str, Any]]:
+    """Writes the pictures of a head's gallery, made small; returns what `page.Shown` reads."""
+    last, found = of_head[-1], []
+    groups = extremes(last)
+    for index in (*groups, *(index for index in last.gallery if index not in groups)):
+        if index not in last.gallery:  # none is to be drawn
+            continue
+        example = source[index]
+        height, width = example[last.head].shape
+        factor = min(1, LONGEST / max(height, width))
+        size = (max(1, round(width * factor)), max(1, round(height * factor)))
+
+        def reduced(labels: UInt8[np.ndarray, "_ _"], size: tuple[int, int] = size) -> np.ndarray:
+            return np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
+
+        maps = {"ground truth": reduced(example[last.head])}
+        maps |= {result.stage: reduced(result.gallery[index]) for result in of_head}
+        truth, guess = maps["ground truth"], maps[last.stage]
+        errors = Image.fromarray(np.where(truth == VOID, 2, truth != guess).astype(np.uint8))
+        errors.putpalette([value for color in ERRORS for value in color])
+        shown = Image.fromarray(bands.picture(example["image"], source.ranges["image"]))
+        pictures = {"image": shown.resize(size, Image.Resampling.LANCZOS, reducing_gap=2)}
+        pictures |= {name: drawing.palette_image(m, last.classes) for name, m in maps.items()}
+        files = {}
+        for name, picture in {**pictures, "errors": errors}.items():
+            kind = "jpg" if name == "image" and factor < 1 else "png"
+            files[name] = f"gallery/{last.head}_{index:05}_{name.replace(' ', '_')}.{kind}"
+            (folder / files[name]).parent.mkdir(exist_ok=True)
+            picture.save(folder / files[name], quality=88)
+        iu = {r.stage: _finite(r.metrics.per_image_iu[index].item()) for r in of_head}
+        labels = np.unique(np.concatenate([m.ravel() for m in maps.values()])).tolist()
+        about = {"id": example["id"], "group": groups.get(index, ""), "iu": iu, "labels": labels}
+        found.append({**about, "files": files})
+    return found
 
 
 def _as_json(result: StageResult, source: Source) -> dict[str, Any]:
@@ -424,8 +494,12 @@ def _finite(value: float) -> float | None:
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    def cell(value: Any) -> Any:
+        """Names that a spreadsheet would take for a formula have a ' before them."""
+        return f"'{value}" if str(value)[:1] in (*"=+-@\t\r",) and isinstance(value, str) else value
+
     with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *rows])
+        csv.writer(file).writerows([*map(cell, row)] for row in (header, *rows))
 
 
 def draw_confusion(

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from fcn_jax import __version__
+from fcn_jax.inference.page import PAGE, read_run, write_page
 from fcn_jax.runs import write_whole
 from fcn_jax.training.loggers import Logger, TensorBoard
 from fcn_jax.training.pace import in_words
@@ -60,6 +61,7 @@ class Journal:
         self._silent = silent
         self._console = Console(quiet=silent, soft_wrap=True)
         self._progress: Progress | None = None
+        self._told: set[str] = set()  # of the page
         self._begun = time.monotonic()
         self._earlier: float | None = None  # seconds of training before this start
 
@@ -159,6 +161,19 @@ class Journal:
         for logger in self._loggers:
             logger.picture(stage, step, name, image)
 
+    def page(self) -> None:
+        """Writes the report's page of what there is so far; the first time it tells where."""
+        if self._silent:
+            return
+        path, text = self._workdir / "report" / PAGE, "curves and samples"
+        try:
+            write_page([read_run(self._workdir, path.parent, training=True)], path, training=True)
+        except (OSError, ValueError) as error:  # no reason to end the run
+            text = f"no curves and samples ({error})"
+        if text not in self._told:
+            self.say(f"{text} so far: {path}, at each evaluation")
+            self._told.add(text)
+
     # ------------------------------------------------------------------ progress
 
     @contextlib.contextmanager
@@ -201,7 +216,7 @@ class Journal:
 def describe_start() -> dict[str, Any]:
     """The command, commit, versions and devices of this program, and the time, as plain values.
 
-    The commit is None unless the package lies in a clone; ``-dirty`` says that files differ from it.
+    The commit is that of the package's clone, ``-dirty`` where files differ; None elsewhere.
     """
     called = sys.argv[0]
     name = "python -m fcn_jax" if called.endswith("__main__.py") else os.path.basename(called)

@@ -732,6 +732,7 @@ def _score(
     if len(heads) > 1:
         values |= {f"{head}/{name}": v for head, m in overall.items() for name, v in m.items()}
     journal.record(stage.name, step, {f"eval/{name}": value for name, value in values.items()})
+    journal.page()
     return values | of_classes
 
 
