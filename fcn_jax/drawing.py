@@ -196,20 +196,20 @@ MAIN_FONT = "DejaVu Sans"  # comes with Matplotlib
 def legible(names: Sequence[str]) -> tuple[list[str], list[str]]:
     """Names as Matplotlib can draw them, and the fonts to draw them in.
 
-    Letters that its own font lacks, such as Chinese ones, are taken from a font that is installed.
+    Letters that its own font lacks, such as Chinese ones, are taken from fonts that are installed.
     Where none has them, a name becomes its number, which is told once.
     """
     own = _letters_in(_font_files()[MAIN_FONT])
     missing = {ord(letter) for letter in "".join(names)} - own
     fonts = [MAIN_FONT]
-    if missing:
-        found = {font: len(missing & _letters_in(file)) for font, file in _font_files().items()}
-        best = max(found, key=lambda font: found[font])
-        if found[best]:
-            fonts.append(best)
-            missing -= _letters_in(_font_files()[best])
-        if missing:
+    while missing:
+        found = {font: missing & _letters_in(file) for font, file in _font_files().items()}
+        best = max(found, key=lambda font: len(found[font]))
+        if not found[best]:
             _tell_of_numbers()
+            break
+        fonts.append(best)
+        missing -= found[best]
     numbered = enumerate(names)
     return [str(i) if missing & {*map(ord, name)} else name for i, name in numbered], fonts
 
@@ -228,7 +228,8 @@ def _letters_in(file: str) -> frozenset[int]:
     from matplotlib import ft2font
 
     try:
-        return frozenset(ft2font.FT2Font(file).get_charmap())
+        font = ft2font.FT2Font(file)
+        return frozenset(font.get_charmap()) if font.scalable else frozenset()  # no emoji bitmaps
     except (OSError, RuntimeError):  # damaged, or since removed
         return frozenset()
 

@@ -137,6 +137,10 @@ def test_names_in_letters_that_the_font_lacks(tmp_path, monkeypatch, capsys, ins
     drawn = list(names) if installed else ["0", "sky", "a$b", "$\\frac{", "4"]
     assert drawing.legible(names) == (drawn, fonts)
     assert drawing.legible(names[1:3])[1] == ["DejaVu Sans"]
+    if installed:  # of several fonts each gives what it alone has
+        letters[files["DejaVu Sans Mono"]] = frozenset(map(ord, "שמיים"))
+        fonts = ["DejaVu Sans", "DejaVu Serif", "DejaVu Sans Mono"]
+        assert drawing.legible([*names, "שמיים"]) == ([*names, "שמיים"], fonts)
     labels = np.arange(5, dtype=np.uint8)[None]
     with warnings.catch_warnings(action="ignore" if installed else "error"):
         drawing.side_by_side({"labels": labels}, table)

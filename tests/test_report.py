@@ -235,6 +235,7 @@ def test_an_earlier_report_is_replaced_and_other_files_kept(evaluated, tmp_path)
     )
     left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {
+        "index.html",
         "scores.json",
         "per_class.csv",
         "confusion_fcn8s.csv",

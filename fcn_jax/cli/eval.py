@@ -3,8 +3,8 @@
     fcn-jax eval --workdir=DIR [--split=SPLIT] [--stage=all] [--output=DIR] …
 
 Prints the paper's four metrics, precision, F1, the loss, the IU of each image, boundary IU and F1,
-and tables of all classes. Writes DIR/report: scores.json, per_class.csv, images_STAGE.csv,
-confusion matrices and pictures side by side.
+and tables of all classes. Writes DIR/report: index.html to look at, scores.json, per_class.csv,
+images_STAGE.csv, confusion matrices and pictures side by side.
 """
 
 from __future__ import annotations

@@ -288,15 +288,13 @@ def write_page(
     write_whole(path, text)
 
 
-def number(value: float | None) -> str:
+def number(value: object) -> str:
     """A number as people read it: whole ones in groups of three, others with three decimals."""
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    value = _real(value)
+    if value is None:
         return "–"
-    return (
-        f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
-        if isinstance(value, int)
-        else f"{value:.3f}"
-    )
+    whole = f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+    return whole if isinstance(value, int) else f"{value:.3f}"
 
 
 def signed(value: float | None) -> str:
@@ -410,43 +408,49 @@ def overall(runs: Sequence[RunFiles], head: str) -> dict[str, Any]:
 
 
 def class_columns(runs: Sequence[RunFiles], head: str) -> list[tuple[str, str]]:
-    """Heading and kind of each column of the table of classes: plain, bar, signed or share."""
-    stages = runs[0].heads[head].stages
-    columns = [("pixels", "share")]
+    """Heading and kind of each column of the table of classes: bar, signed, share or plain.
+
+    Of several runs the last stages are compared, of one its stages.
+    """
     if len(runs) > 1:
-        columns += [(f"IU {run.name}", "bar") for run in runs]
-        return [*columns, ("last − first", "signed")]
-    columns += [(f"IU {stage.name}", "plain") for stage in stages[:-1]]
-    columns += [(f"IU {stages[-1].name}", "bar")]
-    if len(stages) > 1:
-        columns.append((f"gain from {stages[0].name}", "signed"))
-    return columns + [(heading, "plain") for heading in ("acc.", *OF_CLASS.values())]
+        columns = [(f"IU {run.name}", "bar") for run in runs]
+        return [*columns, ("last − first", "signed"), ("pixels", "share")]
+    *stages, last = (stage.name for stage in runs[0].heads[head].stages)
+    columns = [(f"IU {last}", "bar")]
+    if stages:
+        columns.append((f"gain from {stages[0]}", "signed"))
+    columns += [(f"IU {stage}", "plain") for stage in stages]
+    further = ("acc.", *OF_CLASS.values())
+    return [*columns, ("pixels", "share"), *((heading, "plain") for heading in further)]
 
 
 def class_rows(
     runs: Sequence[RunFiles], head: str, names: Iterable[str]
 ) -> list[tuple[str, list[float | None]]]:
     """A row of numbers for each class, as `class_columns` names them."""
-    total = sum(row["pixels"] for row in runs[0].heads[head].stages[-1].classes.values())
+    stages = [run.heads[head].stages[-1] for run in runs]
+    if len(runs) == 1:
+        *earlier, last = runs[0].heads[head].stages
+        stages = [last, *earlier]
+    total = sum(row["pixels"] for row in stages[0].classes.values())
     rows = []
     for name in names:
-
-        def of(run: RunFiles, stage: int, key: str, name: str = name) -> float | None:
-            value = run.heads[head].stages[stage].classes.get(name, {}).get(key)
-            return value if isinstance(value, int | float) else None
-
-        number_of_stages = len(runs[0].heads[head].stages)
-        pixels = of(runs[0], -1, "pixels")
-        if len(runs) > 1:
-            iu = [of(run, -1, "iu") for run in runs]
-            further = []
-        else:
-            iu = [of(runs[0], stage, "iu") for stage in range(number_of_stages)]
-            further = [of(runs[0], -1, key) for key in ("accuracy", *OF_CLASS)]
+        found = [stage.classes.get(name, {}) for stage in stages]
+        iu = [_real(row.get("iu")) for row in found]
         if len(iu) > 1:
-            iu.append(None if None in (iu[0], iu[-1]) else iu[-1] - iu[0])  # type: ignore
-        rows.append((name, [None if pixels is None else pixels / total, *iu, *further]))
+            first, last = (iu[1], iu[0]) if len(runs) == 1 else (iu[0], iu[-1])
+            difference = None if first is None or last is None else last - first
+            iu.insert(1 if len(runs) == 1 else len(iu), difference)
+        pixels = _real(found[0].get("pixels"))
+        share = None if pixels is None else pixels / total
+        keys = ("accuracy", *OF_CLASS) if len(runs) == 1 else ()
+        rows.append((name, [*iu, share, *(_real(found[0].get(key)) for key in keys)]))
     return rows
+
+
+def _real(value: object) -> float | int | None:
+    """A number of a file; None of anything else."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def confusion(stage: Stage) -> dict[str, Any]:
@@ -612,7 +616,7 @@ def _plot(title: str, found: Sequence[Curve], ends: Mapping[str, int]) -> str:
     from matplotlib.ticker import MaxNLocator
 
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
-        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+        figure = Figure(figsize=(5.4, 3.1), layout="constrained")
         axes = figure.add_subplot()
         for curve in found:
             form = {"marker": "o", "markersize": 4, "linestyle": "--"} if curve.measured else {}

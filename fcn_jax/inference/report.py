@@ -33,6 +33,7 @@ from fcn_jax.data.transforms import Example
 from fcn_jax.devices import local_mesh
 from fcn_jax.inference.evaluation import Tally, tally
 from fcn_jax.inference.metrics import BOUNDARY_WIDTH, BY_CLASS, Metrics
+from fcn_jax.inference.outputs import no_formula
 from fcn_jax.inference.page import FURTHER, GROUPS, METRICS, OF_CLASS, PAGE, read_run, write_page
 from fcn_jax.inference.predictor import Predictor, describe_views
 from fcn_jax.runs import Which, available_stages, last_checkpoint, load_run, trained_on
@@ -494,12 +495,8 @@ def _finite(value: float) -> float | None:
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    def cell(value: Any) -> Any:
-        """Names that a spreadsheet would take for a formula have a ' before them."""
-        return f"'{value}" if str(value)[:1] in (*"=+-@\t\r",) and isinstance(value, str) else value
-
     with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([*map(cell, row)] for row in (header, *rows))
+        csv.writer(file).writerows([no_formula(cell) for cell in row] for row in (header, *rows))
 
 
 def draw_confusion(
