@@ -277,6 +277,9 @@ def test_two_hundred_classes_and_a_large_image(tmp_path, visit) -> None:
     before = time.perf_counter()
     opened = visit(folder / page.PAGE)
     assert time.perf_counter() - before < 10  # 2 s, where nothing else runs
+    legend = opened.locator(".shot .legend").first.locator("li").all_text_contents()
+    assert len(legend) == page.MOST_IN_LEGEND + 1
+    assert re.fullmatch(r"and \d+ more", legend[-1])
     assert opened.locator(".matrix img").evaluate("e => e.naturalWidth") == 200
     matrix = opened.locator(".matrix")
     matrix.focus()
@@ -327,6 +330,9 @@ def test_several_runs_side_by_side(hostile, tmp_path, visit, capsys) -> None:
     shots = opened.locator(".shot")
     assert sorted(shots.locator("h4 bdi").all_text_contents()) == sorted(ids)
     assert shots.first.locator(".panels button").count() == 4
+    legend = shots.first.locator(".legend li").all_text_contents()
+    assert len(legend) == page.MOST_IN_LEGEND + 1  # of both, whose colours differ, and void
+    assert legend[-1] == "and 3 more"
     assert opened.locator(".confusion").count() == 2
     assert opened.evaluate("document.documentElement.scrollWidth") == 1200
 

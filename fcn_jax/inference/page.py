@@ -65,6 +65,9 @@ GROUPS = {
 }
 """The groups of images in the gallery, by the mean IU of the last stage."""
 
+MOST_IN_LEGEND = 14
+"""The most classes that the legend of an image names, the largest first."""
+
 MOST_CELLS = 26
 """The most classes whose confusion matrix is a table with numbers; of more it is a picture."""
 
@@ -80,7 +83,7 @@ class Shown:
         id: The image's name in the data set.
         group: One of `GROUPS`, or "" for one that was spread evenly over the set.
         iu: The mean IU of each stage.
-        labels: The classes that occur, 255 for void.
+        labels: The classes that occur, the largest first; 255 for void.
         files: The photograph, ``image``; its ``ground truth``; the label map of each stage; and
             ``errors`` of the last.
     """
@@ -133,7 +136,7 @@ class RunFiles:
         records: The lines of metrics.jsonl.
         scores: scores.json, but for its stages; empty while the run is trained.
         heads: What was scored, by the name of the head.
-        samples: Sample predictions, files in the run's folder, while it is trained.
+        samples: Sample predictions of the last stage, files, while the run is trained.
     """
 
     name: str
@@ -172,9 +175,7 @@ def read_run(workdir: Path, folder: Path, *, training: bool = False) -> RunFiles
         config = {}
         if (workdir / "config.json").is_file():
             config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
-        if training:
-            samples = sorted((workdir / "samples").glob("*.png"))
-        else:
+        if not training:
             scores = json.loads(path.read_text(encoding="utf-8"))
             heads = {name: _read_head(folder, name, scores) for name in scores["classes"]}
         starts = list(_json_lines(workdir / "starts.jsonl"))
@@ -183,6 +184,8 @@ def read_run(workdir: Path, folder: Path, *, training: bool = False) -> RunFiles
             for record in _json_lines(workdir / "metrics.jsonl")
             if isinstance(record.get("stage"), str) and isinstance(record.get("step"), int)
         ]
+        if training and records:
+            samples = sorted((workdir / "samples").glob(f"{records[-1]['stage']}_sample*.png"))
         name = workdir.absolute().name
         run = RunFiles(name, folder, config, starts, records, scores, heads, samples)
         for head in heads:
@@ -376,7 +379,9 @@ def evaluations(run: RunFiles) -> list[dict[str, Any]]:
 def of_head(runs: Sequence[RunFiles], name: str) -> dict[str, Any]:
     """All that the page shows of one head of the runs that have it."""
     having = [run for run in runs if name in run.heads]
-    colors = {n: color for run in having for n, color in run.heads[name].classes.items()}
+    tables = [run.heads[name].classes for run in having]
+    colors = {class_: color for table in tables for class_, color in table.items()}
+    colors |= tables[0]
     return {
         "name": name,
         "overall": overall(having, name),
@@ -479,48 +484,48 @@ def confusion(stage: Stage) -> dict[str, Any]:
 
 def gallery(runs: Sequence[RunFiles], head: str) -> list[dict[str, Any]]:
     """The groups of images: of one run as `GROUPS` says, of several the images that all have."""
-    shown = [{each.id: each for each in run.heads[head].gallery} for run in runs]
-    if len(runs) == 1:
+    heads = [run.heads[head] for run in runs]
+    several = len(runs) > 1
+    if several:
+        named = [{each.id: each for each in of_run.gallery} for of_run in heads]
+        common = [name for name in named[0] if all(name in each for each in named)]
+        title = "The images that all of them have"
+        groups = {title: [tuple(each[name] for each in named) for name in common]}
+    else:
         groups = {
-            title: [each.id for each in shown[0].values() if each.group == group]
+            title: [(each,) for each in heads[0].gallery if each.group == group]
             for group, title in GROUPS.items()
         }
-    else:
-        common = [name for name in shown[0] if all(name in each for each in shown)]
-        groups = {"The images that all of them have": common}
     found = []
-    for title, ids in groups.items():
+    for title, shown in groups.items():
         images = []
-        for name in ids:
-            of_runs = [each[name] for each in shown]
-            first, folder = of_runs[0], runs[0].folder
+        for of_runs in shown:
             panels: list[tuple[str, float | None, str]] = [
-                (what, None, _picture(_inside(folder, first.files[what])))
+                (what, None, _picture(_inside(runs[0].folder, of_runs[0].files[what])))
                 for what in ("image", "ground truth")
             ]
-            for run, each in zip(runs, of_runs, strict=True):
-                stages = [s.name for s in run.heads[head].stages]
-                for stage in stages if len(runs) == 1 else stages[-1:]:
-                    heading = stage if len(runs) == 1 else f"{run.name}, {stage}"
+            for run, scored, each in zip(runs, heads, of_runs, strict=True):
+                stages = [stage.name for stage in scored.stages]
+                for stage in stages[-1:] if several else stages:
+                    heading = f"{run.name}, {stage}" if several else stage
                     picture = _picture(_inside(run.folder, each.files[stage]))
                     panels.append((heading, each.iu[stage], picture))
             chosen = len(panels) - 1
-            if len(runs) == 1:
-                picture = _picture(_inside(folder, first.files["errors"]))
-                panels.append((f"errors of {stages[-1]}", None, picture))
-            table = runs[0].heads[head]
-            colors = {**dict(enumerate(table.classes.items())), 255: ("void", table.void)}
-            labels = sorted({label for each in of_runs for label in each.labels})
+            if not several:
+                picture = _picture(_inside(runs[0].folder, of_runs[0].files["errors"]))
+                panels.append((f"errors of {heads[0].stages[-1].name}", None, picture))
+            colors: dict[tuple[str, str], None] = {}  # in their order
+            for scored, each in zip(heads, of_runs, strict=True):
+                known = {**dict(enumerate(scored.classes.items())), 255: ("void", scored.void)}
+                colors |= dict.fromkeys(known[label] for label in each.labels)
             images.append(
                 {
-                    "id": name,
-                    "iu": [
-                        each.iu[run.heads[head].stages[-1].name]
-                        for run, each in zip(runs, of_runs, strict=True)
-                    ],
+                    "id": of_runs[0].id,
+                    "iu": [of.iu[h.stages[-1].name] for h, of in zip(heads, of_runs, strict=True)],
                     "panels": panels,
                     "chosen": chosen,
-                    "legend": [colors[label] for label in labels],
+                    "legend": list(colors)[:MOST_IN_LEGEND],
+                    "more": max(0, len(colors) - MOST_IN_LEGEND),
                 }
             )
         if images:

@@ -454,12 +454,15 @@ def _write_gallery(
         pictures |= {name: drawing.palette_image(m, last.classes) for name, m in maps.items()}
         files = {}
         for name, picture in {**pictures, "errors": errors}.items():
-            kind = "jpg" if name == "image" and factor < 1 else "png"
-            files[name] = f"gallery/{last.head}_{index:05}_{name.replace(' ', '_')}.{kind}"
+            kind = "jpg" if name == "image" and max(size) > 200 else "png"
+            file = re.sub(r"[^\w-]+", "_", f"{last.head}_{index:05}_{name}")
+            files[name] = f"gallery/{file}.{kind}"
             (folder / files[name]).parent.mkdir(exist_ok=True)
             picture.save(folder / files[name], quality=88)
-        iu = {r.stage: _finite(r.metrics.per_image_iu[index].item()) for r in of_head}
-        labels = np.unique(np.concatenate([m.ravel() for m in maps.values()])).tolist()
+        scores: dict[str, Any] = {result.stage: result.metrics.per_image_iu for result in of_head}
+        iu = {stage: _finite(values[index].item()) for stage, values in scores.items()}
+        pixels = np.bincount(np.concatenate([labels.ravel() for labels in maps.values()]))
+        labels = [label for label in np.argsort(-pixels, kind="stable").tolist() if pixels[label]]
         about = {"id": example["id"], "group": groups.get(index, ""), "iu": iu, "labels": labels}
         found.append({**about, "files": files})
     return found
