@@ -249,6 +249,10 @@ def test_what_the_page_tells(hostile, visit) -> None:
     for gain, name in zip(gains, HOSTILE, strict=True):
         of = [scores[stage]["classes"][name]["iu"] for stage in ("fcn32s", "fcn8s")]
         assert gain == f"{of[1] - of[0]:+.3f}"
+    summary = (
+        "shapes · 8 classes · trained on 1\u202f234 images of train · scored on 16 images of val"
+    )
+    assert opened.locator(".summary").text_content() == f"{summary} · vgg16"
     facts = opened.locator("#facts").text_content()
     for text in ("0123456789ab", "jax 0.10.0", "2 × cpu", "1\u202f234 images of train"):
         assert text in facts

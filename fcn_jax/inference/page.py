@@ -276,6 +276,7 @@ def write_page(
         runs=runs,
         training=training,
         links=runs[0].scores.get("files", []) if links else [],
+        summary=summary(runs[0]),
         facts=facts(runs),
         settings=settings(runs),
         curves=[{**plot, "svg": Markup(plot["svg"])} for plot in curves(runs)],
@@ -303,6 +304,20 @@ def number(value: object) -> str:
 def signed(value: float | None) -> str:
     """A difference, with its sign."""
     return "–" if value is None else f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def summary(run: RunFiles) -> str:
+    """A run in a line."""
+    told = _facts(run)
+    several = len(run.heads) > 1
+    counts = [
+        f"{len(head.classes)} classes{f' of {name}' if several else ''}"
+        for name, head in run.heads.items()
+    ]
+    parts = [told["Data"], *counts]
+    for name in ("Trained on", "Scored on"):
+        parts.append(told[name] and f"{name.lower()} {told[name]}")
+    return " · ".join(filter(None, [*parts, told["Backbone"]]))
 
 
 def facts(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
