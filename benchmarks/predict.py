@@ -53,7 +53,7 @@ def write_photographs(folder: Path, given: Path | None, number: int, sizes: int)
 
 def main() -> None:
     """Measures, and prints a line for each turn."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="How busy predict keeps the device.")
     add = parser.add_argument
     add("--images", type=int, default=500)
     add("--photographs", type=Path, help="a folder of JPEG files; default: pictures made here")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import runpy
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from random_parameters import random_parameters
 
 import fcn_jax
@@ -99,3 +101,41 @@ def test_a_mesh_of_ones_own(folder):
     )
     assert done.returncode == 0, done.stderr
     assert "4 devices, 2 images each" in done.stdout
+
+
+@pytest.mark.slow
+def test_ray_predict(tmp_path, rng):
+    """A folder, and the same as Parquet, on a local Ray: the predictor's own label maps."""
+    ray = pytest.importorskip("ray", reason="Ray is an extra: pip install -e .[ray]")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    model = fcn_jax.create_model("fcn32s", num_classes=3, width=1 / 16, fc_width=8)
+    fcn_jax.save_weights("net.npz", random_parameters(model, 0))
+    predictor = fcn_jax.load("net.npz", padding="same")
+    (tmp_path / "photos").mkdir()
+    images = {f"{n}.png": rng.integers(0, 256, (33 + n, 50, 3), np.uint8) for n in range(5)}
+    for name, image in images.items():
+        Image.fromarray(image).save(tmp_path / "photos" / name)
+    (tmp_path / "photos/broken.png").write_bytes(b"nothing")
+    files = sorted((tmp_path / "photos").iterdir())
+    columns = {"path": [str(f) for f in files], "bytes": [f.read_bytes() for f in files]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "images.parquet")
+
+    environment = {"PYTHONPATH": str(EXAMPLES.parent), "JAX_PLATFORMS": "cpu"}
+    ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": environment})
+    try:
+        for given, output in (("photos", "labels"), ("images.parquet", "more")):
+            options = {"padding": "same", "batch_size": 2}
+            main_of("ray_predict")(tmp_path / "net.npz", tmp_path / given, output, **options)
+            rows = parquet.read_table(output).to_pylist()
+            found = {Path(row["path"]).name: row for row in rows}
+            assert "not an image" in found.pop("broken.png")["error"]
+            assert set(found) == set(images)
+            for name, row in found.items():
+                labels = np.asarray(Image.open(io.BytesIO(row["labels"])))
+                np.testing.assert_array_equal(labels, predictor(images[name]))
+                assert row["pixels"] == np.bincount(labels.ravel(), minlength=3).tolist()
+                assert row["error"] is None
+    finally:
+        ray.shutdown()
