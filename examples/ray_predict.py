@@ -12,6 +12,7 @@ numbers), pixels (of each class) and error (why an image has no labels).
 
 import argparse
 import io
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +37,8 @@ class Segment:
 
     def __init__(self, source, options):
         self.predictor = fcn_jax.load(source, **options)
-        (self.classes,) = self.predictor.heads.values()
+        classes: Any = next(iter(self.predictor.heads.values()))
+        self.names, self.palette = classes.names, classes.palette.tobytes()
 
     def __call__(self, batch):
         """The columns of the results."""
@@ -59,13 +61,13 @@ class Segment:
     def png(self, labels):
         """A label map as a PNG file that shows the classes' colours."""
         image, file = Image.fromarray(labels), io.BytesIO()
-        image.putpalette(self.classes.palette.tobytes())
+        image.putpalette(self.palette)
         image.save(file, format="PNG")
         return file.getvalue()
 
     def count(self, labels):
         """How many pixels there are of each class."""
-        return np.bincount(labels.ravel(), minlength=len(self.classes.names)).tolist()
+        return np.bincount(labels.ravel(), minlength=len(self.names)).tolist()
 
 
 def main(source, images, output, actors=1, gpus=0, batch_size=64, **options):

@@ -16,7 +16,7 @@ from toy_runs import make_run
 import fcn_jax
 from fcn_jax.classes import table_from_names
 from fcn_jax.cli import predict as cli_predict
-from fcn_jax.inference import scenes
+from fcn_jax.inference import pipeline, scenes
 from fcn_jax.models.inputs import CAFFE, Inputs
 
 rasterio = pytest.importorskip("rasterio", reason="GeoTIFF files are read by rasterio")
@@ -115,7 +115,9 @@ def test_a_scene_keeps_its_reference(tmp_path, predict, runs):
     np.testing.assert_array_equal(drawn, labels)  # the background is 0, which has no outline
 
 
-@pytest.mark.parametrize("tile", [512, 544, 1024])
+@pytest.mark.parametrize(
+    "tile", [512, *(pytest.param(tile, marks=pytest.mark.slow) for tile in (544, 1024))]
+)
 def test_the_last_rows_and_columns(tmp_path, predict, runs, tile):
     """Tiles that end at the border, none of which is dropped or stretched."""
     pixels = blocks(1312, 1079).astype(np.uint8)
@@ -125,7 +127,9 @@ def test_the_last_rows_and_columns(tmp_path, predict, runs, tile):
     np.testing.assert_array_equal(read(out / "labels/scene.tif"), whole)
 
 
-@pytest.mark.parametrize("nodata", [None, float("nan"), -9999.0])
+@pytest.mark.parametrize(
+    "nodata", [None, pytest.param(float("nan"), marks=pytest.mark.slow), -9999.0]
+)
 def test_missing_floats_do_not_spread(tmp_path, predict, runs, nodata):
     """They are void, and around them the labels are those with the documented fill."""
     pixels = blocks(300, 280).astype(np.float32)
@@ -217,6 +221,13 @@ def test_giant_files_without_reference_are_read_in_windows(tmp_path, predict, ru
     out = predict("rgb", "--write=labels")
     expected = fcn_jax.load(runs("rgb"), allow_code=True)(pixels)
     np.testing.assert_array_equal(read(out / "labels/scene.tif"), expected)
+
+
+def test_a_scene_that_cannot_be_scaled_in_windows(tmp_path, predict, monkeypatch, capsys):
+    monkeypatch.setattr(pipeline, "MOST_PIXELS", 3000)
+    write_scene(tmp_path / "scene.tif", blocks(60, 70).astype(np.uint8))
+    predict("rgb", "--scales=0.5,1", code=1)
+    assert "scene.tif is too large to be scaled at once" in capsys.readouterr().err
 
 
 def test_mistakes(tmp_path, predict, monkeypatch, capsys):

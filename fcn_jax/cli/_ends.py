@@ -170,7 +170,7 @@ _TEXTS = {
 _LOWER = {
     "train": "lower config.batch_size, config.crop or config.eval_batch_size, or set config.remat",
     "eval": "use a device with more memory, or --precision=bfloat16",
-    "predict": "try --tile=1024",
+    "predict": "try --tile=1024 or fewer --scales; --resume leaves out what is done",
 }
 
 

@@ -165,7 +165,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     records = Records(args.output, args.heatmap is not None)
     found = pipeline.find_images(args.images, args.output, records.owner)
     loaded = {name: getattr(args, name) for name in LOADED}
-    loaded["mesh"] = local_mesh() if jax.local_device_count() > 1 else None
+    if (devices := jax.local_device_count()) > 1:
+        loaded |= {"mesh": local_mesh(), "batch_size": 8 * devices}
     predictor = fcn_jax.load(source, **loaded)
     suggested = args.weights and not is_name(source) and not args.network
     if suggested and predictor.model.decoder == DECODERS["fcn8s"]:

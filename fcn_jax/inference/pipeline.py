@@ -13,6 +13,7 @@ import collections
 import dataclasses
 import hashlib
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from fcn_jax.canvas import Batch, CanvasImage, Size
+from fcn_jax.data.bands import MOST_PIXELS
 from fcn_jax.data.hha import hha, nyu_camera
 from fcn_jax.data.images import image_files, read_depth, read_pixels, skipped_files
 from fcn_jax.devices import Launch, Programs
@@ -173,6 +175,12 @@ class Reader:
             pixels: Any = job.frame
         elif in_windows and is_scene(job.file):
             pixels = Scene(job.file, channels)
+            scaled = self.predictor.scale != 1 or self.predictor.scales != (1,)
+            if scaled and math.prod(pixels.shape[:2]) > MOST_PIXELS:
+                raise ValueError(
+                    f"{job.file} is too large to be scaled at once: take a network that was "
+                    "trained at scale 1, without --scales, or cut the file"
+                )
         else:
             pixels = read_pixels(job.file, alpha="drop" if channels == 3 else "band")
         arrays: dict[str, Any] = {"image": pixels}
