@@ -19,6 +19,7 @@ from cases import (
     Case,
 )
 
+from fcn_jax import ops
 from fcn_jax.devices import data_mesh
 from fcn_jax.inference.predictor import Predictor
 from fcn_jax.models.fcn import FCN, abstract_params, create_model
@@ -64,7 +65,10 @@ class Inference:
 
     def __init__(self, case: Case, precision: str, params: Any):
         model = build_model(case, precision)
-        self.arguments = jax.device_put(({"params": params}, case.random_batch()["image"]))
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        params = model.rounded(params)  # as a Predictor prepares them
+        params = jax.device_put(params, ops.kernel_formats(params, here))
+        self.arguments = ({"params": params}, jax.device_put(case.random_batch()["image"]))
 
         def logits(variables: Any, images: Any) -> Any:
             return model.apply(variables, CAFFE.apply(images))

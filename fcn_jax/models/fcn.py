@@ -333,6 +333,23 @@ class FCN(nn.Module):
         lacking = ((0, 0), *((0, max_dim(0, least - side)) for side in (height, width)), (0, 0))
         return {name: jnp.pad(images[name], lacking) for name in channels}
 
+    # ---- parameters
+
+    def rounded(self, params: Any) -> Any:
+        """Parameters in the types that the layers compute in; predictions are the same.
+
+        With precision bfloat16 those of the backbone have half the size, and need not be rounded
+        in each pass.
+        """
+        maps = PRECISIONS[self.precision].maps
+        if maps is None:
+            return params
+        own = set(self.parameter_layers) - set(self.score_layers)
+        return {
+            layer: jax.tree.map(lambda x: jnp.asarray(x, maps), arrays) if layer in own else arrays
+            for layer, arrays in params.items()
+        }
+
     # ---- properties
 
     def _input_suffix(self, name: str) -> str:

@@ -1,8 +1,8 @@
 """Array operations the networks are made of: pure functions, no parameters, no modules.
 
 Some have two forms. The plain form is what `jax.lax` offers, and defines the operation. The fast
-form computes the same function (up to rounding) on the CPU, where XLA's own is slow. It is chosen
-when a program is lowered for a CPU, never by the caller. An operation that would gain nothing has
+form computes the same function (up to rounding) on the CPU, where XLA's own is slow, or on CUDA
+devices. It is chosen when a program is lowered for one of those, never by the caller. An operation that would gain nothing has
 the plain form only. Gains in the docstrings are time, fast over plain, on 2 cores of a shared
 machine with AVX-512, in float32, for VGG16's layers at 500x375 pixels with the reference padding
 unless they say otherwise; ``benchmarks/operations.py`` measures them again.
@@ -14,7 +14,7 @@ Hessian-vector products); `fcn_jax.ops.multilinear` says how.
 images of any size (`jax.export`), forms that depend on sizes are plain.
 """
 
-from fcn_jax.ops.convolutions import convolution
+from fcn_jax.ops.convolutions import convolution, kernel_formats
 from fcn_jax.ops.dispatch import plain_chosen, plain_forms, sizes_known
 from fcn_jax.ops.pooling import average_pool, local_response_norm, max_pool
 from fcn_jax.ops.upsampling import (
@@ -30,6 +30,7 @@ __all__ = [
     "conv_transpose",
     "convolution",
     "interpolate_on_canvas",
+    "kernel_formats",
     "local_response_norm",
     "max_pool",
     "plain_chosen",

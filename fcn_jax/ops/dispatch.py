@@ -60,9 +60,11 @@ def sizes_known(array: Array) -> bool:
     return not any(map(is_symbolic_dim, array.shape))
 
 
-def fast_on_cpu(fast: Callable[..., Array], plain: Callable[..., Array]) -> Callable[..., Array]:
-    """A function of arrays that is ``fast`` in programs for the CPU and ``plain`` in others."""
-    return lambda *arrays: lax.platform_dependent(*arrays, cpu=fast, default=plain)
+def by_platform(plain: Callable[..., Array], **fast: Callable[..., Array]) -> Callable[..., Array]:
+    """A function of arrays: ``fast``, by the platform compiled for (cpu, cuda, …), else ``plain``."""
+    if not fast:
+        return plain
+    return lambda *arrays: lax.platform_dependent(*arrays, **fast, default=plain)
 
 
 def in_float32(function: Callable[..., Array]) -> Callable[..., Array]:

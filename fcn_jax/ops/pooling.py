@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int8
 
 from fcn_jax.geometry import Window
-from fcn_jax.ops.dispatch import fast_on_cpu, plain_chosen, sizes_known
+from fcn_jax.ops.dispatch import by_platform, plain_chosen, sizes_known
 from fcn_jax.ops.multilinear import multilinear
 
 
@@ -30,7 +30,8 @@ def max_pool(x: Float[Array, "b h w c"], window: Window) -> Float[Array, "b h2 w
     plain = functools.partial(_max_pool, window)
     if plain_chosen() or not sizes_known(x) or window.kernel**2 > 127 or min(x.shape) == 0:
         return plain(x)
-    return fast_on_cpu(functools.partial(_max_pool_that_remembers, window), plain)(x)
+    fast = functools.partial(_max_pool_that_remembers, window)
+    return by_platform(plain, cpu=fast, cuda=fast)(x)
 
 
 def _max_pool(window: Window, x: Array) -> Array:

@@ -61,6 +61,7 @@ from fcn_jax.training.step import (
     create_state,
     init_state,
     make_train_step,
+    put_state,
 )
 from fcn_jax.weights.arrays import is_conv_transpose
 
@@ -301,6 +302,7 @@ def _train(
                         abstract_params(stage.model),
                     )
                     state, position = checkpoints.restore(like, devices.replicated(mesh))
+                    state = put_state(state, mesh)
                     done = int(state.step)
                     journal.rewind(stage.name, done, position.pop("records", ""))
                     seen = Evaluations(*position.pop("evaluations", ()))

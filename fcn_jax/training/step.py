@@ -11,8 +11,9 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Integer
 
+from fcn_jax import ops
 from fcn_jax.devices import automatic, batch_axis, batch_sharding, least_memory, replicated
-from fcn_jax.models.fcn import FCN
+from fcn_jax.models.fcn import FCN, abstract_params
 from fcn_jax.models.inputs import Inputs
 from fcn_jax.models.losses import Loss, PixelLoss, cross_entropy, sample_cells
 
@@ -211,11 +212,13 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state, average), report
 
     whole = replicated(mesh)
+    state = jax.eval_shape(lambda p: init_state(p, optimizer, ema=ema), abstract_params(model))
+    formats = ops.kernel_formats(state, whole)
     return jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(whole, None),
-        out_shardings=(whole, whole),
+        in_shardings=(formats, None),
+        out_shardings=(formats, whole),
         compiler_options=least_memory(mesh.devices.flat[0].platform),
     )
 
@@ -235,9 +238,14 @@ def create_state(
     params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: float = 0.0
 ) -> TrainState:
     """The state before the first step, copied to every device."""
-    state = init_state(params, optimizer, ema=ema)
     # A copy: the step donates its state, and the caller may still hold the parameters.
-    return jax.tree.map(jnp.copy, jax.device_put(state, replicated(mesh)))
+    state = jax.tree.map(jnp.copy, init_state(params, optimizer, ema=ema))
+    return put_state(state, mesh)
+
+
+def put_state(state: TrainState, mesh: Mesh) -> TrainState:
+    """A state on every device, as the train step takes it."""
+    return jax.device_put(state, ops.kernel_formats(state, replicated(mesh)))
 
 
 @jax.jit
