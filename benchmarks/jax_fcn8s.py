@@ -65,9 +65,8 @@ class Inference:
 
     def __init__(self, case: Case, precision: str, params: Any):
         model = build_model(case, precision)
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         params = model.rounded(params)  # as a Predictor prepares them
-        params = jax.device_put(params, ops.kernel_formats(params, here))
+        params = jax.device_put(params, ops.kernel_formats(params, None))
         self.arguments = ({"params": params}, jax.device_put(case.random_batch()["image"]))
 
         def logits(variables: Any, images: Any) -> Any:

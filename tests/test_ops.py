@@ -263,6 +263,8 @@ WINDOWS = [
     Window(3, 1, pad=1, ceil=True),
     Window(3, 3, ceil=True),
     Window(2, 3, ceil=True),
+    Window(2, 2),
+    Window(3, 3),
 ]
 
 
@@ -290,7 +292,7 @@ def test_max_pool_and_its_gradient_are_pytorchs(window, shape):
     for name, x in maps.items():
         truth = of_maps(
             lambda torch, x: torch.nn.functional.max_pool2d(
-                x, window.kernel, window.stride, window.pad, ceil_mode=True
+                x, window.kernel, window.stride, window.pad, ceil_mode=window.ceil
             ),
             x,
             cotangent,
@@ -488,6 +490,35 @@ def test_other_backends_get_the_plain_form():
 
     assert "stablehlo.convolution" in text("cuda")
     assert "stablehlo.convolution" not in text("cpu")
+
+
+def test_what_cuda_devices_get():
+    """fc6 and its gradients as products; pools that search no window again."""
+    x, fc6 = (jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((2, 10, 9, 128), (7, 7, 128, 700)))
+
+    def loss(x, kernel, small):
+        fc6 = ops.convolution(x, kernel, 1, ((0, 0),) * 2, precision=jax.lax.Precision.HIGH)
+        return jnp.sum(ops.max_pool(fc6, Window(2, 2)) ** 2) + jnp.sum(convolve(x, small) ** 2)
+
+    def operations(channels):
+        small = jax.ShapeDtypeStruct((3, 3, 128, channels), jnp.bfloat16)
+        traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(x, fc6, small)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        return {
+            name: text.count(f"stablehlo.{name}")
+            for name in ("convolution", "dot_general", "select_and_scatter", "reduce_window")
+        }
+
+    found = operations(8)
+    assert found["convolution"] == 3  # of the small kernel alone
+    assert found["dot_general"] == 3
+    assert found["select_and_scatter"] == found["reduce_window"] == 0
+
+
+def test_kernels_lie_as_usual_on_other_devices_than_gpus():
+    here = NamedSharding(Mesh(jax.devices()[:1], "data"), P())
+    assert ops.kernel_formats({"kernel": np.zeros((3, 3, 2, 4))}, here) is here
+    assert ops.kernel_formats({"kernel": np.zeros((3, 3, 2, 4))}, None) is None
 
 
 @pytest.mark.parametrize(("value", "plain"), [("1", True), ("0", False), ("", False)])

@@ -69,6 +69,20 @@ def test_maps_of_bfloat16():
         assert value.dtype == (jnp.float32 if decoded else jnp.bfloat16), name
 
 
+def test_predictions_with_weights_rounded_once():
+    model = build("bfloat16")
+    params = random_parameters(model, 0)
+    predictor = fcn_jax.Predictor(model, {"params": params})
+    rounded = predictor.on_device["params"]
+    assert {layer for layer in rounded if rounded[layer]["kernel"].dtype == jnp.bfloat16} == {
+        layer.name for layer in model.backbone.layers if isinstance(layer, Conv)
+    }
+    logits = jax.jit(model.apply)({"params": params}, IMAGES)
+    again = jax.jit(model.apply)(predictor.on_device, IMAGES)
+    np.testing.assert_array_equal(again, logits)
+    assert np.abs(logits).max() > 0
+
+
 @pytest.mark.usefixtures("unchecked_annotations")
 def test_an_unknown_precision():
     with pytest.raises(ValueError, match=r"precision 'float16'.*tf32"):

@@ -2,10 +2,10 @@
 
 Some have two forms. The plain form is what `jax.lax` offers, and defines the operation. The fast
 form computes the same function (up to rounding) on the CPU, where XLA's own is slow, or on CUDA
-devices. It is chosen when a program is lowered for one of those, never by the caller. An operation that would gain nothing has
-the plain form only. Gains in the docstrings are time, fast over plain, on 2 cores of a shared
-machine with AVX-512, in float32, for VGG16's layers at 500x375 pixels with the reference padding
-unless they say otherwise; ``benchmarks/operations.py`` measures them again.
+devices. It is chosen when a program is lowered for one of those, never by the caller. An operation
+that would gain nothing has the plain form only. Gains in the docstrings are time, fast over plain,
+on 2 cores of a shared machine with AVX-512, in float32, for VGG16's layers at 500x375 pixels with
+the reference padding unless they say otherwise; ``benchmarks/operations.py`` measures them again.
 
 All have derivatives of any order, in forward and reverse mode (`jax.jvp`, `jax.jacfwd`,
 Hessian-vector products); `fcn_jax.ops.multilinear` says how.

@@ -210,7 +210,7 @@ def _is_one_product(kernel: tuple[int, ...]) -> bool:
     return kernel[0] > 3 and math.prod(kernel) >= 2**22
 
 
-def kernel_formats(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+def kernel_formats(tree: Any, sharding: jax.sharding.Sharding | None) -> Any:
     """How arrays, of which those of four axes are kernels, best lie on the devices.
 
     On GPUs cuDNN reads kernels in the order (out, height, width, in); in any other the compiled
@@ -218,17 +218,20 @@ def kernel_formats(tree: Any, sharding: jax.sharding.Sharding) -> Any:
 
     Args:
         tree: Arrays, or their shapes: parameters, or the state of an optimiser.
-        sharding: Of all of them.
+        sharding: Of all of them; None is the default device.
 
     Returns:
-        A tree for `jax.device_put`, and for the ``in_shardings`` and ``out_shardings`` of `jax.jit`.
+        The second argument of `jax.device_put` for the tree; ``in_shardings`` of `jax.jit`.
     """
-    on_gpu = next(iter(sharding.device_set)).platform == "gpu"
+    devices = jax.local_devices()[:1] if sharding is None else sharding.device_set
+    if next(iter(devices)).platform != "gpu":
+        return sharding
+    here = jax.sharding.SingleDeviceSharding(next(iter(devices))) if sharding is None else sharding
 
     def of_array(array: Any) -> Any:
-        if not on_gpu or len(array.shape) != 4 or _is_one_product(array.shape):
-            return sharding
-        return Format(Layout((3, 0, 1, 2)), sharding)
+        if len(array.shape) != 4 or _is_one_product(array.shape):
+            return here
+        return Format(Layout((3, 0, 1, 2)), here)
 
     return jax.tree.map(of_array, tree)
 

@@ -61,7 +61,7 @@ def sizes_known(array: Array) -> bool:
 
 
 def by_platform(plain: Callable[..., Array], **fast: Callable[..., Array]) -> Callable[..., Array]:
-    """A function of arrays: ``fast``, by the platform compiled for (cpu, cuda, …), else ``plain``."""
+    """A function of arrays: the form for the platform compiled for (cpu, cuda), else ``plain``."""
     if not fast:
         return plain
     return lambda *arrays: lax.platform_dependent(*arrays, **fast, default=plain)

@@ -132,7 +132,9 @@ def _spread_apart(
     index = row[None, :, None, None] * size + column[None, None, :, None]
     is_first = enlarge(first) == index
     spread = jnp.where(is_first, enlarge(gradient), jnp.zeros((), gradient.dtype))
-    return spread[:, : shape[1], : shape[2]]
+    spread = spread[:, : shape[1], : shape[2]]
+    beyond = [(0, whole - part) for whole, part in zip(shape, spread.shape, strict=True)]
+    return jnp.pad(spread, beyond)  # cells that no window reads, where sizes are rounded down
 
 
 def average_pool(x: Float[Array, "b h w c"], window: Window) -> Float[Array, "b h2 w2 c"]:
