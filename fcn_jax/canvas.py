@@ -51,12 +51,14 @@ class Batch:
     """What a network needs of a batch; the rows beyond the last image are black.
 
     ``arrays`` are uint8 or uint16, by modality, at the network's scale; ``valid_size`` is each
-    image's height and width there, ``original_size`` before it was scaled.
+    image's height and width there, ``original_size`` before it was scaled; ``tile`` is where it
+    lies in the image that it is a tile of, or that it is itself.
     """
 
     arrays: Mapping[str, Shaped[Array | np.ndarray, "b h w *c"]]
     valid_size: Int[Array | np.ndarray, "b 2"]
     original_size: Int[Array | np.ndarray, "b 2"]
+    tile: Tile
 
 
 class CanvasImage(NamedTuple):
@@ -66,6 +68,9 @@ class CanvasImage(NamedTuple):
     views: tuple[Mapping[str, np.ndarray], ...]  # what the network reads by modality, at its scale
     original_size: Size  # before scaling, at which results are wanted
     canvases: tuple[Size, ...]  # of the batch that it is to be in: of the results, of each view
+    tiles: tuple[
+        tuple[Size, Size], ...
+    ]  # of each view: its first pixel in the image, that one's size
 
 
 # ======================================================================== canvases
@@ -176,7 +181,8 @@ def batch_of(images: Sequence[CanvasImage], rows: int, view: int) -> Batch:
     padded = [*images, *[images[0]] * (rows - len(images))]
     sizes = [next(iter(image.views[view].values())).shape[:2] for image in padded]
     originals = [image.original_size for image in padded]
-    return Batch(arrays, np.array(sizes, np.int32), np.array(originals, np.int32))
+    tile = Tile(*(np.array([i.tiles[view][part] for i in padded], np.int32) for part in (0, 1)))
+    return Batch(arrays, np.array(sizes, np.int32), np.array(originals, np.int32), tile)
 
 
 # ======================================================================== valid sizes

@@ -115,6 +115,67 @@ def googlenet(auxiliary: bool = True, seed: int = 0) -> Arrays:
     return arrays | _layer(rng, "fc", (6, 8))
 
 
+RESNET_BLOCKS = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+}
+
+
+def resnet(name: str, channels: int = 4, classes: int = 5, seed: int = 0) -> Arrays:
+    """torchvision's and timm's ResNets; 64 channels of the first convolution would be the real."""
+    arrays = _resnet_backbone(name, channels, seed)
+    inputs = 8 * channels * (1 if name in ("resnet18", "resnet34") else 4)
+    rng = np.random.default_rng(seed + 1)
+    return arrays | _layer(rng, "fc", (classes, inputs))
+
+
+def fcn_resnet(
+    name: str, channels: int = 4, classes: int = 21, auxiliary: bool = False, seed: int = 0
+) -> Arrays:
+    """torchvision's FCN with such a backbone."""
+    backbone = _resnet_backbone(name, channels, seed)
+    arrays = {f"backbone.{name}": value for name, value in backbone.items()}
+    rng = np.random.default_rng(seed + 1)
+    heads = {"classifier": 32 * channels} | ({"aux_classifier": 16 * channels} if auxiliary else {})
+    for head, inputs in heads.items():
+        arrays |= _norm_conv(rng, f"{head}.0", f"{head}.1", (inputs // 4, inputs, 3, 3))
+        arrays |= _layer(rng, f"{head}.4", (classes, inputs // 4, 1, 1))
+    return arrays
+
+
+def _resnet_backbone(name: str, channels: int, seed: int) -> Arrays:
+    rng = np.random.default_rng(seed)
+    basic = name in ("resnet18", "resnet34")
+    arrays = _norm_conv(rng, "conv1", "bn1", (channels, 3, 7, 7))
+    inputs = channels
+    for stage, blocks in enumerate(RESNET_BLOCKS[name], 1):
+        inner = channels * 2 ** (stage - 1)
+        outer = inner if basic else 4 * inner
+        sizes = (3, 3) if basic else (1, 3, 1)
+        for block in range(blocks):
+            before = f"layer{stage}.{block}"
+            for number, size in enumerate(sizes, 1):
+                outputs = outer if number == len(sizes) else inner
+                shape = (outputs, inputs if number == 1 else inner, size, size)
+                arrays |= _norm_conv(rng, f"{before}.conv{number}", f"{before}.bn{number}", shape)
+            if block == 0 and inputs != outer:
+                down = f"{before}.downsample"
+                arrays |= _norm_conv(rng, f"{down}.0", f"{down}.1", (outer, inputs, 1, 1))
+            inputs = outer
+    return arrays
+
+
+def _norm_conv(rng: np.random.Generator, conv: str, norm: str, shape: tuple[int, ...]) -> Arrays:
+    """A convolution without bias and its batch norm, which keep the size of what they read."""
+    weight = _normal(rng, *shape) / np.float32(np.prod(shape[1:]) ** 0.5)
+    arrays = _norm(rng, norm, shape[0])
+    for name in ("weight", "bias", "running_mean"):
+        arrays[f"{norm}.{name}"] /= np.float32(2)
+    return {f"{conv}.weight": weight} | arrays
+
+
 FCN_LAYERS = {
     "fcn32s": ({"score_fr": 9}, {"upscore": 64}),
     "fcn16s": ({"score_fr": 9, "score_pool4": 13}, {"upscore2": 4, "upscore16": 32}),

@@ -16,12 +16,15 @@ import fcn_jax
 CANVAS = (64, 96)
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
-FORKED, PLAIN = toy_backbones.forked, toy_backbones.plain
+FORKED, PLAIN, RESIDUAL = toy_backbones.forked, toy_backbones.plain, toy_backbones.residual
 MODELS = {
     "vgg-same": {"name": "fcn8s", "backbone": "vgg11", "padding": "same"},
     "vgg-reference": {"name": "fcn8s", "backbone": "vgg11", "padding": "reference"},
     "alexnet-reference": {"name": "fcn32s", "backbone": "alexnet", "padding": "reference"},
     "forked": {"name": "fcn16s", "backbone": FORKED},
+    "residual": {"name": "fcn16s", "backbone": RESIDUAL},
+    "residual-reference": {"name": "fcn32s", "backbone": RESIDUAL, "padding": "reference"},
+    "interpolated": {"name": "fcn_interpolated", "backbone": RESIDUAL},
     "two heads": {"name": "fcn16s", "backbone": PLAIN, "num_classes": {"sem": 3, "geo": 2}},
     "two inputs": {"name": "fcn16s", "backbone": PLAIN, "inputs": {"color": 3, "hha": 2}},
 }
@@ -29,6 +32,7 @@ SLOW = {
     "vgg-32s": {"name": "fcn32s", "backbone": "vgg11", "padding": "reference"},
     "alexnet-same": {"name": "fcn8s", "backbone": "alexnet", "padding": "same"},
     "googlenet-same": {"name": "fcn32s", "backbone": "googlenet", "padding": "same"},
+    "resnet18-same": {"name": "fcn8s", "backbone": "resnet18"},
 }
 
 

@@ -27,7 +27,8 @@ from fcn_jax.models.fcn import (
     multiply_adds,
 )
 
-TABLES = {**BACKBONES, "plain": toy_backbones.plain, "forked": toy_backbones.forked}
+TOYS = {name: getattr(toy_backbones, name) for name in ("plain", "forked", "residual")}
+TABLES = {**BACKBONES, **TOYS}
 TRACED = [name for name in TABLES if name not in ("resnet34", "resnet50", "resnet101")]
 TRACED.remove("resnet101_dilated")  # they differ from the others in the number of blocks alone
 CROPPED = [net for net in SEGMENTERS if not DECODERS[net].interpolate]
@@ -175,7 +176,7 @@ def test_parameters_are_named_by_the_table(backbone, net):
         assert len(model.upsampling_layers) == (net in CROPPED) + len(skips)
 
 
-@pytest.mark.parametrize("backbone", ["vgg16", "alexnet", "googlenet", "forked"])
+@pytest.mark.parametrize("backbone", ["vgg16", "alexnet", "googlenet", "forked", "residual"])
 def test_inputs_and_heads_name_their_layers(backbone):
     model, plain = (small_model("fcn16s", backbone, "same", several) for several in (True, False))
     shapes, single = parameter_shapes(model), parameter_shapes(plain)
@@ -240,9 +241,10 @@ def test_frozen_layers(backbone, net, choice):
 
 
 # The published backbones' gradients are compared with PyTorch's; what is fixed is the decoder's.
-def test_a_gradient_only_where_something_is_learned():
+@pytest.mark.parametrize("backbone", ["forked", "residual"])
+def test_a_gradient_only_where_something_is_learned(backbone):
     """Of two branches, and layers with groups; test_networks has the other choices."""
-    model = small_model("fcn8s", "forked", "same")
+    model = small_model("fcn8s", backbone, "same")
     # Positive biases keep the ReLUs open: with so few channels a layer may die altogether.
     params = jax.tree.map(np.abs, random_parameters(model, 0))
     images = np.random.default_rng(0).uniform(1, 2, (1, 35, 32, 3)).astype(np.float32)

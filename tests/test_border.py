@@ -29,8 +29,10 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
         ("vgg19", "reference", "conv4_3"),
         ("alexnet", "reference", "conv3"),
         ("googlenet", "reference", "pool2/3x3_s2"),
+        ("resnet50", "reference", "maxpool"),  # two layers read it
         ("vgg16", "same", None),
         ("googlenet", "native", None),
+        ("resnet50", "native", None),
     ],
 )
 def test_how_far_a_backbone_shares_its_border(backbone, padding, last):
@@ -47,7 +49,7 @@ def seen_by(marks: np.ndarray, window: Window, beyond: bool) -> np.ndarray:
     return np.array([padded[start : start + window.kernel].any() for start in starts])
 
 
-@pytest.mark.parametrize("backbone", ["vgg16", "vgg19", "alexnet", "googlenet"])
+@pytest.mark.parametrize("backbone", ["vgg16", "vgg19", "alexnet", "googlenet", "resnet50"])
 def test_image_and_edge_lie_where_they_are_found_by_trying(backbone):
     layers = BACKBONES[backbone]("reference", 1.0, 4096).layers
     shared = shared_layers(layers)
@@ -76,6 +78,7 @@ def test_image_and_edge_lie_where_they_are_found_by_trying(backbone):
     [
         ("fcn8s", "vgg11", [(1, 1), (33, 47)]),
         ("fcn8s", toy_backbones.plain, [(2, 1), (38, 53)]),
+        ("fcn8s", toy_backbones.residual, [(2, 1), (38, 53)]),
         ("fcn32s", "alexnet", [(38, 53)]),
         pytest.param("fcn32s", "googlenet", [(41, 34)], marks=pytest.mark.slow),
     ],

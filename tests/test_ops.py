@@ -170,7 +170,7 @@ def called(monkeypatch):
 # ======================================================================== convolution
 
 
-# Kernel, stride, padding, groups: all that the backbones have.
+# Kernel, stride, padding, groups, and dilation but for 1: all that the backbones have.
 WINDOWS_OF_BACKBONES = (
     *((11, 4, pad, 1) for pad in (2, 100)),
     (7, 2, 3, 1),
@@ -179,21 +179,24 @@ WINDOWS_OF_BACKBONES = (
     *((3, 1, 1, groups) for groups in (1, 2, 4)),
     (3, 1, 100, 1),
     (3, 2, 1, 2),
-    *((1, 1, 0, groups) for groups in (1, 2)),
+    *((1, stride, 0, groups) for stride, groups in ((1, 1), (1, 2), (2, 1))),
+    *((3, 1, dilation, 1, dilation) for dilation in (2, 4)),
+    (3, 2, 3, 2, 2),
 )
 
 
 @pytest.mark.parametrize("window", WINDOWS_OF_BACKBONES, ids=str)
 def test_convolution_is_pytorchs(window):
     """As the networks call it: their layer on our function."""
-    size, stride, pad, groups = window
+    size, stride, pad, groups, dilation = (*window, 1)[:5]
     x, kernel = random_arrays((2, 13, 15, 4), (size, size, 4 // groups, 8))
     bias = np.random.default_rng(size).normal(size=8).astype(np.float32)
-    layer, window = Convolution(8, groups), Window(size, stride, pad)
+    layer = Convolution(8, groups)
+    window = Window(size, stride, pad, dilation=dilation)
     assert_pytorchs(
         lambda x, k, b: layer.apply({"params": {"kernel": k, "bias": b}}, x, window),
         lambda torch, x, k, b: torch.nn.functional.conv2d(
-            x, k, b, stride=stride, padding=pad, groups=groups
+            x, k, b, stride=stride, padding=pad, groups=groups, dilation=dilation
         ),
         *(x, kernel, bias),
         to_torch=(NCHW, OIHW, (0,)),
@@ -448,6 +451,34 @@ def test_resize_bilinear_on_canvas_is_pytorchs():
         )
         truth = theirs.numpy().transpose(NHWC)[0]
         np.testing.assert_allclose(got[: target[0], : target[1]], truth, atol=1e-5)
+
+
+def test_interpolation_is_pytorchs_also_of_tiles():
+    """Images of any size on one canvas, and parts of an image of 97x131 pixels."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    sizes = [(97, 131), (1, 1), (8, 16), (9, 121)]
+    maps = rng.normal(size=(4, 13, 17, 3)).astype(np.float32)
+    truth = []
+    for cells, (h, w) in zip(maps, sizes, strict=True):
+        alone = cells[None, : -(-h // 8), : -(-w // 8)].transpose(NCHW).copy()
+        tensor = torch.from_numpy(alone).double()
+        theirs = torch.nn.functional.interpolate(
+            tensor, (h, w), mode="bilinear", align_corners=False
+        )
+        truth.append(theirs.numpy().transpose(NHWC)[0])
+    zeros = np.zeros((4, 2), np.int32)
+    ours = ops.interpolate_on_canvas(jnp.asarray(maps), 8, np.array(sizes), 97, 131, zeros)
+    for got, expected, (h, w) in zip(np.asarray(ours), truth, sizes, strict=True):
+        np.testing.assert_allclose(got[:h, :w], expected, atol=1e-6)
+        assert not got[h:].any()
+        assert not got[:, w:].any()
+    # From cell (5, 3) on: but for a stride and a half at its border a tile is part of the image.
+    part = jnp.asarray(maps[:1, 5:11, 3:12])
+    tile = ops.interpolate_on_canvas(
+        part, 8, np.array([[97, 131]]), 48, 72, np.array([[40, 24]], np.int32)
+    )
+    np.testing.assert_allclose(tile[0, 12:-12, 12:-12], truth[0][52:76, 36:84], atol=1e-6)
 
 
 # ======================================================================== the choice of form

@@ -102,6 +102,10 @@ CASES = [
     ("fcn16s", toy_backbones.forked, "reference"),
     ("fcn8s", toy_backbones.forked, "same"),
     ("fcn8s_atonce", toy_backbones.plain, "same"),
+    ("fcn8s", toy_backbones.residual, "same"),
+    # Interpolation stretches the map by a factor that depends on the size of the whole image.
+    ("fcn_interpolated", toy_backbones.residual, "same"),
+    ("fcn_interpolated", toy_backbones.forked, "same"),
 ]
 
 

@@ -22,12 +22,20 @@ NETWORKS = [
     {"name": "fcn32s", "backbone": "vgg13"},
     {"name": "fcn32s", "backbone": "alexnet"},
     {"name": "fcn8s", "backbone": "googlenet"},
+    {"name": "fcn8s", "backbone": "resnet18"},
+    {"name": "fcn_interpolated", "backbone": "resnet50_dilated"},
     {"name": "fcn32s", "num_classes": {"geo": 3, "sem": 33}},
     {"name": "fcn32s", "num_classes": 40, "inputs": {"color": 3, "hha": 3}},
     {"name": "fcn32s", "num_classes": 40, "inputs": 4},
     *(
         {"name": "classifier", "backbone": backbone, "num_classes": 1000}
-        for backbone in ("vgg16", "alexnet_torchvision", "googlenet_torchvision", "googlenet")
+        for backbone in (
+            "vgg16",
+            "alexnet_torchvision",
+            "googlenet_torchvision",
+            "googlenet",
+            "resnet50",
+        )
     ),
 ]
 
@@ -37,7 +45,7 @@ NETWORKS = [
 )
 def test_weights_tell_their_network(monkeypatch, network):
     monkeypatch.setattr(identify, "abstract_params", abstract_params)  # traces each network once
-    padding = "native" if network["name"] == "classifier" else "reference"
+    padding = {"classifier": "native", "fcn_interpolated": "same"}.get(network["name"], "reference")
     model = small(**network, padding=padding, learned_upsampling="none")
     params = random_parameters(model, 0)
     flat = weights.flatten(params)

@@ -351,12 +351,22 @@ def test_tensors_as_python_2_and_old_pytorch_wrote_them(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("backbone.conv1.weight", "backbone.layer1.0.conv1.weight"), "segmentation networks are"),
+        # torchvision's DeepLab; a ResNet of detectron2, alone and in a detector, and MSRA's; timm's
+        # ResNet-50-D and SE-ResNet.
+        (("backbone.conv1.weight", "classifier.0.convs.0.0.weight"), "a segmentation network, but"),
+        (("stem.conv1.weight", "res2.0.conv1.weight"), "a ResNet of Caffe or detectron2"),
+        (("backbone.bottom_up.res2.0.conv1.weight", "proposal.weight"), "a ResNet of Caffe or det"),
+        (("conv1.weight", "res2a_branch2a.weight"), "a ResNet of Caffe or detectron2"),
+        (
+            ("conv1.0.weight", "layer1.0.conv1.weight", "layer1.0.downsample.1.weight"),
+            "another dep",
+        ),
+        (("conv1.weight", "layer1.0.conv1.weight", "layer1.0.se.fc1.weight"), "another depth"),
         (
             ("backbone.features.0.weight", "head.0.weight"),
             r"save its backbone alone, model\.backbone\.",
         ),
-        (("conv1.weight", "layer1.0.conv1.weight", "fc.weight"), "a ResNet"),
+        (("conv1.weight", "layer1.0.conv1.weight", "fc.weight"), "a ResNet of another depth"),
         (("features.0.weight", "features.3.weight"), r"unknown network \(features\.0\.weight"),
         (("encoder.weight",), "known are .*torchvision vgg16.*pytorch-fcn"),
     ],

@@ -444,7 +444,12 @@ class Predictor:
                 resize(mirrored if view.mirrored else pixels, view.scale) for view in self.views
             )
             on = self._canvases(size_of(pixels), canvas)
-            yield CanvasImage((image, (rows, columns)), views, size_of(pixels), on)
+            top, left, right = rows.seen.start, columns.seen.start, size[1] - columns.seen.stop
+            lie = tuple(
+                ((top, right if view.mirrored else left), canvases.scaled_size(size, view.scale))
+                for view in self.views
+            )
+            yield CanvasImage((image, (rows, columns)), views, size_of(pixels), on, lie)
 
     def _canvases(self, size: Size, canvas: canvases.Canvas) -> tuple[Size, ...]:
         """The canvas of an image's results, and of each view, which has the same for all of them.
@@ -662,7 +667,9 @@ def _log_mean_probabilities(
 def _logits(variables: Any, batch: Batch, network: Network, canvas: Size) -> dict[str, Array]:
     """The logits of one view by head, at the original sizes."""
     model, arrays = network.model, network.inputs.apply(batch.arrays)
-    sizes: dict[str, Any] = {"valid_size": batch.valid_size} if takes_canvas(model) else {}
+    sizes: dict[str, Any] = {}
+    if takes_canvas(model):
+        sizes = {"valid_size": batch.valid_size, "tile": batch.tile}
     output: Any = model.apply(variables, arrays, train=False, **sizes)
     classes = dict(network.heads)
     by_head = output if isinstance(output, dict) else {next(iter(classes), "label"): output}

@@ -38,13 +38,18 @@ def context(model: FCN) -> int:
     Raises:
         ValueError: If the network is a classifier.
     """
-    final = model.alignment.final
-    if final is None:
+    if model.classifies:
         raise ValueError(
             "a classifier's map is not computed in tiles; reduce the image, or build a network "
             "that scores every pixel (fcn32s, fcn16s, fcn8s, fcn8s_atonce)"
         )
-    return math.ceil((model.alignment.geometry[final].receptive_field - 1) / 2)
+    *_, last = model.alignment.geometry.values()
+    reach = (last.receptive_field - 1) / 2
+    if model.decoder.interpolate:
+        # The map is stretched over the image: the two cells around a pixel are centred within a
+        # stride of a place that is up to half a stride away from it.
+        reach += 3 * last.stride / 2 + last.offset
+    return math.ceil(reach)
 
 
 def total_stride(model: FCN) -> int:

@@ -33,7 +33,9 @@ def check_names(names: Iterable[str], backbone: str, width: float) -> None:
         if not weights.is_name(name) or name.startswith("hf:"):
             continue
         row = published.find(name)
-        if backbone in BACKBONES and row.backbone != backbone:
+        # A dilated backbone has the layers of the classifier that it comes from, and a head.
+        theirs, ours = (each.removesuffix("_dilated") for each in (row.backbone, backbone))
+        if backbone in BACKBONES and theirs != ours:
             raise ValueError(
                 f"config.init: {name} is of config.backbone = {row.backbone!r}, not {backbone!r}"
             )

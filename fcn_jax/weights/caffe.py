@@ -157,6 +157,11 @@ def read(path: Path) -> Weights:
                 problems.append(f"{name} ({kind}): {error}")
     if problems:
         raise ValueError("layers that cannot be read:\n  " + "\n  ".join(problems))
+    if "res2a_branch2a/kernel" in weights:
+        raise ValueError(
+            "a ResNet of Caffe, which has its strides in the 1x1 convolutions and is none of the "
+            "networks here; take torchvision:resnet50"
+        )
     if not weights:
         raise ValueError("a Caffe model without any weights (a network definition only?)")
     weights.skipped = tuple(skipped)

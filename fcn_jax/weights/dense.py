@@ -19,7 +19,7 @@ from fcn_jax.weights.arrays import Weights, flatten, unflatten
 Order = Literal["chw", "hwc"]
 Params = TypeVar("Params", bound=Mapping[str, Any])
 
-DENSE_LAYERS = ("fc6", "fc7", "fc8", "loss3/classifier")
+DENSE_LAYERS = ("fc6", "fc7", "fc8", "loss3/classifier", "fc")
 """The layers that are dense in the published classifiers."""
 
 

@@ -64,8 +64,9 @@ def network_of(
     Args:
         weights: Arrays by ``layer/kernel`` and ``layer/bias``, as `fcn_jax.weights.load` gives.
         name: The network (``fcn8s_atonce``), where it is not the one that the layers suggest.
-        padding: That of the published networks, ``reference``, where None (of a classifier,
-            ``native``); networks trained here have ``same`` unless their config says otherwise.
+        padding: That of the published networks, ``reference``, where None (of a classifier
+            ``native``, of ``fcn_interpolated`` ``same``); networks trained here have ``same``
+            unless their config says otherwise.
 
     Raises:
         ValueError: If the layers are no backbone's, or it has neither score layers nor a
@@ -90,7 +91,15 @@ def network_of(
             f"{', '.join(BACKBONES)}; build the network with create_model, and use transplant"
         )
     end, found = next(iter(fits.items()))
-    backbone_name, width = next(iter(found.items()))
+    # resnet50_dilated is resnet50 and a head.
+    backbone_name = max(
+        found,
+        key=lambda name: sum(
+            isinstance(layer, Conv) and f"{layer.name}{end}" in channels
+            for layer in BACKBONES[name]("native", 1.0, 1).layers
+        ),
+    )
+    width = found[backbone_name]
     backbone = BACKBONES[backbone_name]("native", 1.0, 1)
     layers = [layer.name for layer in backbone.layers if isinstance(layer, Conv)]
     heads = [
@@ -109,12 +118,17 @@ def network_of(
     if heads:
         skips = sum(f"score_{skip}{heads[0]}{end}" in channels for skip in backbone.skips)
         decoder = ("fcn32s", "fcn16s", "fcn8s")[skips]
+        if backbone_name.endswith("_dilated") and not any(
+            n.startswith("upscore") for n in channels
+        ):
+            decoder = "fcn_interpolated"
         classes = {head.removeprefix("_"): channels[f"score_fr{head}{end}"] for head in heads}
     else:
         decoder, classes = "classifier", {"": channels[backbone.classifier]}
     if decoder == "fcn8s" and any("scale_pool" in text for text in getattr(weights, "skipped", ())):
         decoder = "fcn8s_atonce"
     decoder = name or decoder
+    usual: dict[str, Padding] = {"classifier": "native", "fcn_interpolated": "same"}
     return create_model(
         decoder,
         backbone=backbone_name,
@@ -125,7 +139,8 @@ def network_of(
         },
         width=width,
         fc_width=channels[f"{layers[-1]}{end}"],  # of fc7; without one it does not matter
-        padding=padding or ("native" if decoder == "classifier" else "reference"),
+        padding=padding
+        or {"classifier": "native", "fcn_interpolated": "same"}.get(decoder, "reference"),
         learned_upsampling="none",
     )
 

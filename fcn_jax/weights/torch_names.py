@@ -13,10 +13,11 @@ import numpy as np
 
 from fcn_jax.models.backbones import BACKBONES, Conv
 from fcn_jax.models.inputs import CAFFE, Inputs, Preprocessing
+from fcn_jax.weights.arrays import Network as OurNetwork
 from fcn_jax.weights.arrays import Weights, our_axes, under_our_names
 
 IMAGENET = Inputs.of(Preprocessing("rgb", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1 / 255))
-"""torchvision's and timm's VGG and AlexNet: RGB in [0, 1] by mean and standard deviation."""
+"""torchvision's and timm's networks but GoogLeNet: RGB in [0, 1] by mean and deviation."""
 
 SYMMETRIC = Inputs.of(Preprocessing("rgb", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 1 / 255))
 """torchvision's GoogLeNet came from TensorFlow with weights for [-1, 1] (``transform_input``)."""
@@ -32,6 +33,7 @@ class Network:
     norms: Mapping[str, str] = dataclasses.field(default_factory=dict)  # by the layer before them
     inputs: Inputs = IMAGENET  # what its published weights expect
     epsilon: float = 1e-5  # added to the variance by its batch norms
+    decoder: str | None = None  # what follows the backbone, where the names do not say it
 
     def matches(self, arrays: Mapping[str, np.ndarray]) -> bool:
         """Whether the convolutions are those of the backbone, no more and no fewer."""
@@ -78,6 +80,29 @@ _GOOGLENET |= {
     for branch, layer in _INCEPTION.items()
 }
 
+
+def _resnet(kind: str, name: str, prefix: str = "") -> Network:
+    """torchvision's ResNet, whose names timm shares; with a prefix, in one of its FCNs."""
+    backbone, norms = {}, {}
+    for layer in BACKBONES[name]("native", 1.0, 1).layers:
+        if isinstance(layer, Conv) and not layer.dropout:
+            theirs = prefix + layer.name.replace("_", ".").replace("/", ".")
+            norm = theirs.replace("conv", "bn")
+            if theirs.endswith("downsample"):
+                theirs, norm = f"{theirs}.0", f"{theirs}.1"
+            backbone[theirs], norms[theirs] = layer.name, norm
+    if not prefix:
+        return Network(kind, backbone, {"fc": "fc"}, norms)
+    head = {"classifier.0": "head", "classifier.4": "score_fr"}
+    return Network(
+        kind,
+        backbone | head,
+        {},
+        norms | {"classifier.0": "classifier.1"},
+        decoder="fcn_interpolated",
+    )
+
+
 NETWORKS: tuple[Network, ...] = (
     *(
         _features(f"{origin} {name}{'_bn' * norm}", name, classifier, norm)
@@ -98,6 +123,14 @@ NETWORKS: tuple[Network, ...] = (
         SYMMETRIC,
         epsilon=1e-3,
     ),
+    *(
+        _resnet(f"torchvision or timm {name}", name)
+        for name in ("resnet18", "resnet34", "resnet50", "resnet101")
+    ),
+    *(
+        _resnet(f"torchvision fcn_{name}", f"{name}_dilated", "backbone.")
+        for name in ("resnet50", "resnet101")
+    ),
 )
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "encoder.", "backbone.", "net.")
@@ -108,8 +141,12 @@ WRAPPING = PREFIXES[:2]
 
 STRANGERS = {
     "backbone.features.": "another model: save its backbone alone, model.backbone.state_dict()",
-    "backbone.": "torchvision's segmentation networks are no FCNs of the paper (ResNet, MobileNet)",
-    "layer1.0.": "a ResNet is none of the networks here",
+    **dict.fromkeys(
+        ("res2", "stem.conv1.", "bottom_up.", "backbone.bottom_up."),
+        "a ResNet of Caffe or detectron2, which may have its strides elsewhere than torchvision's",
+    ),
+    "backbone.": "a segmentation network, but not torchvision's fcn_resnet50 or fcn_resnet101",
+    "layer1.0.": "a ResNet of another depth or kind than resnet18, 34, 50 and 101",
     "features.denseblock1.": "a DenseNet is none of the networks here",
 }
 """Beginnings of names in other files that people may try, and what to say of them."""
@@ -160,6 +197,7 @@ def translate(arrays: Mapping[str, np.ndarray]) -> Weights:
 
 def _translate_network(network: Network, arrays: Mapping[str, np.ndarray]) -> Weights:
     weights = Weights(inputs=network.inputs, kind=network.kind)
+    weights.network = OurNetwork(network.decoder)
     problems: list[str] = []
     for theirs, ours in {**network.backbone, **network.classifier}.items():
         weight, bias = (arrays.get(f"{theirs}.{name}") for name in ("weight", "bias"))
