@@ -139,8 +139,7 @@ def network_of(
         },
         width=width,
         fc_width=channels[f"{layers[-1]}{end}"],  # of fc7; without one it does not matter
-        padding=padding
-        or {"classifier": "native", "fcn_interpolated": "same"}.get(decoder, "reference"),
+        padding=padding or usual.get(decoder, "reference"),
         learned_upsampling="none",
     )
 
