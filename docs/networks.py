@@ -87,8 +87,15 @@ CLASSIFIERS = {
     "alexnet_torchvision": 224,
     "googlenet": 224,
     "googlenet_torchvision": 224,
+    "resnet18": 224,
+    "resnet34": 224,
+    "resnet50": 224,
+    "resnet101": 224,
 }
 """Backbones, and the side of the images they are trained on."""
+
+DILATED = ("resnet50_dilated", "resnet101_dilated")
+"""Backbones of torchvision's FCNs, which are no classifiers."""
 
 
 def network(row: Row, padding: str | None = None) -> FCN:
@@ -153,6 +160,14 @@ def table_of_backbones() -> str:
             f"| {multiply_adds(model, side, side) / 1e9:.2f} G "
             f"| {geometry[model.backbone.classifier].receptive_field} | {skips} "
             f"| {parameters(fcn) / 1e6:.2f} M, {field} |"
+        )
+    for name in DILATED:
+        fcn = create_model("fcn_interpolated", backbone=name)
+        geometry = fcn.alignment.geometry
+        skips = ", ".join(f"`{skip}` {geometry[skip].stride}" for skip in fcn.backbone.skips)
+        lines.append(
+            f"| `{name}` | – | – | – | – | {skips} "
+            f"| {parameters(fcn) / 1e6:.2f} M, {geometry['score_fr'].receptive_field} |"
         )
     return "\n".join(lines)
 

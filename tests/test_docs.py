@@ -127,9 +127,11 @@ def test_the_example_of_scores(tmp_path, monkeypatch):
 
 def test_the_example_of_a_backbone_of_your_own(generator):
     """The code block runs as it stands, and its network takes images of any size."""
-    (block,) = python_in(generator.PAGE)
+    blocks = python_in(generator.PAGE)
     names: dict = {}
-    exec(block, names)
+    exec(blocks[0], names)
+    assert names["model"].alignment.geometry["layer4"].stride == 8
+    exec(blocks[1], names)
     model = names["model"]
     top = model.alignment.geometry["top"]
     assert (top.stride, top.offset) == (12, 5)

@@ -19,6 +19,7 @@ import fcn_jax
 from fcn_jax import ops, weights
 from fcn_jax.geometry import Window
 from fcn_jax.models.backbones import BACKBONES, Add, Backbone, Conv, Pool
+from fcn_jax.models.inputs import CAFFE, Inputs, Preprocessing
 
 pytestmark = pytest.mark.usefixtures("exact_products")
 
@@ -126,7 +127,7 @@ def test_fcns_at_full_width(torch, tmp_path, name, float64, rng):
 def test_files_of_pytorch_and_safetensors_hold_the_same(torch, tmp_path, auxiliary):
     from safetensors.numpy import save_file
 
-    arrays = state_dicts.fcn_resnet("resnet101", 2, auxiliary=auxiliary)
+    arrays = state_dicts.fcn_resnet("resnet50", 2, auxiliary=auxiliary)
     save_file(arrays, tmp_path / "model.safetensors")
     of_torch = weights.load(saved(torch, tmp_path / "w.pth", arrays))
     other = weights.load(tmp_path / "model.safetensors")
@@ -139,9 +140,9 @@ def test_files_of_pytorch_and_safetensors_hold_the_same(torch, tmp_path, auxilia
     assert all(np.array_equal(other[name], of_torch[name]) for name in other)
     ours = tmp_path / "ours.safetensors"  # without what only a state dict tells
     weights.save(ours, dict(other))
-    model, _ = network(weights.load(ours))
+    model = weights.network_of(weights.load(ours))
     assert model.decoder.interpolate
-    assert model == network(other)[0]
+    assert model == weights.network_of(other, other.network.name)
 
 
 def test_a_running_variance_as_small_as_10_times_epsilon(tmp_path):
@@ -177,7 +178,9 @@ def test_a_resnet_of_caffe_is_refused(tmp_path):
         for name in ("conv1", "res2a_branch1", "res2a_branch2a")
     ]
     path.write_bytes(caffemodel(layers, "plain"))
-    with pytest.raises(ValueError, match=r"strides in the 1x1 convolutions .* torchvision:resnet50"):
+    with pytest.raises(
+        ValueError, match=r"strides in the 1x1 convolutions .* torchvision:resnet50"
+    ):
         weights.load(path)
 
 
@@ -194,6 +197,36 @@ def test_a_wide_resnet_has_the_names_and_other_shapes(tmp_path):
     save_file(arrays, tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match="are of none of the backbones"):
         fcn_jax.load(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("bands", [1, 2, 4])
+def test_a_grey_photograph_is_to_fewer_bands_what_it_is_to_rgb(bands, rng):
+    """The first layer, away from the border; of torchvision's weights, and of Caffe's.
+
+    The plain sum of the kernels would be 10 % off, their mean a third of it. Of four equal bands
+    the response keeps its size.
+    """
+    for way in (Preprocessing("rgb", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1 / 255), CAFFE):
+        three = weights.Weights(
+            {
+                "conv1/kernel": rng.normal(size=(7, 7, 3, 5)).astype(np.float32),
+                "conv1/bias": rng.normal(size=5).astype(np.float32),
+            },
+            Inputs.of(way),
+        )
+        shapes = {"conv1": {"kernel": np.zeros((7, 7, bands, 5)), "bias": np.zeros(5)}}
+        few, report = weights.transplant(shapes, three)
+        assert report.widened == ("conv1/kernel",)
+        grey = rng.integers(0, 256, (1, 7, 7, 1), np.uint8)
+
+        def response(arrays, way, number, grey=grey):
+            x = np.asarray(way.apply(np.repeat(grey, number, axis=3)), float)
+            return np.einsum("bhwc,hwco->o", x, arrays["kernel"]) + arrays["bias"]
+
+        truth = response(weights.unflatten(three)["conv1"], way, 3)
+        got = response(few["conv1"], way.for_images(bands), bands)
+        close = 1e-4 if bands < 3 else 0.1
+        np.testing.assert_allclose(got, truth, atol=close * np.abs(truth).max())
 
 
 # ======================================================================== tables

@@ -112,6 +112,7 @@ def transplant(
     filed: dict[str, list[str]] = {field.name: [] for field in dataclasses.fields(Report)}
     result, used = {}, set()
     missing, mismatched, unused = [], [], filed["unused"]
+    offsets: dict[tuple[str, ...], np.ndarray] = {}
     leaves: dict[tuple[str, ...], Any] = dict(traverse_util.flatten_dict(dict(params)))
     for path, old in leaves.items():
         result[path] = old
@@ -123,6 +124,8 @@ def transplant(
             continue
         used.add(origin)
         new = np.asarray(sources[origin[0]][origin[1]])
+        if new.ndim == 4 and name.startswith(first) and old.shape[2] < 3 == new.shape[2]:
+            new, offsets[path[:-1]] = _normalised(new, sources[origin[0]])
         how, fitted = _fit(new, tuple(old.shape), may_widen=name.startswith(first))
         if fitted is not None:
             filed[how].append(name)
@@ -131,6 +134,10 @@ def transplant(
             filed["left"].append(name)
         else:
             mismatched.append(f"{name}: the file has {new.shape}, the network {tuple(old.shape)}")
+    for layer, offset in offsets.items():
+        bias = "/".join((*layer, "bias"))
+        if bias in filed["copied"]:
+            result[*layer, "bias"] = result[*layer, "bias"] + offset
     for label, arrays in sources.items():
         prefix = f"{label}: " if label else ""
         unused += [prefix + name for name in arrays if (label, name) not in used]
@@ -164,6 +171,17 @@ def _find(
     ]
     candidates += [(label, name) for label in sources]
     return next((found for found in candidates if found[1] in sources[found[0]]), None)
+
+
+def _normalised(kernel: np.ndarray, source: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """A first kernel over RGB as if all three had one mean and deviation; what its bias lacks."""
+    inputs = getattr(source, "inputs", None)
+    ways = [way for _, parts in inputs.entries for _, way in parts] if inputs else []
+    if not ways or ways[0].channels != 3:
+        return kernel, np.zeros(kernel.shape[3], kernel.dtype)
+    mean, std = (np.array(values, kernel.dtype) for values in (ways[0].mean, ways[0].std))
+    by_std = kernel / std[:, None]
+    return by_std * std.mean(), np.einsum("hwco,c->o", by_std, mean.mean() - mean)
 
 
 def _fit(
