@@ -273,10 +273,14 @@ def test_what_the_page_tells(hostile, visit) -> None:
     assert "fcn16s" in opened.locator("#curves svg text").all_text_contents()
 
 
-def test_two_hundred_classes_and_a_large_image(tmp_path, visit) -> None:
+def test_two_hundred_classes_and_a_large_image(tmp_path, visit, monkeypatch) -> None:
+    def draw(path: Path, *_: Any, **__: Any) -> None:  # tests/test_report.py looks at the plot
+        Image.new("RGB", (1, 1)).save(path)
+
+    monkeypatch.setattr(report, "draw_confusion", draw)
     table = table_from_names([f"class {HOSTILE[0]} {i}" for i in range(200)])
     source = Photographs(table, [(800, 1600), (50, 90), (97, 131)], ["large", "b", "c"])
-    folder = make_run(tmp_path / "run", source, ("fcn32s", "fcn8s")) / "report"
+    folder = make_run(tmp_path / "run", source, STAGES[:1]) / "report"
     assert (folder / page.PAGE).stat().st_size < 20e6
     before = time.perf_counter()
     opened = visit(folder / page.PAGE)
@@ -290,7 +294,7 @@ def test_two_hundred_classes_and_a_large_image(tmp_path, visit) -> None:
     for key in ("ArrowDown", "ArrowRight", "ArrowDown"):
         opened.keyboard.press(key)
     counts = np.loadtxt(
-        folder / "confusion_fcn8s.csv", np.int64, delimiter=",", skiprows=1, usecols=range(1, 201)
+        folder / "confusion_fcn32s.csv", np.int64, delimiter=",", skiprows=1, usecols=range(1, 201)
     )
     part = 100 * counts[2, 1] / counts[2].sum()
     name = f"class {HOSTILE[0]}"
@@ -305,6 +309,38 @@ def test_two_hundred_classes_and_a_large_image(tmp_path, visit) -> None:
     with Image.open(next((folder / "gallery").glob("label_00001_ground_truth.png"))) as labels:
         np.testing.assert_array_equal(np.asarray(labels), source[1]["label"])
         assert labels.mode == "P"
+
+
+def test_two_heads(tmp_path) -> None:
+    """Each has its own sections, classes and pictures."""
+    tables = {"label": table_from_names("sky, road"), "geo metry": table_from_names("flat, steep")}
+
+    class Both(Photographs):
+        def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+            example = super().__getitem__(index)
+            return {**example, "geo metry": 1 - np.minimum(example["label"], 1)}
+
+    source = Both(tables["label"], [(30, 40)], ["one"])
+    source.label_maps = tables
+    results = []
+    for head, table in tables.items():
+        truth = source[0][head]
+        scores = np.array([score_image(truth, np.zeros_like(truth), 2)])
+        counts = np.diag(np.bincount(truth[truth != 255].ravel(), minlength=2))
+        maps = {0: np.zeros_like(truth)}
+        tally = Tally(counts, np.zeros(1), scores)
+        results.append(report.StageResult("fcn8s", head, table, 3, tally, maps, maps))
+    report.write(results, source, tmp_path)
+    text = (tmp_path / page.PAGE).read_text()
+    for part in ("Scores", "Classes", "Confusion", "Images"):
+        for number, head in enumerate(tables, 1):
+            assert (
+                f'id="h-{part.lower().replace("images", "gallery")}{number}">{part} of {head}<'
+                in text
+            )
+    names = {path.name for path in (tmp_path / "gallery").iterdir()}
+    assert {"label_00000_fcn8s.png", "geo_metry_00000_errors.png"} < names
+    assert text.count('class="shot"') == 2
 
 
 # ======================================================================== several runs
@@ -353,6 +389,21 @@ def test_a_page_is_written_again(hostile, tmp_path, capsys) -> None:
     (run / "report").rename(run / "other")
     assert cli_report.main([str(run / "other"), f"--output={tmp_path / 'x.html'}"]) == 0
     assert "0123456789ab" in (tmp_path / "x.html").read_text()
+
+
+def test_damaged_records_leave_their_places_empty(hostile, tmp_path) -> None:
+    """The scores are whole, and `fcn-jax eval` must be able to write its page."""
+    run = tmp_path / "run"
+    shutil.copytree(hostile, run)
+    (run / "config.json").write_text('{"dataset": ')
+    (run / "starts.jsonl").write_bytes(b'{"versions": ["jax"], "command": 3}\n[]\n\xff\n')
+    (run / "metrics.jsonl").write_text(
+        '{"stage": "fcn8s", "step": 3, "loss": "much", "wall_time": []}\n{"step": 1}\nnull\n'
+    )
+    assert cli_report.main([str(run)]) == 0
+    text = (run / "report" / page.PAGE).read_text()
+    assert text.count('class="shot"') == 9
+    assert "<svg" not in text
 
 
 @pytest.mark.parametrize(

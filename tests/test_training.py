@@ -135,6 +135,9 @@ def test_a_run_trains_scores_and_draws_every_stage(finished):
     report = (finished / "report" / "scores.json").read_text()
     assert all(stage in report for stage in STAGES)
     assert len(list((finished / "report" / "pictures").iterdir())) == 4
+    page = (finished / "report" / "index.html").read_text()
+    assert page.count('class="shot"') == 4
+    assert "is being trained" not in page
 
 
 def test_each_stage_starts_from_the_one_before(place, finished):

@@ -9,6 +9,7 @@ are escaped, colours and pictures checked, and a Content-Security-Policy forbids
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import dataclasses
 import datetime
@@ -171,10 +172,10 @@ def read_run(workdir: Path, folder: Path, *, training: bool = False) -> RunFiles
     scores: dict[str, Any] = {}
     heads: dict[str, Head] = {}
     samples: list[Path] = []
+    config: Any = {}
+    with contextlib.suppress(OSError, ValueError, RecursionError):  # `runs.read_config` tells it
+        config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
     try:
-        config = {}
-        if (workdir / "config.json").is_file():
-            config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
         if not training:
             scores = json.loads(path.read_text(encoding="utf-8"))
             heads = {name: _read_head(folder, name, scores) for name in scores["classes"]}
@@ -187,6 +188,7 @@ def read_run(workdir: Path, folder: Path, *, training: bool = False) -> RunFiles
         if training and records:
             samples = sorted((workdir / "samples").glob(f"{records[-1]['stage']}_sample*.png"))
         name = workdir.absolute().name
+        config = config if isinstance(config, dict) else {}
         run = RunFiles(name, folder, config, starts, records, scores, heads, samples)
         for head in heads:
             of_head([run], head)  # what is missing is missed here
@@ -347,7 +349,8 @@ def _facts(run: RunFiles) -> dict[str, str]:
     last = [first, *more][-1]
     began = str(first.get("time", "")).replace("T", " ").replace("+00:00", " UTC")
     began += f"; went on {len(more)} times" if more else ""
-    seconds = [record["wall_time"] for record in run.records if "wall_time" in record]
+    seconds = [s for record in run.records if (s := _real(record.get("wall_time"))) is not None]
+    versions = last.get("versions")
     found = {
         "Data": config.get("dataset"),
         "Trained on": trained,
@@ -361,7 +364,9 @@ def _facts(run: RunFiles) -> dict[str, str]:
         "Started from": config and (config.get("init") or "random weights"),
         "Command": first.get("command"),
         "Commit": last.get("commit"),
-        "Versions": ", ".join(f"{k} {v}" for k, v in dict(last.get("versions", {})).items()),
+        "Versions": ", ".join(f"{k} {v}" for k, v in versions.items())
+        if isinstance(versions, dict)
+        else "",
         "Devices": last.get("devices"),
         "Began": began,
         "Took": seconds and f"{datetime.timedelta(seconds=round(max(seconds)))} h",
