@@ -22,6 +22,7 @@ COMMANDS = {
     "eval": "score the networks of a run and write its report again",
     "report": "write one page of several runs side by side",
     "predict": "segment images with a run or a weight file",
+    "serve": "show a network in the browser, for photographs that are dropped there",
     "check": "check your own images and masks before training",
     "weights": "list published weights, or fetch some",
     "push": "put a run on the Hugging Face Hub, with a model card",
