@@ -11,6 +11,7 @@ import base64
 import collections
 import contextlib
 import html
+import importlib
 import io
 import json
 import os
@@ -266,9 +267,9 @@ def served(
         reads = ", ".join(f"{name} ({bands} bands)" for name, bands in ways.items())
         raise ValueError(f"{title} reads {reads}; the page takes photographs")
     os.environ.update(GRADIO_TEMP_DIR=UPLOADS, GRADIO_ANALYTICS_ENABLED="False")
-    try:
-        import gradio  # pyright: ignore[reportMissingImports]
-        from starlette.middleware import Middleware  # pyright: ignore[reportMissingImports]
+    try:  # an extra, which type checkers need not know
+        gradio: Any = importlib.import_module("gradio")
+        middleware: Any = importlib.import_module("starlette.middleware").Middleware
     except ImportError:
         raise ValueError("the page needs gradio: pip install 'fcn-jax[demo]'") from None
 
@@ -306,7 +307,7 @@ def served(
                 server_name=host,
                 server_port=port,
                 max_file_size=int(limits.megabytes * 2**20),
-                app_kwargs={"middleware": [Middleware(Guard, limits=limits, uploads=uploads)]},
+                app_kwargs={"middleware": [middleware(Guard, limits=limits, uploads=uploads)]},
                 # The reader's own fonts: gradio's would be fetched.
                 theme=gradio.themes.Default(font=["system-ui"], font_mono=["monospace"]),
                 css=STYLE,
