@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fcn_jax.classes import VOID, ClassTable
+    from fcn_jax.exporting import export
     from fcn_jax.geometry import Geometry, TransposedWindow, Window, compose, crop_offset
     from fcn_jax.inference.evaluation import evaluate, score
     from fcn_jax.inference.metrics import ConfusionMatrix, Metrics, compute_metrics, score_image
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 # Where each name comes from; `load_weights` and `save_weights` are `load` and `save` there.
 _HOMES = {
     "classes": "VOID ClassTable",
+    "exporting": "export",
     "geometry": "Geometry TransposedWindow Window compose crop_offset",
     "inference.evaluation": "evaluate score",
     "inference.metrics": "ConfusionMatrix Metrics compute_metrics score_image",
@@ -59,6 +61,7 @@ __all__ = [
     "crop_offset",
     "cross_entropy",
     "evaluate",
+    "export",
     "load",
     "load_weights",
     "save_weights",

@@ -25,6 +25,7 @@ COMMANDS = {
     "serve": "show a network in the browser, for photographs that are dropped there",
     "check": "check your own images and masks before training",
     "weights": "list published weights, or fetch some",
+    "export": "write a network as ONNX, StableHLO or weights for other programs",
     "push": "put a run on the Hugging Face Hub, with a model card",
 }
 

@@ -7,11 +7,10 @@ images of any size, with the preprocessing inside; the weights alone go through 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
-from fcn_jax import weights
+from fcn_jax import __version__, weights
 from fcn_jax.classes import ClassTable
 from fcn_jax.exporting import onnx, stablehlo
 from fcn_jax.inference.predictor import Predictor, Result, load
@@ -32,7 +31,7 @@ SUFFIXES: dict[str, Format] = {
 
 
 def export(
-    network: str | Path | Predictor,
+    source: str | Path | Predictor,
     path: str | Path,
     format: Format | None = None,
     *,
@@ -51,7 +50,7 @@ def export(
     The file appears under its name when it is complete.
 
     Args:
-        network: What `fcn_jax.load` takes, a run's folder or weights, or a predictor.
+        source: What `fcn_jax.load` takes, a run's folder or weights; or a predictor.
         path: The file to write; its folder is made where it is not there.
         format: None goes by the suffix, one of `SUFFIXES`.
         result: What a program gives: ``labels`` (None), ``logits`` or ``probabilities``; these
@@ -82,31 +81,99 @@ def export(
             f"give format as one of {', '.join(dict.fromkeys(SUFFIXES.values()))}"
         )
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; give the file to write")
-    writers: dict[Format, Callable[..., None]] = {"onnx": onnx.write, "stablehlo": stablehlo.write}
-    if format == "onnx":
-        onnx.library()  # before anything is read
-    if format == "stablehlo":
-        stablehlo.library()
-    elif result is not None and format not in writers:
+        raise ValueError(f"{path} is a folder; give the name of the file to write")
+    if result not in (None, *get_args(Result)):
+        raise ValueError(f"unknown result {result!r}; choose one of {', '.join(get_args(Result))}")
+    writer = {"onnx": onnx, "stablehlo": stablehlo}.get(format)
+    if writer is not None:
+        writer.library()  # before anything is read
+    elif result is not None:
         raise ValueError(f"result: of no meaning with {format}, which holds the weights alone")
-    predictor = network if isinstance(network, Predictor) else load(network, **options)
-    if not isinstance(predictor.model, FCN):
-        raise ValueError(f"only an FCN can be exported, this is {type(predictor.model).__name__}")
-    if format not in writers:
-        trained_on = ()
-        if not isinstance(network, Predictor):
-            allowed = options.get("allow_code", False)
-            trained_on = weights.load(network, allow_code=allowed).trained_on
-        saved = weights_of(predictor)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kind = "pytorch-fcn" if format == "torch" else format
-        weights.save(path, saved, kind, trained_on=trained_on)
-        return path
-    check_plain(predictor)
+    predictor = source if isinstance(source, Predictor) else load(source, **options)
+    model = predictor.model
+    if not isinstance(model, FCN):
+        raise ValueError(f"only an FCN can be exported, this is a {type(model).__name__}")
+    if len(predictor.views) > 1:
+        raise ValueError("flip and scales are the Predictor's: what is exported sees an image once")
+    params = predictor.variables.get("params", predictor.variables)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export", dir=path.parent) as folder:
-        writers[format](Path(folder) / path.name, predictor, result or "labels", describe(...))
-        for file in sorted(Path(folder).iterdir(), reverse=True):  # what others refer to comes first
+    if writer is None:
+        saved = saveable(predictor, model, params)
+        if not isinstance(source, Predictor):
+            allowed = options.get("allow_code", False)
+            saved.trained_on = weights.load(source, allow_code=allowed).trained_on
+        weights.save(path, saved, "safetensors" if format == "safetensors" else "pytorch-fcn")
+        return path
+    about = describe(predictor, model, result or "labels")
+    with tempfile.TemporaryDirectory(prefix=".export.", dir=path.parent) as folder:
+        program = Path(folder) / path.name
+        writer.write(program, model, params, predictor.inputs, result or "labels", about)
+        for file in sorted(Path(folder).iterdir(), reverse=True):  # what another refers to first
             file.replace(path.parent / file.name)
     return path
+
+
+def describe(predictor: Predictor, model: FCN, result: Result) -> dict[str, Any]:
+    """What a program reads and gives, as plain values for its metadata.
+
+    ``inputs`` and ``outputs`` have the type and the axes of each; ``outputs``, called as the heads,
+    also the names of the classes, and their colours but where they are too many for a label map.
+    """
+    inputs = {}
+    for name in predictor.inputs.modalities:
+        way = predictor.inputs.preprocessing(name)
+        depth = way.channels == 1
+        dtype = "uint16" if depth and way.range is None else way.dtype
+        axes = ["batch", "height", "width", *([] if depth else [way.channels])]
+        inputs[name] = {"dtype": dtype, "axes": axes}
+    sides = ["rows", "columns"] if predictor.classifies else ["height", "width"]
+    outputs = {}
+    for head, number in model.heads:
+        dtype, axes = "float32", ["batch", *sides, number]
+        if result == "labels":
+            dtype, axes = "uint8" if number <= 256 else "int32", axes[:-1]
+        classes = predictor.heads[head]
+        table = {"names": list(predictor.names(head))}
+        if isinstance(classes, ClassTable):
+            table["colors"] = [list(row.color) for row in classes.counted]
+        outputs[head] = {"dtype": dtype, "axes": axes, **table}
+    return {
+        "fcn_jax": __version__,
+        "network": network_name(model),
+        "result": result,
+        "scale": predictor.scale,
+        "inputs": inputs,
+        "outputs": outputs,
+    }
+
+
+def network_name(model: FCN) -> str:
+    """The name of a network's decoder."""
+    return next((name for name, row in DECODERS.items() if row == model.decoder), "")
+
+
+def saveable(predictor: Predictor, model: FCN, params: Any) -> weights.Weights:
+    """The weights, with all that `fcn_jax.load` needs to make the same network of them.
+
+    Raises:
+        ValueError: If it would make another one, since the backbone is one's own.
+    """
+    saved = weights.Weights(weights.flatten(params), predictor.inputs)
+    name = network_name(model)
+    for padding in PADDINGS:
+        try:
+            same = weights.network_of(saved, name, padding)
+        except ValueError:
+            continue
+        if (same.backbone, same.decoder) == (model.backbone, model.decoder):
+            tables = {
+                h: table for h, table in predictor.heads.items() if isinstance(table, ClassTable)
+            }
+            saved.network = weights.Network(
+                name, padding, scale=predictor.scale, precision=model.precision, heads=tables
+            )
+            return saved
+    raise ValueError(
+        "the network has a backbone of its own, which weights alone do not tell: export it as "
+        "onnx or stablehlo"
+    )

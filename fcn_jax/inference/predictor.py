@@ -636,13 +636,15 @@ def compute(
         results = _logits(variables, batches[0], network, canvas)
     else:
         results = _log_mean_probabilities(variables, batches, network, canvas)
-    for head, logits in results.items():
-        if kind == "labels":
-            dtype = jnp.uint8 if logits.shape[-1] <= 256 else jnp.int32
-            results[head] = jnp.argmax(logits, axis=-1).astype(dtype)
-        elif kind == "probabilities":
-            results[head] = jax.nn.softmax(logits, axis=-1)
-    return results
+    return {head: result_of(logits, kind) for head, logits in results.items()}
+
+
+def result_of(logits: Array, kind: Result) -> Array:
+    """What is made of logits (…, classes)."""
+    if kind == "labels":
+        dtype = jnp.uint8 if logits.shape[-1] <= 256 else jnp.int32
+        return jnp.argmax(logits, axis=-1).astype(dtype)
+    return jax.nn.softmax(logits, axis=-1) if kind == "probabilities" else logits
 
 
 def _log_mean_probabilities(

@@ -140,7 +140,7 @@ class FCN(nn.Module):
         self, image: Map, input_name: str, train: bool, keep_all: bool
     ) -> dict[str, Map]:
         """Runs the table of layers; returns the maps that scores are read from, or all."""
-        layers, suffix = self._layers, self._input_suffix(input_name)
+        layers, suffix = self.layers, self.input_suffix(input_name)
         kept = [skip.source for skip in self.alignment.skips]
         maps: dict[str, Map | SharedMap] = {"": image}
         if keep_all:
@@ -201,7 +201,7 @@ class FCN(nn.Module):
         if isinstance(layer, backbones.Norm):
             return lambda x, _: ops.local_response_norm(x, layer.size, layer.alpha, layer.beta)
         precision = PRECISIONS[self.precision]
-        sums = [each for each in self._layers if isinstance(each, backbones.Add)]
+        sums = [each for each in self.layers if isinstance(each, backbones.Add)]
         kernel_init = first_kernel if layer == self.backbone.layers[0] else centred_kernel
         if not layer.relu and layer.name in {each.sources[0] for each in sums}:
             kernel_init = nn.initializers.zeros_init()
@@ -220,9 +220,9 @@ class FCN(nn.Module):
 
     def _decode(self, maps: Mapping[str, Map], head: str) -> dict[str, Map]:
         """The maps of one head; the last one has its scores, not yet cropped to the image."""
-        alignment, suffix = self.alignment, self._head_suffix(head)
+        alignment, suffix = self.alignment, self.head_suffix(head)
         first = self.backbone.classifier if self.classifies else "score_fr"
-        decoded = self._score(maps, first, self._layers[-1].name, head)
+        decoded = self._score(maps, first, self.layers[-1].name, head)
         *_, scores = decoded.values()
         for skip in alignment.skips:
             up = self._upsample(scores, skip.upsample, head)
@@ -241,9 +241,9 @@ class FCN(nn.Module):
         self, maps: Mapping[str, Map], layer: str, source: str, head: str, scale: float = 1.0
     ) -> dict[str, Map]:
         """The scores of a map of every backbone; of several also their mean, at the end."""
-        head_suffix, scores = self._head_suffix(head), {}
+        head_suffix, scores = self.head_suffix(head), {}
         for input_name, _ in self.inputs:
-            suffix = self._input_suffix(input_name)
+            suffix = self.input_suffix(input_name)
             name = f"{layer}{head_suffix}{suffix}"
             convolution = Convolution(
                 dict(self.heads)[head],
@@ -262,7 +262,7 @@ class FCN(nn.Module):
 
     def _upsample(self, scores: Map, layer: str, head: str) -> Map:
         """The transposed convolution of a head's scores."""
-        name = f"{layer}{self._head_suffix(head)}"
+        name = f"{layer}{self.head_suffix(head)}"
         precision = PRECISIONS[self.precision].products
         transposed = ConvTranspose(precision, name in self.frozen_layers, name=name)
         return scores.apply(transposed, self.alignment.transposed_windows[layer])
@@ -352,10 +352,12 @@ class FCN(nn.Module):
 
     # ---- properties
 
-    def _input_suffix(self, name: str) -> str:
+    def input_suffix(self, name: str) -> str:
+        """What the names of an input's layers end in."""
         return name if len(self.inputs) > 1 else ""
 
-    def _head_suffix(self, name: str) -> str:
+    def head_suffix(self, name: str) -> str:
+        """What the names of a head's layers end in."""
         return f"_{name}" if len(self.heads) > 1 else ""
 
     @property
@@ -369,7 +371,7 @@ class FCN(nn.Module):
         return not self.decoder.upsample
 
     @property
-    def _layers(self) -> tuple[backbones.Layer, ...]:
+    def layers(self) -> tuple[backbones.Layer, ...]:
         """The layers before the scores."""
         pool = self.backbone.classifier_pool if self.classifies else ()
         return (*self.backbone.layers, *pool)
@@ -377,13 +379,13 @@ class FCN(nn.Module):
     @property
     def smallest_image(self) -> int:
         """The fewest pixels a side that the layers can take; a classifier fills up smaller ones."""
-        return decoders.smallest_input(self._layers)
+        return decoders.smallest_input(self.layers)
 
     @property
     def parameter_layers(self) -> tuple[str, ...]:
         """The layers that have parameters, in the order they run."""
         convolutions = tuple(
-            f"{layer.name}{self._input_suffix(name)}"
+            f"{layer.name}{self.input_suffix(name)}"
             for name, _ in self.inputs
             for layer in self.backbone.layers
             if isinstance(layer, backbones.Conv)
@@ -397,7 +399,7 @@ class FCN(nn.Module):
         if self.classifies:
             names = [self.backbone.classifier]
         scores = tuple(
-            f"{layer}{self._head_suffix(head)}{self._input_suffix(name)}"
+            f"{layer}{self.head_suffix(head)}{self.input_suffix(name)}"
             for layer in names
             for head, _ in self.heads
             for name, _ in self.inputs
@@ -408,7 +410,7 @@ class FCN(nn.Module):
     def upsampling_layers(self) -> dict[str, TransposedWindow]:
         """Kernel and factor of every transposed convolution, from coarse to fine."""
         return {
-            f"{layer}{self._head_suffix(head)}": window
+            f"{layer}{self.head_suffix(head)}": window
             for layer, window in self.alignment.transposed_windows.items()
             for head, _ in self.heads
         }
@@ -417,7 +419,7 @@ class FCN(nn.Module):
     def frozen_layers(self) -> tuple[str, ...]:
         """The layers without a gradient: those of ``freeze``, and unlearned upsampling."""
         frozen = {
-            f"{layer}{self._head_suffix(head)}"
+            f"{layer}{self.head_suffix(head)}"
             for layer in set(self.alignment.transposed_windows) - set(self.learned_upsampling)
             for head, _ in self.heads
         }

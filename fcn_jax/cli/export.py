@@ -1,0 +1,69 @@
+"""Writes a trained network as a file for other programs: ONNX, StableHLO, or its weights.
+
+    fcn-jax export RUN --format=onnx                       writes RUN's name, such as mine.onnx
+    fcn-jax export RUN --output=mine.stablehlo --result=logits
+    fcn-jax export FILE --format=torch --padding=same      FILE holds weights, or is a name of some
+
+RUN is the folder of a training run, FILE a weight file, or a name that fcn-jax weights lists.
+onnx and stablehlo are programs from stored pixels to label maps, for batches of any number and
+images of any size, with the preprocessing inside and the classes' names and colours. safetensors
+and torch (a state dict) are the weights alone. Needs pip install 'fcn-jax[export]'.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from absl import logging
+
+from fcn_jax.cli import path, program, told_in_one_line
+from fcn_jax.exporting import SUFFIXES, export
+from fcn_jax.inference.predictor import Result
+
+LOADED = ("stage", "which", "network", "padding", "modality", "classes", "precision", "allow_code")
+
+
+@told_in_one_line
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exports, and returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog=program("export"),
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    formats = list(dict.fromkeys(SUFFIXES.values()))
+    add("source", metavar="RUN|FILE", help="the folder of a run, or weights")
+    add("--format", choices=formats, help="default: by the suffix of --output")
+    add("--output", type=path, help="the file to write; default: here, under the source's name")
+    add("--result", choices=get_args(Result), help="what a program gives; default: labels")
+    add("--stage", help="such as fcn16s; default: the last trained")
+    add(
+        "--checkpoint", dest="which", choices=("best", "last"), default="best", help="default: best"
+    )
+    add("--model", dest="network", help="the weights' network; default: as their layers suggest")
+    paddings, usual = ("reference", "same", "native"), "reference, of a classifier native"
+    add("--padding", choices=paddings, help=f"of the weights' network; default: {usual}")
+    add("--modality", choices=("image", "hha"), help="what weights of one input read")
+    add("--classes", type=path, help="file of class names for weights; default: by their number")
+    precisions = ("float32", "tf32", "bfloat16")
+    add("--precision", choices=precisions, help="of StableHLO; default: as in training, or float32")
+    add("--allow_code", action="store_true", help="run the file of the run's own backbone")
+    args = parser.parse_args(argv)
+    if args.output is None and args.format is None:
+        parser.error(f"give --format (one of {', '.join(formats)}) or --output=FILE")
+
+    logging.set_verbosity(logging.FATAL)  # orbax tells a great deal, and errors twice
+    output = args.output
+    if output is None:
+        suffix = next(suffix for suffix, format in SUFFIXES.items() if format == args.format)
+        folder = Path(args.source.rpartition(":")[2]).expanduser().resolve()
+        output = Path(f"{folder.name if folder.is_dir() else folder.stem}{suffix}")
+    options = {name: getattr(args, name) for name in LOADED}
+    written = export(args.source, output, args.format, result=args.result, **options)
+    print(f"{written} ({written.stat().st_size / 1e6:.1f} MB)")
+    return 0
