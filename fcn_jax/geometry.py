@@ -113,7 +113,7 @@ class TransposedWindow:
     kernel: int
     factor: int
 
-    def cells(self, size: int | Array | np.ndarray) -> Any:
+    def cells(self, size: Cells | Array | np.ndarray) -> Any:
         """Cells of the output for an input of ``size`` cells, a number or an array of them."""
         return (size - 1) * self.factor + self.kernel
 

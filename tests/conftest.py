@@ -30,7 +30,13 @@ from jaxtyping import config, install_import_hook
 # Annotations are checked at run time, shapes and types of arrays included.
 CHECKED = [
     *("fcn_jax.canvas", "fcn_jax.classes", "fcn_jax.cli", "fcn_jax.config", "fcn_jax.data"),
-    *("fcn_jax.devices", "fcn_jax.drawing", "fcn_jax.exporting", "fcn_jax.geometry", "fcn_jax.inference"),
+    *(
+        "fcn_jax.devices",
+        "fcn_jax.drawing",
+        "fcn_jax.exporting",
+        "fcn_jax.geometry",
+        "fcn_jax.inference",
+    ),
     *("fcn_jax.models", "fcn_jax.ops", "fcn_jax.runs", "fcn_jax.training", "fcn_jax.weights"),
 ]
 install_import_hook(CHECKED, "annotations.check")

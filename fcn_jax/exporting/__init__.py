@@ -84,7 +84,7 @@ def export(
         raise ValueError(f"{path} is a folder; give the name of the file to write")
     if result not in (None, *get_args(Result)):
         raise ValueError(f"unknown result {result!r}; choose one of {', '.join(get_args(Result))}")
-    writer = {"onnx": onnx, "stablehlo": stablehlo}.get(format)
+    writer = {"onnx": onnx, "stablehlo": stablehlo}.get(format or "")
     if writer is not None:
         writer.library()  # before anything is read
     elif result is not None:
@@ -133,7 +133,7 @@ def describe(predictor: Predictor, model: FCN, result: Result) -> dict[str, Any]
         if result == "labels":
             dtype, axes = "uint8" if number <= 256 else "int32", axes[:-1]
         classes = predictor.heads[head]
-        table = {"names": list(predictor.names(head))}
+        table: dict[str, Any] = {"names": list(predictor.names(head))}
         if isinstance(classes, ClassTable):
             table["colors"] = [list(row.color) for row in classes.counted]
         outputs[head] = {"dtype": dtype, "axes": axes, **table}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -34,8 +34,11 @@ IR_VERSION = 8
 MAX_BYTES = 2**31 - 2**24
 """Of weights in the file itself, which protobuf lets have 2 GiB; more go to a file beside it."""
 
-Params = Mapping[str, np.ndarray]
+Params: TypeAlias = Mapping[str, np.ndarray]
 """By ``layer/kernel`` and ``layer/bias``."""
+
+Value: TypeAlias = str | np.ndarray | float
+"""The name of what a node gives, or a constant."""
 
 
 def library() -> Any:
@@ -130,10 +133,10 @@ class Graph:
         self._names = set(reserved)
         self._library = library()
 
-    def add(self, op: str, *inputs: str | np.ndarray, name: str = "", **attributes: Any) -> str:
+    def add(self, op: str, *inputs: Value, name: str = "", **attributes: Any) -> str:
         """Adds a node, and returns the name of what it gives: ``name``, or one like it.
 
-        An empty input is left out; an array becomes a constant.
+        An empty input is left out; an array or a number becomes a constant.
         """
         read = [x if isinstance(x, str) else self.constant(x) for x in inputs]
         name = self._unique(name or op.lower())
@@ -141,15 +144,16 @@ class Graph:
         self.nodes.append(node)
         return name
 
-    def give(self, op: str, *inputs: str | np.ndarray, name: str, **attributes: Any) -> None:
+    def give(self, op: str, *inputs: Value, name: str, **attributes: Any) -> None:
         """Adds the node of a result, whose name is reserved."""
         self._names.remove(name)
         assert self.add(op, *inputs, name=name, **attributes) == name
 
-    def constant(self, value: np.ndarray, name: str = "constant") -> str:
+    def constant(self, value: np.ndarray | float, name: str = "constant") -> str:
         """Adds a tensor, and returns its name."""
         name = self._unique(name)
-        tensor = self._library.numpy_helper.from_array(np.ascontiguousarray(value), name)
+        array = np.asarray(value, np.float32 if isinstance(value, float) else None, order="C")
+        tensor = self._library.numpy_helper.from_array(array, name)
         self.constants[name] = tensor
         return name
 
@@ -184,15 +188,15 @@ def normalise(graph: Graph, modality: str, way: Preprocessing) -> str:
     if way.range is not None:
         low, high = np.array(way.range, np.float32).T
         x = graph.add("Mul", graph.add("Sub", x, each(low)), each(255 / (high - low)))
-        x = graph.add("Clip", x, np.float32(0), np.float32(255))
+        x = graph.add("Clip", x, 0.0, 255.0)
     if way.channel_order == "bgr":
         order = np.arange(way.channels)
         order[:3] = order[:3][::-1]
         x = graph.add("Gather", x, order, axis=1)
     if way.scale != 1:
-        x = graph.add("Mul", x, np.float32(way.scale))
+        x = graph.add("Mul", x, way.scale)
     if way.log:
-        x = graph.add("Log", graph.add("Max", x, np.float32(1)))
+        x = graph.add("Log", graph.add("Max", x, 1.0))
     x = graph.add("Sub", x, each(way.mean))
     return graph.add("Div", x, each(way.std)) if set(way.std) != {1} else x
 
@@ -201,7 +205,7 @@ def filled_up(graph: Graph, image: str, size: str, least: int) -> str:
     """An image with zeros below and to the right, where it has fewer than ``least`` pixels."""
     lacking = graph.add("Max", graph.add("Sub", np.array([least]), size), np.array([0]))
     pads = graph.add("Concat", np.zeros(6, np.int64), lacking, axis=0)
-    return graph.add("Pad", image, pads, np.float32(0))
+    return graph.add("Pad", image, pads, 0.0)
 
 
 def run_backbone(
@@ -250,7 +254,7 @@ def convolve(
 def pool(graph: Graph, x: str, layer: Pool, name: str) -> str:
     """Pooling. Rounding up is padding of so much more at the end: runtimes differ in theirs."""
     window = layer.window
-    kernel = {"kernel_shape": [window.kernel] * 2, "strides": [window.stride] * 2}
+    kernel: dict[str, Any] = {"kernel_shape": [window.kernel] * 2, "strides": [window.stride] * 2}
     if layer.average:
         return graph.add("AveragePool", x, name=name, **kernel)
     before, after = window.pad, window.pad + (window.stride - 1) * window.ceil
@@ -258,7 +262,7 @@ def pool(graph: Graph, x: str, layer: Pool, name: str) -> str:
         return graph.add("MaxPool", x, name=name, pads=[before] * 2 + [after] * 2, **kernel)
     # A window that lies wholly in the padding, which some runtimes refuse: it is cut off.
     pads = np.array([0, 0, before, before, 0, 0, after, after])
-    padded = graph.add("Pad", x, pads, np.float32(np.finfo(np.float32).min))
+    padded = graph.add("Pad", x, pads, float(np.finfo(np.float32).min))
     pooled = graph.add("MaxPool", padded, **kernel)
     size = graph.add("Shape", x, start=2)
     ends = graph.add("Add", size, np.array([before + window.stride - 1]))
@@ -283,7 +287,7 @@ def decode(
             name = f"{layer}{suffix}{of_input}"
             x = maps[f"{source}{of_input}"]
             if scale != 1:
-                x = graph.add("Mul", x, np.float32(scale))
+                x = graph.add("Mul", x, scale)
             found.append(convolve(graph, x, params, name, Window(1)))
         return graph.add("Mean", *found) if len(found) > 1 else found[0]
 

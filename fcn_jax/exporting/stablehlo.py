@@ -71,11 +71,17 @@ def write(
         )
         for name, read in about["inputs"].items()
     }
-    exported = export.export(jax.jit(program), platforms=PLATFORMS)(
-        {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in flat.items()},
-        images if len(images) > 1 else next(iter(images.values())),
-    )
+    abstract = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in flat.items()}
+    limit = jax.config.jax_traceback_in_locations_limit
+    jax.config.update("jax_traceback_in_locations_limit", 0)  # no paths of this machine in it
+    try:
+        exported = export.export(jax.jit(program), platforms=PLATFORMS)(
+            abstract, images if len(images) > 1 else next(iter(images.values()))
+        )
+        serialised = exported.serialize()
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", limit)
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("program", exported.serialize())
+        archive.writestr("program", serialised)
         archive.writestr("params.safetensors", safetensors.numpy.save(flat))
         archive.writestr("metadata.json", json.dumps(about, indent=1))

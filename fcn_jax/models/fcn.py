@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 
 from fcn_jax import ops
 from fcn_jax.canvas import Map, Tile, ValidSize, fill_beyond
-from fcn_jax.geometry import TransposedWindow, overlap
+from fcn_jax.geometry import Cells, TransposedWindow, overlap
 from fcn_jax.models import backbones, decoders
 from fcn_jax.models.border import SharedMap, share_border
 from fcn_jax.models.layers import (
@@ -267,7 +267,7 @@ class FCN(nn.Module):
         transposed = ConvTranspose(precision, name in self.frozen_layers, name=name)
         return scores.apply(transposed, self.alignment.transposed_windows[layer])
 
-    def _crop(self, scores: Array, height: int, width: int) -> Float[Array, "b h w c"]:
+    def _crop(self, scores: Array, height: Cells, width: Cells) -> Float[Array, "b h w c"]:
         """The part of the last map that lies over the image."""
         offset = self.alignment.crops[self.alignment.final or ""]
         if offset < 0 or offset + height > scores.shape[1] or offset + width > scores.shape[2]:
@@ -279,7 +279,7 @@ class FCN(nn.Module):
         return scores[:, offset : offset + height, offset : offset + width]
 
     def _interpolate(
-        self, scores: Array, height: int, width: int, valid_size: ValidSize, tile: Tile | None
+        self, scores: Array, height: Cells, width: Cells, valid_size: ValidSize, tile: Tile | None
     ) -> Float[Array, "b h w c"]:
         """The scores of the last map brought to the pixels."""
         size = valid_size

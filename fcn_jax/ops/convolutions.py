@@ -14,6 +14,7 @@ from jax import lax
 from jax.experimental.layout import Format, Layout
 from jaxtyping import Array, Float
 
+from fcn_jax.geometry import Cells
 from fcn_jax.ops import winograd
 from fcn_jax.ops.dispatch import by_platform, in_float32, plain_chosen, sizes_known
 from fcn_jax.ops.multilinear import multilinear
@@ -79,7 +80,7 @@ def convolution(
     return _convolution(x, kernel, of="y", padding=pads, precision=precision)
 
 
-def _output_size(x: Array, size: int, padding: Padding) -> tuple[int, ...]:
+def _output_size(x: Array, size: int, padding: Padding) -> tuple[Cells, ...]:
     return tuple(
         cells + sum(pads) - size + 1 for cells, pads in zip(x.shape[1:3], padding, strict=True)
     )

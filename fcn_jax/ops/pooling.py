@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float, Int8
 
-from fcn_jax.geometry import Window
+from fcn_jax.geometry import Cells, Window
 from fcn_jax.ops.dispatch import by_platform, plain_chosen, sizes_known
 from fcn_jax.ops.multilinear import multilinear
 
@@ -43,7 +43,7 @@ def _max_pool(window: Window, x: Array) -> Array:
     )
 
 
-def _pads(window: Window, x: Array) -> list[tuple[int, int]]:
+def _pads(window: Window, x: Array) -> list[tuple[Cells, Cells]]:
     """What the windows reach beyond the map, before and after it."""
     return [(window.pad, window.pad + window.excess(size)) for size in x.shape[1:3]]
 

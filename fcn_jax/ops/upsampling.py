@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from fcn_jax.geometry import TransposedWindow
+from fcn_jax.geometry import Cells, TransposedWindow
 from fcn_jax.ops.dispatch import plain_chosen
 
 
@@ -112,10 +112,10 @@ def interpolate_on_canvas(
     x: Float[Array, "b h w c"],
     stride: int,
     size: Int[Array | np.ndarray, "b 2"],
-    height: int,
-    width: int,
+    height: Cells,
+    width: Cells,
     start: Int[Array | np.ndarray, "b 2"],
-) -> Float[Array, "b {height} {width} c"]:
+) -> Float[Array, "b height width c"]:
     """Values of cells brought to pixels: PyTorch's ``interpolate`` with ``align_corners=False``.
 
     Args:
@@ -144,11 +144,11 @@ def interpolate_on_canvas(
 def _bilinear_weights(
     size: Int[Array | np.ndarray, " b"],
     target: Int[Array | np.ndarray, " b"],
-    cells: int,
-    resized: int,
+    cells: Cells,
+    resized: Cells,
     start: Int[Array | np.ndarray, " b"] | None = None,
     stride: int = 1,
-) -> Float[Array, "b {cells} {resized}"]:
+) -> Float[Array, "b cells resized"]:
     """The weight of each cell in each resized cell, along one axis.
 
     A triangle around the resized cell's centre, wider where the image shrinks; the weights of the
