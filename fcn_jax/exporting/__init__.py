@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from fcn_jax import __version__, weights
+from fcn_jax import weights
 from fcn_jax.classes import ClassTable
 from fcn_jax.exporting import onnx, stablehlo
 from fcn_jax.inference.predictor import Predictor, Result, load
@@ -65,12 +65,13 @@ def export(
             the network, or a library is missing that writes it.
 
     Example:
-        >>> import jax
-        >>> model = fcn_jax.create_model("fcn32s", num_classes=21, width=1 / 16, fc_width=8)
-        >>> params = fcn_jax.models.fcn.initial_params(model, jax.random.key(0))
+        >>> import fcn_jax, jax
+        >>> from fcn_jax.models.fcn import initial_params
+        >>> model = fcn_jax.create_model("fcn32s", width=1 / 16, fc_width=8)
+        >>> params = initial_params(model, jax.random.key(0))
         >>> fcn_jax.export(fcn_jax.Predictor(model, params), "fcn32s.safetensors").name
         'fcn32s.safetensors'
-        >>> fcn_jax.load("fcn32s.safetensors").model == model
+        >>> fcn_jax.load("fcn32s.safetensors").model.backbone == model.backbone
         True
     """
     path = Path(path).expanduser()
@@ -138,7 +139,6 @@ def describe(predictor: Predictor, model: FCN, result: Result) -> dict[str, Any]
             table["colors"] = [list(row.color) for row in classes.counted]
         outputs[head] = {"dtype": dtype, "axes": axes, **table}
     return {
-        "fcn_jax": __version__,
         "network": network_name(model),
         "result": result,
         "scale": predictor.scale,

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike
 
-from fcn_jax import __version__
 from fcn_jax.geometry import TransposedWindow, Window
 from fcn_jax.inference.predictor import Result
 from fcn_jax.models.backbones import Add, Concat, Conv, Layer, Norm, Pool
@@ -112,7 +111,6 @@ def build(
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="fcn_jax",
-        producer_version=__version__,
     )
     helper.set_model_props(proto, {name: json.dumps(value) for name, value in about.items()})
     return proto

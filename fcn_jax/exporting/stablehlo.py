@@ -72,7 +72,7 @@ def write(
         for name, read in about["inputs"].items()
     }
     abstract = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in flat.items()}
-    limit = jax.config.jax_traceback_in_locations_limit
+    limit = jax.config.read("jax_traceback_in_locations_limit")
     jax.config.update("jax_traceback_in_locations_limit", 0)  # no paths of this machine in it
     try:
         exported = export.export(jax.jit(program), platforms=PLATFORMS)(
