@@ -10,6 +10,9 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+import jax
+import numpy as np
+
 from fcn_jax import weights
 from fcn_jax.classes import ClassTable
 from fcn_jax.exporting import onnx, stablehlo
@@ -96,7 +99,7 @@ def export(
         raise ValueError(f"only an FCN can be exported, this is a {type(model).__name__}")
     if len(predictor.views) > 1:
         raise ValueError("flip and scales are the Predictor's: what is exported sees an image once")
-    params = predictor.variables.get("params", predictor.variables)
+    params = jax.tree.map(np.asarray, predictor.variables.get("params", predictor.variables))
     path.parent.mkdir(parents=True, exist_ok=True)
     if writer is None:
         saved = saveable(predictor, model, params)

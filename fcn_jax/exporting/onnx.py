@@ -86,7 +86,7 @@ def build(
     """The graph in memory; arguments and errors are those of `write`."""
     helper = library().helper
     graph = Graph(reserved=[*about["inputs"], *about["outputs"]])
-    flat = {name: np.asarray(array, np.float32) for name, array in flatten(params).items()}
+    flat = flatten(params)
     size = graph.add("Shape", next(iter(about["inputs"])), name="size", start=1, end=3)
     maps: dict[str, str] = {}
     for input_name, parts in inputs.entries:

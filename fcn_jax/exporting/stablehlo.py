@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax import export
 
 from fcn_jax.inference.predictor import Result, result_of
@@ -62,7 +61,7 @@ def write(
         results = {head: result_of(by_head[head], result) for head in heads}
         return results if len(heads) > 1 else results[heads[0]]
 
-    flat = {name: np.asarray(array) for name, array in flatten(params).items()}
+    flat = flatten(params)
     least = 1 if model.classifies else model.smallest_image
     scope = export.SymbolicScope((f"height >= {least}", f"width >= {least}"))
     images = {
@@ -72,7 +71,7 @@ def write(
         for name, read in about["inputs"].items()
     }
     abstract = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in flat.items()}
-    limit = jax.config.read("jax_traceback_in_locations_limit")
+    limit: int = jax.config.jax_traceback_in_locations_limit  # type: ignore[attr-defined]
     jax.config.update("jax_traceback_in_locations_limit", 0)  # no paths of this machine in it
     try:
         exported = export.export(jax.jit(program), platforms=PLATFORMS)(
