@@ -454,7 +454,7 @@ def test_the_page_of_a_run_in_training(hostile, tmp_path, visit, capsys) -> None
     journal.page()
     path = run / "report" / page.PAGE
     told = capsys.readouterr().out
-    assert told == f"curves and samples so far: {path}, at each evaluation\n"
+    assert told == f"curves and samples, written at each evaluation: {path}\n"
     opened = visit(path, 400)
     assert "The run is being trained" in opened.locator(".note").text_content()
     rows = opened.locator("#so-far tbody tr")
@@ -467,7 +467,7 @@ def test_the_page_of_a_run_in_training(hostile, tmp_path, visit, capsys) -> None
     shutil.rmtree(run / "report")
     (run / "report").write_text("")  # in the way: training goes on
     journal.page()
-    assert "no curves and samples" in capsys.readouterr().out
+    assert f"{path} could not be written: " in capsys.readouterr().out
 
 
 def test_the_start_of_a_run_is_recorded(tmp_path, monkeypatch) -> None:

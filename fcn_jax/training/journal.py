@@ -165,13 +165,14 @@ class Journal:
         """Writes the report's page of what there is so far; the first time it tells where."""
         if self._silent:
             return
-        path, text = self._workdir / "report" / PAGE, "curves and samples"
+        path = self._workdir / "report" / PAGE
+        text = f"curves and samples, written at each evaluation: {path}"
         try:
             write_page([read_run(self._workdir, path.parent, training=True)], path, training=True)
         except (OSError, ValueError) as error:  # no reason to end the run
-            text = f"no curves and samples ({error})"
+            text = f"{path} could not be written: {error}"
         if text not in self._told:
-            self.say(f"{text} so far: {path}, at each evaluation")
+            self.say(text)
             self._told.add(text)
 
     # ------------------------------------------------------------------ progress
