@@ -5,7 +5,7 @@
 # in turn; then a look inside: the skip architecture map by map, and what a cell of a map sees.
 #
 # All of this page is a program, `docs/tutorial.py`, and what you see is what it printed and drew.
-# It takes about a minute on two CPU cores and needs no network. Jupyter opens it as a notebook
+# It takes one to two minutes on two CPU cores and needs no network. Jupyter opens it as a notebook
 # with jupytext (`pip install jupytext`).
 
 # %%

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import jax
@@ -154,6 +155,21 @@ def test_links_lead_to_files(page):
         elif not link.startswith(("https://", "http://", "#")):
             assert page.name != "README.md", f"{link} is relative"
             assert (page.parent / link.partition("#")[0]).exists(), link
+
+
+def test_the_container_has_what_it_copies_and_installs():
+    """No build, which takes a daemon: the files, the extras, and what is let through to it."""
+    text = (ROOT / "Dockerfile").read_text()
+    copied = [name for line in re.findall(r"^COPY (.+)$", text, re.M) for name in line.split()[:-1]]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    needed = {"pyproject.toml", project["project"]["readme"], "LICENSE"}
+    needed |= set(project["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"])
+    assert set(copied) == needed
+    assert set(re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(), re.M)) == needed
+    (extras,) = re.findall(r"^ARG EXTRAS=(.+)$", text, re.M)
+    assert {*extras.split(","), "cuda12", "cuda13"} <= {
+        *project["project"]["optional-dependencies"]
+    }
 
 
 def test_the_files_of_the_architecture_exist():

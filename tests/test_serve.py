@@ -145,6 +145,16 @@ def test_other_networks_are_refused(given):
         pass
 
 
+@pytest.mark.slow
+def test_a_taken_port_is_told(server, predictor):
+    with (
+        pytest.raises(OSError, match=rf"port {server.port} of 127\.0\.0\.1 is taken"),
+        demo.served(predictor, "net", "127.0.0.1", server.port, LIMITS),
+    ):
+        pass
+    assert Path.cwd().is_dir()
+
+
 # ======================================================================== what gets through
 
 

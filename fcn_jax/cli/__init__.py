@@ -68,7 +68,7 @@ def run(argv: Sequence[str]) -> int:
     # A helper of multiprocessing cleans up after an end at once, and would tell of it.
     sys.warnoptions.append("ignore:resource_tracker:UserWarning")
     try:
-        if command in ("train", "eval", "predict"):
+        if command in ("train", "eval", "predict", "serve"):
             _ends.check_limits()
         code = main(argv)
     except Exception as error:

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     usual = demo.Limits()
     add = parser.add_argument
     add("run", help="the folder of a run, a weight file, or the name of one")
-    add("--host", default="127.0.0.1", help="0.0.0.0: whoever reaches this machine; default: none")
+    add("--host", default="127.0.0.1", help="0.0.0.0 lets in whoever reaches this machine")
     add("--port", type=int, help="default: the first from 7860 on that is free")
     add("--max_megabytes", type=float, default=usual.megabytes, help="default: %(default)g")
     add("--max_megapixels", type=float, default=usual.megapixels, help="default: %(default)g")

@@ -303,22 +303,26 @@ def served(
                 shown = gradio.HTML()
                 sent.upload(segment, sent, [sent, shown], api_visibility="private")
             page.queue(max_size=32, default_concurrency_limit=2)
-            _, address, _ = page.launch(
-                server_name=host,
-                server_port=port,
-                max_file_size=int(limits.megabytes * 2**20),
-                app_kwargs={"middleware": [middleware(Guard, limits=limits, uploads=uploads)]},
-                # The reader's own fonts: gradio's would be fetched.
-                theme=gradio.themes.Default(font=["system-ui"], font_mono=["monospace"]),
-                css=STYLE,
-                footer_links=[],
-                prevent_thread_lock=True,
-                quiet=True,
-                share=False,  # the environment may say otherwise of these
-                ssr_mode=False,
-                mcp_server=False,
-                run_history=False,
-            )
+            try:
+                _, address, _ = page.launch(
+                    server_name=host,
+                    server_port=port,
+                    max_file_size=int(limits.megabytes * 2**20),
+                    app_kwargs={"middleware": [middleware(Guard, limits=limits, uploads=uploads)]},
+                    # The reader's own fonts: gradio's would be fetched.
+                    theme=gradio.themes.Default(font=["system-ui"], font_mono=["monospace"]),
+                    css=STYLE,
+                    footer_links=[],
+                    prevent_thread_lock=True,
+                    quiet=True,
+                    share=False,  # the environment may say otherwise of these
+                    ssr_mode=False,
+                    mcp_server=False,
+                    run_history=False,
+                )
+            except OSError:  # gradio's line speaks of its own settings
+                taken = f"port {port} of {host} is taken" if port else f"{host} has no free port"
+                raise OSError(f"{taken}, or it is no address of this machine") from None
             try:
                 yield address
             finally:
