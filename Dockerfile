@@ -10,7 +10,7 @@
 FROM python:3.12-slim
 
 ARG DEVICE=cpu
-ARG EXTRAS=demo,coco,heic,tiff,geo,video,hub
+ARG EXTRAS=demo,export,coco,heic,tiff,geo,video,hub
 
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./

@@ -157,6 +157,15 @@ def test_links_lead_to_files(page):
             assert (page.parent / link.partition("#")[0]).exists(), link
 
 
+def test_every_public_name_is_on_a_page_of_the_api():
+    pages = "".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
+    shown = re.findall(r"^::: (\S+)$", pages, re.M)
+    for home, names in fcn_jax._HOMES.items():
+        for name in names.split():
+            place = f"fcn_jax.{home}"
+            assert {place, f"{place}.{name.removesuffix('_weights')}"} & {*shown}, name
+
+
 def test_the_container_has_what_it_copies_and_installs():
     """No build, which takes a daemon: the files, the extras, and what is let through to it."""
     text = (ROOT / "Dockerfile").read_text()
