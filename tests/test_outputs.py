@@ -231,6 +231,15 @@ def test_files_that_fail_are_told_and_tried_again(predict, photos, tmp_path, cap
     assert not (tmp_path / "out/skipped.csv").exists()
 
 
+def test_a_giant_image_is_refused_and_the_others_are_done(predict, photos, tmp_path, capsys):
+    Image.new("1", (20_000, 10_000)).save(photos / "giant.png")
+    assert predict("--write=labels") == 1
+    captured = capsys.readouterr()
+    assert "giant.png: more than the 178956970 pixels that are read at once" in captured.err
+    assert captured.err.count("\n") == 1
+    assert "3 of 4 images" in captured.out
+
+
 def test_what_is_left_out_is_named(predict, photos, tmp_path, capsys):
     for name in ("notes.txt", "raw.cr2", "clip.mp4"):
         (photos / name).write_text("text")
