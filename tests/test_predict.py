@@ -34,6 +34,13 @@ small = functools.partial(fcn_jax.create_model, width=1 / 16, fc_width=8)
 
 
 @pytest.fixture
+def plain_operations():
+    """They compile faster in networks of many layers, and compute more slowly."""
+    with fcn_jax.ops.plain_forms():
+        yield
+
+
+@pytest.fixture
 def photos(tmp_path) -> Path:
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -263,6 +270,7 @@ def test_the_folder_of_the_user(monkeypatch, tmp_path, workdir, photos):
 # ======================================================================== weight files
 
 
+@pytest.mark.usefixtures("plain_operations")
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])
 def test_weights_alone_segment(tmp_path, photos, suffix):
     model = small(
@@ -359,6 +367,7 @@ def depths(tmp_path, photos) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("plain_operations")
 @pytest.mark.parametrize(
     ("network", "expected"),
     [
