@@ -17,9 +17,11 @@ from caffe_files import Layer, caffemodel
 
 import fcn_jax
 from fcn_jax import ops, weights
+from fcn_jax.cli import train as train_command
 from fcn_jax.geometry import Window
 from fcn_jax.models.backbones import BACKBONES, Add, Backbone, Conv, Pool
 from fcn_jax.models.inputs import CAFFE, Inputs, Preprocessing
+from fcn_jax.training.init import check_names
 
 pytestmark = pytest.mark.usefixtures("exact_products")
 
@@ -59,7 +61,7 @@ def assert_close(ours, truth):
 
 @pytest.mark.parametrize(
     "name",
-    ["resnet18", *(pytest.param(f"resnet{n}", marks=pytest.mark.slow) for n in (34, 50, 101))],
+    ["resnet18", *(pytest.param(f"resnet{n}", marks=pytest.mark.slow) for n in (34, 50))],
 )
 def test_classifiers(torch, tmp_path, name, rng):
     from torch_resnet import classify
@@ -87,7 +89,7 @@ def test_fcn_resnet50_of_photographs_of_odd_sizes(torch, tmp_path, rng):
     assert loaded.kind == "torchvision fcn_resnet50"
     assert loaded.skipped == ("aux_classifier (8 arrays)",)
     predictor = fcn_jax.load(path, batch_size=2, canvas=(80, 80))
-    assert predictor.heads["label"].names[15] == "person"
+    assert predictor.names("label")[15] == "person"
     photographs = [rng.integers(0, 256, (*size, 3), np.uint8) for size in ((33, 61), (70, 17))]
     with ops.plain_forms():
         logits = predictor.logits(photographs)
@@ -102,8 +104,7 @@ def test_fcn_resnet50_of_photographs_of_odd_sizes(torch, tmp_path, rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet50", "resnet101"])
-@pytest.mark.parametrize("float64", [False, True])
+@pytest.mark.parametrize(("name", "float64"), [("resnet50", True), ("resnet101", False)])
 def test_fcns_at_full_width(torch, tmp_path, name, float64, rng):
     from torch_resnet import segment
 
@@ -168,6 +169,71 @@ def test_a_running_variance_as_small_as_10_times_epsilon(tmp_path):
             loaded[f"{ours}/kernel"], kernel.transpose(2, 3, 1, 0), rtol=1e-5
         )
         np.testing.assert_allclose(loaded[f"{ours}/bias"], bias, rtol=1e-5, atol=1e-6)
+
+
+def test_a_name_tells_network_and_preprocessing(torch, tmp_path, monkeypatch):
+    path = saved(torch, tmp_path / "file.pth", state_dicts.fcn_resnet("resnet50", 2))
+    monkeypatch.setattr(weights.fetching, "fetch", lambda row: path)
+    predictor = fcn_jax.load("torchvision:fcn_resnet50_coco")
+    expected = fcn_jax.create_model(
+        "fcn_interpolated", backbone="resnet50_dilated", width=1 / 32, learned_upsampling="none"
+    )
+    assert predictor.model == expected
+    way = predictor.inputs.preprocessing("image")
+    assert (way.channel_order, way.mean, way.scale) == ("rgb", (0.485, 0.456, 0.406), 1 / 255)
+    assert predictor.names("label")[:2] == ("background", "aeroplane")
+
+
+def test_a_dilated_backbone_starts_from_the_classifier():
+    check_names(["torchvision:resnet50", "torchvision:fcn_resnet50_coco"], "resnet50_dilated", 1.0)
+    with pytest.raises(ValueError, match=r"is of config\.backbone = 'resnet101', not 'resnet50_"):
+        check_names(["torchvision:resnet101"], "resnet50_dilated", 1.0)
+
+
+def tiny_run(start, workdir, **fields):
+    fields = {
+        "width": 1 / 16,
+        "init": start,
+        "batch_size": 4,
+        "eval_batch_size": 4,
+        "log_every": 1,
+        "dataset_options.train": 8,
+        "dataset_options.val": 4,
+        "dataset_options.size": 48,
+        "epochs": "()",
+        "learning_rate": 1e-3,
+        "warmup": 0,
+        "samples": 0,
+        **fields,
+    }
+    given = [f"--config.{name}={value}" for name, value in fields.items()]
+    with ops.plain_forms():  # compile faster
+        train_command.main(["--config=quickstart", f"--workdir={workdir}", *given])
+    return fcn_jax.load(workdir)
+
+
+@pytest.mark.slow
+def test_training_stage_by_stage(torch, tmp_path, rng):
+    start = saved(torch, tmp_path / "start.pth", state_dicts.resnet("resnet18"))
+    two = {"stages": "fcn32s,fcn16s", "steps": "(2,3)"}
+    predictor = tiny_run(start, tmp_path / "run", backbone="resnet18", **two)
+    assert predictor.model.decoder.skips == (1.0,)
+    params, loaded = weights.flatten(predictor.variables["params"]), weights.load(start)
+    moved = [name for name in loaded if name in params and (params[name] != loaded[name]).any()]
+    assert {"conv1/kernel", "layer1_0/conv2/kernel", "layer4_1/conv2/bias"} <= set(moved)
+    photograph = rng.integers(0, 256, (33, 47, 3), np.uint8)
+    weights.save(tmp_path / "saved.npz", weights.load(tmp_path / "run"))
+    again = fcn_jax.load(tmp_path / "saved.npz")
+    np.testing.assert_array_equal(again.logits(photograph), predictor.logits(photograph))
+
+
+@pytest.mark.slow
+def test_torchvisions_fcn_is_trained_on(torch, tmp_path):
+    start = saved(torch, tmp_path / "start.pth", state_dicts.fcn_resnet("resnet50"))
+    fields = {"backbone": "resnet50_dilated", "stages": "fcn_interpolated", "steps": 2}
+    predictor = tiny_run(start, tmp_path / "run", **fields)
+    assert predictor.model.decoder.interpolate
+    assert predictor(np.zeros((33, 47, 3), np.uint8)).shape == (33, 47)
 
 
 def test_a_resnet_of_caffe_is_refused(tmp_path):

@@ -7,6 +7,7 @@ functions of a state dict; any number of channels will do.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import state_dicts
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor
 Tensors = Mapping[str, Tensor]
 
 
-def conv_norm(x: Tensor, t: Tensors, conv: str, norm: str, **options: int) -> Tensor:
+def conv_norm(x: Tensor, t: Tensors, conv: str, norm: str, **options: Any) -> Tensor:
     """A convolution without bias, then batch normalisation with the running statistics."""
     x = F.conv2d(x, t[f"{conv}.weight"], **options)
     mean, variance, gamma, beta = (
