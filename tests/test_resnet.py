@@ -215,7 +215,7 @@ def tiny_run(start, workdir, **fields):
 @pytest.mark.slow
 def test_training_stage_by_stage(torch, tmp_path, rng):
     start = saved(torch, tmp_path / "start.pth", state_dicts.resnet("resnet18"))
-    two = {"stages": "fcn32s,fcn16s", "steps": "(2,3)"}
+    two = {"stages": "('fcn32s','fcn16s')", "steps": "(2,3)"}
     predictor = tiny_run(start, tmp_path / "run", backbone="resnet18", **two)
     assert predictor.model.decoder.skips == (1.0,)
     params, loaded = weights.flatten(predictor.variables["params"]), weights.load(start)
