@@ -109,6 +109,10 @@ def export(
         weights.save(path, saved, "safetensors" if format == "safetensors" else "pytorch-fcn")
         return path
     about = describe(predictor, model, result or "labels")
+    if predictor.scale != 1:
+        from fcn_jax.runs import note
+
+        note(f"{path} is for images scaled by {predictor.scale:g}: scale them before")
     with tempfile.TemporaryDirectory(prefix=".export.", dir=path.parent) as folder:
         program = Path(folder) / path.name
         writer.write(program, model, params, predictor.inputs, result or "labels", about)
