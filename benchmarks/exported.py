@@ -2,8 +2,8 @@
 
     python benchmarks/exported.py [--padding=reference] [--shape=500x375] [--turns=5] [--width=1]
 
-FCN-8s with VGG16, 21 classes, random parameters, from a photograph's uint8 to its label map, in turns
-A B C D A B C D …; onnxruntime with as many threads as there are cores. PyTorch's export begins with
+FCN-8s with VGG16, 21 classes, random parameters, from a photograph's uint8 to its label map, in
+turns A B C D A B C D …; onnxruntime with as many threads as there are cores. PyTorch's export begins with
 normalised floats and ends with logits, which spares it a little.
 """
 
@@ -64,9 +64,9 @@ def main(argv: list[str]) -> None:
     name = sessions[1].get_inputs()[0].name
     runs = {
         "fcn_jax, predictor": lambda: predictor(image),
-        "fcn_jax, ONNX": lambda: sessions[0].run(None, {"image": image[None]})[0][0],
+        "fcn_jax, ONNX": lambda: first(sessions[0], {"image": image[None]}),
         "fcn_jax, StableHLO": lambda: np.asarray(program(image[None]))[0],
-        "PyTorch, ONNX": lambda: sessions[1].run(None, {name: pixels})[0][0].argmax(0),
+        "PyTorch, ONNX": lambda: first(sessions[1], {name: pixels}).argmax(0),
     }
     truth = predictor(image)
     for what, run in runs.items():  # which warms up, too
@@ -74,11 +74,15 @@ def main(argv: list[str]) -> None:
         if equal < 0.999:
             raise SystemExit(f"exported.py: {what} gives {1 - equal:.1%} of other labels")
     print("\n".join([*machine.describe(), f"cores {os.cpu_count()}"]))
-    print(
-        f"\n{PADDING.value} padding, {height}x{width} pixels\n\n| | median ms | min ms |\n|---|---|---|"
-    )
+    print(f"\n{PADDING.value} padding, {height}x{width} pixels")
+    print("\n| | median ms | min ms |\n|---|---|---|")
     for what, times in take_turns(runs, TURNS.value).items():
         print(f"| {what} | {1000 * statistics.median(times):.0f} | {1000 * min(times):.0f} |")
+
+
+def first(session: onnxruntime.InferenceSession, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """What a session gives of the first image."""
+    return np.asarray(session.run(None, arrays)[0])[0]
 
 
 def stablehlo(path: Path):
