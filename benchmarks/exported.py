@@ -3,8 +3,8 @@
     python benchmarks/exported.py [--padding=reference] [--shape=500x375] [--turns=5] [--width=1]
 
 FCN-8s with VGG16, 21 classes, random parameters, from a photograph's uint8 to its label map, in
-turns A B C D A B C D …; onnxruntime with as many threads as there are cores. PyTorch's export begins with
-normalised floats and ends with logits, which spares it a little.
+turns A B C D A B C D …; onnxruntime with as many threads as there are cores. PyTorch's export
+begins with normalised floats and ends with logits, which spares it a little.
 """
 
 from __future__ import annotations

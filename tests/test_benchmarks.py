@@ -71,6 +71,7 @@ SMALL_RUN = (
         (("convolutionalization.py", "--width=0.05", "--side=256", "--turns=1"), "2x2 logits"),
         (("memory.py", "--width=0.05", "--shape=1x33x40", "--tasks=training"), "ratio"),
         (("operations.py", "--only=AlexNet pool1", "--turns=1"), "and gradient"),
+        (("exported.py", "--width=0.05", "--shape=33x40", "--turns=1"), "PyTorch, ONNX"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )

@@ -15,6 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 import toy_backbones
+from PIL import Image
 from random_parameters import random_parameters
 from toy_runs import make_run
 
@@ -258,6 +259,22 @@ def test_versions_and_metadata_of_onnx(tmp_path):
     assert [(one.name, one.type, one.shape) for one in running.get_outputs()] == [
         ("label", "tensor(uint8)", ["batch", "height", "width"])
     ]
+
+
+def test_the_example_of_the_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    predictor = predictor_of(backbone=toy_backbones.plain)
+    fcn_jax.export(predictor, "mine.onnx")
+    (arrays,) = random_images(predictor, [(40, 51)])
+    Image.fromarray(arrays["image"]).save("photo.jpg")
+    page = Path(__file__).parents[1] / "docs" / "export.md"
+    blocks = re.findall(r"```python\n(import .*?)```", page.read_text(), re.DOTALL)
+    names: dict = {}
+    exec(next(block for block in blocks if "onnxruntime" in block), names)
+    found = predictor("photo.jpg")
+    assert names["labels"].shape == (1, *found.shape)
+    assert (names["labels"][0] == found).mean() > 0.99
+    assert "class 3" in capsys.readouterr().out
 
 
 def test_weights_beside_the_graph(tmp_path, monkeypatch):
