@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
+import ray  # pyright: ignore[reportMissingImports]
 from PIL import Image
 
 import fcn_jax

@@ -86,8 +86,8 @@ def few_layers(padding: Padding, width: float, fc_width: int) -> Backbone:
 def arithmetic(task: str, padding: Any) -> dict[str, float]:
     """FLOPs of VGG16's FCN-8s at full width on 500x375 pixels, as XLA counts them.
 
-    Of the program for a GPU, where operations are plain: XLA counts a loop's body once, and the
-    fast forms for the CPU are loops. It is lowered only, so there need be no GPU.
+    Of the program for a GPU: XLA counts a loop's body once, and the fast forms for the CPU are
+    loops. It is lowered only, so there need be no GPU.
     """
     model = fcn_jax.create_model("fcn8s", padding=padding, learned_upsampling="none")
     run, arguments = program(model, task, (1, 500, 375))

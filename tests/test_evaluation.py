@@ -280,7 +280,7 @@ def test_processes_score_together_what_one_scores(monkeypatch, unchecked_annotat
     examples = make_examples()
     classes = fcn_jax.classes.table_from_names("r, g, b")
     stage = types.SimpleNamespace(name="fcn8s", model=None)
-    journal = types.SimpleNamespace(say=print, record=lambda *_: None)
+    journal = types.SimpleNamespace(say=print, record=lambda *_: None, page=lambda: None)
 
     def predictor_of(*_) -> Predictor:
         return Predictor(Brightest(), {}, SCALE_OF_LOSS, {"label": classes})
