@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.core import max_dim
 from jaxtyping import Array, Float, Int, Shaped
 
-from fcn_jax.geometry import TransposedWindow, Window
+from fcn_jax.geometry import Cells, TransposedWindow, Window
 
 Size: TypeAlias = tuple[int, int]
 """Height and width in pixels."""
@@ -110,13 +112,35 @@ def canvas_for(size: Size, canvas: Canvas) -> Size:
 
 def scaled_size(size: Size, scale: float) -> Size:
     """The size of an image once it is scaled (`fcn_jax.data.transforms.resize`)."""
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    return scaled_side(size[0], scale), scaled_side(size[1], scale)
+
+
+def scaled_side(side: Cells, scale: float) -> Cells:
+    """A side of an image once it is scaled: the nearest number of pixels, at least 1.
+
+    Between two that are as near it is the even one.
+
+    Example:
+        >>> [scaled_side(side, 0.7) for side in (1, 5, 15, 45)]  # of 0.7, 3.5, 10.5, 31.5
+        [1, 4, 10, 32]
+    """
+    # In integers, which symbolic sides know as well, and 0.7 * 45 is 31.499999999999996 in floats.
+    times, over = ratio(scale).as_integer_ratio()
+    whole, rest = side * times // over, side * times % over
+    return max_dim(1, whole + (2 * rest + whole % 2) // (over + 1))
+
+
+def ratio(scale: float) -> Fraction:
+    """The fraction that a scale is meant to be: 7/10 for 0.7, 1/3 for 0.3333333333333333."""
+    return max(Fraction(float(scale)).limit_denominator(10_000), Fraction(1, 10_000))
 
 
 def original_canvas(canvas: Size, scale: float) -> Size:
     """The smallest canvas for all images that fit ``canvas`` once they are scaled."""
-    # The sides that round(side * scale) brings to the canvas, and no more.
-    return math.floor((canvas[0] + 0.5) / scale), math.floor((canvas[1] + 0.5) / scale)
+    half = Fraction(1, 2)  # the sides that rounding brings to the canvas, and no more
+    return math.floor((canvas[0] + half) / ratio(scale)), math.floor(
+        (canvas[1] + half) / ratio(scale)
+    )
 
 
 # ======================================================================== batches

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import re
 import sys
 import zipfile
+from fractions import Fraction
 from pathlib import Path
 
 import jax
@@ -21,7 +23,10 @@ from toy_runs import make_run
 
 import fcn_jax
 from fcn_jax import cli, exporting
+from fcn_jax.canvas import scaled_side
+from fcn_jax.data import transforms
 from fcn_jax.data.shapes import SHAPES
+from fcn_jax.exporting import resizing
 from fcn_jax.geometry import Window
 from fcn_jax.models.backbones import BACKBONES, PADDINGS, Backbone, Concat, Conv, Pool
 from fcn_jax.models.decoders import DECODERS
@@ -62,7 +67,9 @@ def gaps(padding, width, fc_width):
     )
 
 
-def predictor_of(name="fcn16s", backbone=toy_backbones.forked, inputs=None, heads=4, **fields):
+def predictor_of(
+    name="fcn16s", backbone=toy_backbones.forked, inputs=None, heads=4, scale=1.0, **fields
+):
     """A narrow network with random parameters. All images lie on one canvas: one compilation."""
     if inputs is not None:
         fields["inputs"] = inputs.channels
@@ -70,7 +77,8 @@ def predictor_of(name="fcn16s", backbone=toy_backbones.forked, inputs=None, head
     model = fcn_jax.create_model(name, backbone=backbone, **(small | fields))
     canvas = fcn_jax.canvas.exactly if model.classifies else CANVAS
     inputs = inputs or Inputs.of(Preprocessing())
-    return fcn_jax.Predictor(model, random_parameters(model, 0), inputs, canvas=canvas)
+    params = random_parameters(model, 0)
+    return fcn_jax.Predictor(model, params, inputs, scale=scale, canvas=canvas)
 
 
 def random_images(predictor, sizes, seed=0):
@@ -233,6 +241,92 @@ def test_fixed_transposed_convolutions_are_of_each_class(tmp_path):
     groups = {n.name: next(a.i for a in n.attribute if a.name == "group") for n in kinds}
     assert groups == {"upscore2": 1, final: 4}
     assert_equal(fixed, [(31, 44)], run)
+
+
+# ================================================================================ the scale
+
+TIES = [(1, 1), (45, 15), (64, 80), (3, 61)]
+"""Sizes that are rounded; 0.7 * 45 is 31.5 but for floats."""
+
+SMALL = {"backbone": toy_backbones.plain}
+SCALED = {
+    "half": {**SMALL, "scale": 0.5},
+    "0.7": {**SMALL, "scale": 0.7},
+    "larger": {**SMALL, "scale": 1.5},
+    "a third": {**SMALL, "scale": 1 / 3, "padding": "reference", "name": "fcn32s"},
+    "heads": {**CASES["heads"], "scale": 0.7},
+    "depth": {**CASES["depth"], "scale": 0.7},
+    "bands": {**CASES["bands"], "scale": 0.7},
+    "classifier": {"name": "classifier", "scale": 0.5},
+}
+
+
+def scaled_cases(*left_out):
+    """Those of one input and one head are tested often."""
+    marks = [[] if case in ("half", "0.7", "larger") else [pytest.mark.slow] for case in SCALED]
+    rows = zip(SCALED, marks, strict=True)
+    rows = [pytest.param(case, marks=mark) for case, mark in rows if case not in left_out]
+    return pytest.mark.parametrize("case", rows)
+
+
+@scaled_cases()
+def test_onnx_at_a_scale(case, tmp_path):
+    predictor = predictor_of(**SCALED[case])
+    sizes = TIES[1:] if case == "classifier" else TIES
+    assert_equal(predictor, sizes, onnx_runner(predictor, tmp_path / "net.onnx"))
+
+
+@scaled_cases("bands")
+def test_stablehlo_at_a_scale(case, tmp_path):
+    predictor = predictor_of(**SCALED[case])
+    run = stablehlo_runner(predictor, tmp_path / "net.stablehlo")
+    assert_equal(predictor, TIES[:2], run)
+
+
+def test_the_scale_of_the_only_view_counts(tmp_path):
+    predictor = dataclasses.replace(predictor_of(**SCALED["half"]), scale=1.0, scales=(0.5,))
+    assert_equal(predictor, TIES[1:2], onnx_runner(predictor, tmp_path / "net.onnx"))
+
+
+@pytest.mark.parametrize("runner", ["onnx_runner", "stablehlo_runner"])
+def test_labels_at_a_scale(runner, tmp_path):
+    predictor = predictor_of(**SCALED["half"])
+    (image,) = random_images(predictor, [(41, 67)])
+    run = globals()[runner](predictor, tmp_path / f"net.{runner.removesuffix('_runner')}", "labels")
+    found, logits = run({"image": image["image"][None]})["label"][0], predictor.logits(image)
+    best = np.take_along_axis(logits, found[..., None].astype(int), axis=-1)[..., 0]
+    assert found.shape == (41, 67)
+    assert (logits.max(axis=-1) - best).max() <= 1e-4 * np.abs(logits).max()
+    assert (found == predictor(image)).mean() > 0.99
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bands", "apart"), [("uint8", (3,), 0), ("uint16", (), 0), ("uint16", (2,), 1)]
+)
+@pytest.mark.parametrize("scale", [0.5, 0.7, 1.5])
+def test_images_are_scaled_inside_as_pillow_does(dtype, bands, apart, scale):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, np.iinfo(dtype).max, (45, 62, *bands), endpoint=True).astype(dtype)
+    image[:10] = image.max()  # no sum of weights makes more of white
+    truth = transforms.resize({"image": image}, scale)["image"]
+    found = np.asarray(jax.jit(lambda x: resizing.scaled(x, scale))(image[None]))[0]
+    assert found.dtype == truth.dtype
+    assert found.shape == truth.shape
+    different = np.abs(found.astype(int) - truth)
+    assert different.max() <= apart
+    assert (different > 0).mean() < 0.01
+
+
+@pytest.mark.parametrize("scale", [0.05, 0.3, 0.5, 0.7, 0.35, 1 / 3, 1.1, 1.5, 2.0])
+def test_no_more_pixels_lie_under_a_triangle_than_are_summed(scale):
+    """Sides are the fraction's, rounded half to even; and both ways all weights are found."""
+    for side in range(1, 500):
+        exact = side * Fraction(scale).limit_denominator(1000)
+        new = scaled_side(side, scale)
+        assert new == max(1, round(exact))
+        for before, after, factor in ((side, new, scale), (new, side, 1 / scale)):
+            widest = 2 * max(Fraction(before, after), Fraction(1))
+            assert resizing.most_pixels(factor) >= widest
 
 
 # ================================================================================ the file
@@ -423,8 +517,6 @@ def test_what_cannot_be_written_is_told(file, options, message, tmp_path):
 
 
 def test_augmentation_is_refused(tmp_path):
-    import dataclasses
-
     twice = dataclasses.replace(predictor_of(), flip=True)
     with pytest.raises(ValueError, match="sees an image once"):
         fcn_jax.export(twice, tmp_path / "net.onnx")

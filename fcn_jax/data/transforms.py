@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from fcn_jax.canvas import Size, stack
+from fcn_jax.canvas import Size, scaled_size, stack
 from fcn_jax.classes import VOID
 from fcn_jax.data.bands import DTYPES, Range
 
@@ -199,7 +199,7 @@ def resize(example: Mapping[str, object], factor: float) -> Example:
         if value.ndim != 2:
             resized[name] = resize_image(value, factor)
             continue
-        sides = [max(1, round(side * factor)) for side in value.shape]
+        sides = scaled_size(value.shape, factor)
         # In integers, since Pillow's nearest neighbour rounds either way where two are as near.
         rows, columns = (
             (2 * np.arange(new) + 1) * old // (2 * new)
@@ -303,7 +303,7 @@ def resize_image(
         )
     if scale <= 0:
         raise ValueError(f"scale must be positive, got {scale}")
-    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    height, width = scaled_size(image.shape[:2], scale)
     if (height, width) == image.shape[:2]:
         return image
     from PIL import Image

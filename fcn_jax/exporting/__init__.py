@@ -1,7 +1,8 @@
 """A trained network as a file for other programs: a program that they run, or its weights.
 
 `export` writes all formats. `onnx` and `stablehlo` hold the programs, for batches of any number and
-images of any size, with the preprocessing inside; the weights alone go through `fcn_jax.weights`.
+images of any size, with the preprocessing inside (`resizing` scales the images); the weights alone
+go through `fcn_jax.weights`.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def export(
 
     ``onnx`` and ``stablehlo`` are programs from the stored pixels, uint8 (batch, height, width, 3)
     for networks that read RGB, to label maps, uint8 (batch, height, width); batch, height and width
-    are free, from 1 on. They hold the preprocessing, and tell the names and colours of the classes.
+    are free, from 1 on. They hold the preprocessing, with the scale that the network was trained
+    at, and tell the names and colours of the classes.
     All images of a batch have one size; canvases, tiles and test-time augmentation are the
     `Predictor`'s. ``safetensors`` and ``torch`` (a state dict) are the weights alone, which
     `fcn_jax.load` reads back with the same results.
@@ -97,7 +99,8 @@ def export(
     model = predictor.model
     if not isinstance(model, FCN):
         raise ValueError(f"only an FCN can be exported, this is a {type(model).__name__}")
-    if len(predictor.views) > 1:
+    view, *others = predictor.views
+    if others:
         raise ValueError("flip and scales are the Predictor's: what is exported sees an image once")
     params = jax.tree.map(np.asarray, predictor.variables.get("params", predictor.variables))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,13 +112,10 @@ def export(
         weights.save(path, saved, "safetensors" if format == "safetensors" else "pytorch-fcn")
         return path
     about = describe(predictor, model, result or "labels")
-    if predictor.scale != 1:
-        from fcn_jax.runs import note
-
-        note(f"{path} is for images scaled by {predictor.scale:g}: scale them before")
     with tempfile.TemporaryDirectory(prefix=".export.", dir=path.parent) as folder:
         program = Path(folder) / path.name
-        writer.write(program, model, params, predictor.inputs, result or "labels", about)
+        of = (model, params, predictor.inputs, view.scale)
+        writer.write(program, *of, result or "labels", about)
         for file in sorted(Path(folder).iterdir(), reverse=True):  # what another refers to first
             file.replace(path.parent / file.name)
     return path
@@ -148,7 +148,6 @@ def describe(predictor: Predictor, model: FCN, result: Result) -> dict[str, Any]
     return {
         "network": network_name(model),
         "result": result,
-        "scale": predictor.scale,
         "inputs": inputs,
         "outputs": outputs,
     }

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike
 
+from fcn_jax.canvas import ratio
+from fcn_jax.exporting.resizing import BITS, most_pixels
 from fcn_jax.geometry import TransposedWindow, Window
 from fcn_jax.inference.predictor import Result
 from fcn_jax.models.backbones import Add, Concat, Conv, Layer, Norm, Pool
@@ -58,6 +60,7 @@ def write(
     model: FCN,
     params: Mapping[str, Any],
     inputs: Inputs,
+    scale: float,
     result: Result,
     about: Mapping[str, Any],
 ) -> None:
@@ -69,7 +72,7 @@ def write(
         ValueError: If ONNX has no operation for a layer.
     """
     onnx = library()
-    proto = build(model, params, inputs, result, about)
+    proto = build(model, params, inputs, scale, result, about)
     size = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
     beside = {"save_as_external_data": True, "location": f"{path.name}.data"}
     onnx.save_model(proto, path, **(beside if size > MAX_BYTES else {}))
@@ -80,6 +83,7 @@ def build(
     model: FCN,
     params: Mapping[str, Any],
     inputs: Inputs,
+    scale: float,
     result: Result,
     about: Mapping[str, Any],
 ) -> onnx.ModelProto:
@@ -87,18 +91,27 @@ def build(
     helper = library().helper
     graph = Graph(reserved=[*about["inputs"], *about["outputs"]])
     flat = flatten(params)
-    size = graph.add("Shape", next(iter(about["inputs"])), name="size", start=1, end=3)
+    size = original = graph.add("Shape", next(iter(about["inputs"])), name="size", start=1, end=3)
+    if scale != 1:
+        size = scaled_size(graph, original, scale)
     maps: dict[str, str] = {}
     for input_name, parts in inputs.entries:
         suffix = model.input_suffix(input_name)
-        normalised = [normalise(graph, modality, way) for modality, way in parts]
+        normalised = [
+            normalise(graph, scaled(graph, modality, way, original, size, scale), way)
+            for modality, way in parts
+        ]
         image = graph.add("Concat", *normalised, axis=1) if len(parts) > 1 else normalised[0]
         if model.classifies:
             image = filled_up(graph, image, size, model.smallest_image)
         run = run_backbone(graph, model.layers, image, flat, suffix)
         maps |= {f"{name}{suffix}": map for name, map in run.items()}
     for head, classes in model.heads:
-        finish(graph, decode(graph, model, maps, flat, head, size), head, classes, result)
+        scores = decode(graph, model, maps, flat, head, size)
+        if scale != 1 and not model.classifies:
+            for axis in (2, 3):
+                scores = resized(graph, scores, axis, size, original, most_pixels(1 / scale))
+        finish(graph, scores, head, classes, result)
     ends = [
         [
             helper.make_tensor_value_info(name, graph.type_of(told["dtype"]), told["axes"])
@@ -172,17 +185,107 @@ class Graph:
 # ======================================================================== from pixels to maps
 
 
-def normalise(graph: Graph, modality: str, way: Preprocessing) -> str:
-    """`Preprocessing.apply`; a map."""
+def scaled_size(graph: Graph, size: str, scale: float) -> str:
+    """`fcn_jax.canvas.scaled_size`."""
+    times, over = ratio(scale).as_integer_ratio()
+    product = graph.add("Mul", size, np.array(times))
+    whole, rest = (graph.add(op, product, np.array(over)) for op in ("Div", "Mod"))
+    odd = graph.add("Mod", whole, np.array(2))
+    up = graph.add("Add", graph.add("Mul", rest, np.array(2)), odd)
+    up = graph.add("Div", up, np.array(over + 1))
+    return graph.add("Max", graph.add("Add", whole, up), np.array(1), name="scaled_size")
+
+
+def scaled(
+    graph: Graph, modality: str, way: Preprocessing, original: str, size: str, scale: float
+) -> str:
+    """A modality as a map of floats, scaled as `fcn_jax.data.transforms.resize` does it."""
+    dtype = np.float64
+    if way.channels == 1:
+        x = graph.add("Unsqueeze", modality, np.array([1]))
+    else:
+        x = graph.add("Transpose", modality, perm=(0, 3, 1, 2))
+        dtype = np.int32 if (way.channels, way.dtype) == (3, "uint8") else dtype
+    if scale != 1 and way.channels == 1:
+        for axis in (2, 3):
+            old, new = side_of(graph, original, axis), side_of(graph, size, axis)
+            numerator = graph.add("Mul", twice_the_centres(graph, new), old)
+            places = graph.add("Div", numerator, graph.add("Mul", new, np.array(2)))
+            x = graph.add("Gather", x, places, axis=axis)
+    elif scale != 1:
+        for axis in (3, 2):
+            x = resized(graph, x, axis, original, size, most_pixels(scale), dtype)
+        if dtype == np.float64 and way.dtype != "float32":
+            x = graph.add("Round", x)
+    return graph.add("Cast", x, to=graph.type_of(np.float32))
+
+
+def resized(
+    graph: Graph, x: str, axis: int, old: str, new: str, most: int, dtype: Any = np.float32
+) -> str:
+    """`fcn_jax.exporting.resizing.resized`, of an axis of a map, from the sizes before and after.
+
+    Args:
+        graph: The graph.
+        x: The map.
+        axis: The axis.
+        old: The name of its height and width.
+        new: Of those that it is to have.
+        most: The most pixels that make a new one.
+        dtype: What is computed in: int32 gives rounded int32, others give float32.
+    """
+    size, side = side_of(graph, old, axis), side_of(graph, new, axis)
+    reach = graph.add("Mul", graph.add("Max", size, side), np.array(2))
+    double_side = graph.add("Mul", side, np.array(2))
+    centre = graph.add("Sub", graph.add("Mul", twice_the_centres(graph, side), size), side)
+    # Div rounds towards 0: down, as long as it is of nothing negative.
+    first = graph.add("Add", centre, graph.add("Mul", double_side, np.array(most)))
+    first = graph.add("Div", graph.add("Sub", first, reach), double_side)
+    place = graph.add("Add", first, np.arange(1 - most, 1)[:, None])  # of each pixel's, a row
+    last = graph.add("Sub", size, np.array(1))
+    inside = graph.add("Min", graph.add("Max", place, np.array(0)), last)
+    distance = graph.add("Abs", graph.add("Sub", centre, graph.add("Mul", place, double_side)))
+    share = graph.add("Max", graph.add("Sub", reach, distance), np.array(0))
+    share = graph.add("Where", graph.add("Equal", place, inside), share, np.array(0))
+    total = graph.add("ReduceSum", share, np.array([0]))
+    if dtype == np.int32:  # in units of 2 ** -BITS, rounded
+        share = graph.add("Add", graph.add("Mul", share, np.array(2 << BITS)), total)
+        total = graph.add("Mul", total, np.array(2))
+    else:
+        share, total = (graph.add("Cast", v, to=graph.type_of(dtype)) for v in (share, total))
+    weights = graph.add("Cast", graph.add("Div", share, total), to=graph.type_of(dtype))
+    x = graph.add("Cast", x, to=graph.type_of(dtype))
+    found = ""
+    for row in map(np.array, range(most)):
+        pixels = graph.add("Gather", x, graph.add("Gather", inside, row), axis=axis)
+        weight = graph.add("Gather", weights, row)
+        if axis == 2:
+            weight = graph.add("Unsqueeze", weight, np.array([1]))
+        product = graph.add("Mul", pixels, weight)
+        found = graph.add("Add", found, product) if found else product
+    if dtype != np.int32:
+        return graph.add("Cast", found, to=graph.type_of(np.float32))
+    found = graph.add("Add", found, np.array(1 << BITS - 1, np.int32))
+    return graph.add("Div", found, np.array(1 << BITS, np.int32))
+
+
+def side_of(graph: Graph, size: str, axis: int) -> str:
+    """The height or width of a map, for its axis 2 or 3, as a number."""
+    return graph.add("Gather", size, np.array(axis - 2))
+
+
+def twice_the_centres(graph: Graph, side: str) -> str:
+    """Of the pixels along a side, times 2: 1, 3, 5, …"""
+    places = graph.add("Range", np.array(0), side, np.array(1))
+    return graph.add("Add", graph.add("Mul", places, np.array(2)), np.array(1))
+
+
+def normalise(graph: Graph, x: str, way: Preprocessing) -> str:
+    """`Preprocessing.apply`, of a map and to a map."""
 
     def each(values: Any) -> np.ndarray:
         return np.array(values, np.float32).reshape(-1, 1, 1)
 
-    x = graph.add("Cast", modality, to=graph.type_of(np.float32))
-    if way.channels == 1:
-        x = graph.add("Unsqueeze", x, np.array([1]))
-    else:
-        x = graph.add("Transpose", x, perm=(0, 3, 1, 2))
     if way.range is not None:
         low, high = np.array(way.range, np.float32).T
         x = graph.add("Mul", graph.add("Sub", x, each(low)), each(255 / (high - low)))

@@ -582,7 +582,11 @@ def over_image(
     from scipy import ndimage
 
     places = [
-        ((np.arange(side) + 0.5) * max(1, round(side * scale)) / side - 0.5 - float(cells.offset))
+        (
+            (np.arange(side) + 0.5) * canvases.scaled_side(side, scale) / side
+            - 0.5
+            - float(cells.offset)
+        )
         / float(cells.stride)
         for side in size
     ]
