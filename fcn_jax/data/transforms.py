@@ -309,7 +309,12 @@ def resize_image(
     from PIL import Image
 
     how = Image.Resampling.BILINEAR
-    return by_pillow(image, lambda picture: picture.resize((width, height), how))
+
+    def by_axis(picture: Image.Image) -> Image.Image:
+        # Width first: left to itself, Pillow 13 begins with either, whose rounding differs.
+        return picture.resize((width, picture.height), how).resize((width, height), how)
+
+    return by_pillow(image, by_axis)
 
 
 def by_pillow(
