@@ -70,9 +70,8 @@ class CanvasImage(NamedTuple):
     views: tuple[Mapping[str, np.ndarray], ...]  # what the network reads by modality, at its scale
     original_size: Size  # before scaling, at which results are wanted
     canvases: tuple[Size, ...]  # of the batch that it is to be in: of the results, of each view
-    tiles: tuple[
-        tuple[Size, Size], ...
-    ]  # of each view: its first pixel in the image, that one's size
+    # Of each view: its first pixel in the image that it is a tile of, and the size of that.
+    tiles: tuple[tuple[Size, Size], ...]
 
 
 # ======================================================================== canvases

@@ -111,6 +111,29 @@ def program(command: str) -> str:
     return script if os.path.basename(sys.argv[0]) == script else f"fcn-jax {command}"
 
 
+NETWORK = (
+    *("stage", "which", "network", "padding", "modality", "classes", "precision", "allow_code"),
+)
+"""What `add_network` adds, as `fcn_jax.load` calls it."""
+
+
+def add_network(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that say which network of a run, or of weights, is loaded."""
+    add = parser.add_argument
+    add("--stage", help="such as fcn16s; default: the last trained")
+    add(
+        "--checkpoint", dest="which", choices=("best", "last"), default="best", help="default: best"
+    )
+    add("--model", dest="network", help="the weights' network; default: as their layers suggest")
+    paddings, usual = ("reference", "same", "native"), "reference, of a classifier native"
+    add("--padding", choices=paddings, help=f"of the weights' network; default: {usual}")
+    add("--modality", choices=("image", "hha"), help="what weights of one input read")
+    add("--classes", type=path, help="file of class names for weights; default: by their number")
+    precisions = ("float32", "tf32", "bfloat16")
+    add("--precision", choices=precisions, help="default: as in training, or float32")
+    add("--allow_code", action="store_true", help="run the file of the run's own backbone")
+
+
 def add_views(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of test-time augmentation."""
 

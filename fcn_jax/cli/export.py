@@ -7,7 +7,7 @@
 RUN is the folder of a training run, FILE a weight file, or a name that fcn-jax weights lists.
 onnx and stablehlo are programs from stored pixels to label maps, for batches of any number and
 images of any size, with the preprocessing, the run's scale, and the classes' names and colours
-inside. safetensors and torch (a state dict) are the weights alone.
+inside; --precision is of stablehlo. safetensors and torch (a state dict) are the weights alone.
 Needs pip install 'fcn-jax[export]'.
 """
 
@@ -20,11 +20,9 @@ from typing import get_args
 
 from absl import logging
 
-from fcn_jax.cli import path, program, told_in_one_line
+from fcn_jax.cli import NETWORK, add_network, path, program, told_in_one_line
 from fcn_jax.exporting import SUFFIXES, export
 from fcn_jax.inference.predictor import Result
-
-LOADED = ("stage", "which", "network", "padding", "modality", "classes", "precision", "allow_code")
 
 
 @told_in_one_line
@@ -42,18 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--format", choices=formats, help="default: by the suffix of --output")
     add("--output", type=path, help="the file to write; default: here, under the source's name")
     add("--result", choices=get_args(Result), help="what a program gives; default: labels")
-    add("--stage", help="such as fcn16s; default: the last trained")
-    add(
-        "--checkpoint", dest="which", choices=("best", "last"), default="best", help="default: best"
-    )
-    add("--model", dest="network", help="the weights' network; default: as their layers suggest")
-    paddings, usual = ("reference", "same", "native"), "reference, of a classifier native"
-    add("--padding", choices=paddings, help=f"of the weights' network; default: {usual}")
-    add("--modality", choices=("image", "hha"), help="what weights of one input read")
-    add("--classes", type=path, help="file of class names for weights; default: by their number")
-    precisions = ("float32", "tf32", "bfloat16")
-    add("--precision", choices=precisions, help="of StableHLO; default: as in training, or float32")
-    add("--allow_code", action="store_true", help="run the file of the run's own backbone")
+    add_network(parser)
     args = parser.parse_args(argv)
     if args.output is None and args.format is None:
         parser.error(f"give --format (one of {', '.join(formats)}) or --output=FILE")
@@ -64,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         suffix = next(suffix for suffix, format in SUFFIXES.items() if format == args.format)
         folder = Path(args.source.rpartition(":")[2]).expanduser().resolve()
         output = Path(f"{folder.name if folder.is_dir() else folder.stem}{suffix}")
-    options = {name: getattr(args, name) for name in LOADED}
+    options = {name: getattr(args, name) for name in NETWORK}
     written = export(args.source, output, args.format, result=args.result, **options)
     print(f"{written} ({written.stat().st_size / 1e6:.1f} MB)")
     return 0

@@ -45,7 +45,7 @@ from rich.progress import (
 from rich.text import Text
 
 import fcn_jax
-from fcn_jax.cli import add_views, path, program, told_in_one_line
+from fcn_jax.cli import NETWORK, add_network, add_views, path, program, told_in_one_line
 from fcn_jax.devices import find_devices, keep_compiled_programs, local_mesh, share_work
 from fcn_jax.inference import pipeline
 from fcn_jax.inference.outputs import KINDS, USUAL, Job, Outputs, Records
@@ -53,10 +53,7 @@ from fcn_jax.inference.predictor import describe_views
 from fcn_jax.models.decoders import DECODERS
 from fcn_jax.weights import is_name
 
-LOADED = (
-    *("stage", "which", "network", "padding", "modality", "classes", "precision", "tile"),
-    *("value_range", "allow_code", "flip", "scales"),
-)
+LOADED = (*NETWORK, "tile", "value_range", "flip", "scales")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -74,15 +71,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", type=path, help="the folder of a training run")
     source.add_argument("--weights", help="a weight file, of a classifier or an FCN, or its name")
-    add("--stage", help="such as fcn16s; default: the last trained")
-    add(
-        "--checkpoint", dest="which", choices=("best", "last"), default="best", help="default: best"
-    )
-    add("--model", dest="network", help="the weights' network; default: as their layers suggest")
-    paddings, usual = ("reference", "same", "native"), "reference, of a classifier native"
-    add("--padding", choices=paddings, help=f"of the weights' network; default: {usual}")
-    add("--modality", choices=("image", "hha"), help="what weights of one input read")
-    add("--classes", type=path, help="file of class names for --weights; default: by their number")
+    add_network(parser)
     add(
         "--write",
         type=kinds,
@@ -102,11 +91,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--heatmap", help="draw the logits of this class: a name, HEAD/NAME, or a number from 0")
     add("--depth", type=path, help="folder of the depth images, PNG of 16 bits in millimetres")
-    precisions = ("float32", "tf32", "bfloat16")
-    add("--precision", choices=precisions, help="default: as in training, or float32")
     add("--tile", type=int, default=2048, help="largest side of a tile in pixels; default: 2048")
     add_views(parser)
-    add("--allow_code", action="store_true", help="run the file of the run's own backbone")
     add("--camera", type=camera, help="fx,fy,cx,cy of the depth images; default: NYUDv2's")
     add(
         "--value_range",

@@ -19,11 +19,9 @@ from pathlib import Path
 from absl import logging
 
 import fcn_jax
-from fcn_jax.cli import program, told_in_one_line
+from fcn_jax.cli import NETWORK, add_network, program, told_in_one_line
 from fcn_jax.devices import find_devices, keep_compiled_programs
 from fcn_jax.inference import demo
-
-LOADED = ("stage", "which", "network", "padding", "classes", "precision", "allow_code")
 
 
 @told_in_one_line
@@ -42,13 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--port", type=int, help="default: the first from 7860 on that is free")
     add("--max_megabytes", type=float, default=usual.megabytes, help="default: %(default)g")
     add("--max_megapixels", type=float, default=usual.megapixels, help="default: %(default)g")
-    add("--stage", help="such as fcn16s; default: the last trained")
-    add("--checkpoint", dest="which", choices=("best", "last"), default="best")
-    add("--model", dest="network", help="a weight file's network; default: as its layers suggest")
-    add("--padding", choices=("reference", "same"), help="of a weight file; default: reference")
-    add("--classes", help="file of class names for a weight file")
-    add("--precision", choices=("float32", "tf32", "bfloat16"), help="default: as in training")
-    add("--allow_code", action="store_true", help="run the file of the run's own backbone")
+    add_network(parser)
     args = parser.parse_args(argv)
     limits = demo.Limits(args.max_megabytes, args.max_megapixels)
     if min(limits) <= 0:
@@ -57,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.set_verbosity(logging.FATAL)  # orbax tells a great deal
     keep_compiled_programs()
     find_devices()
-    predictor = fcn_jax.load(args.run, **{name: getattr(args, name) for name in LOADED})
+    predictor = fcn_jax.load(args.run, **{name: getattr(args, name) for name in NETWORK})
     from fcn_jax.training.run import noted_signals
 
     title = Path(args.run).resolve().name if Path(args.run).exists() else args.run

@@ -18,7 +18,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +32,7 @@ from fcn_jax.devices import Launch, Programs
 from fcn_jax.inference.outputs import Job, Outputs
 from fcn_jax.inference.predictor import Network, Predictor, compute
 from fcn_jax.inference.scenes import Scene, is_scene
-from fcn_jax.inference.videos import Video
-
-VIDEO_SUFFIXES = (
-    *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".mts"),
-)
+from fcn_jax.inference.videos import VIDEO_SUFFIXES, Video
 
 # ======================================================================== which images
 
@@ -221,6 +217,10 @@ def read_ahead(
 # ======================================================================== predicting
 
 
+Places: TypeAlias = tuple[tuple[str, str, str], ...]
+"""Of each map its name, the head, and the kind: labels, confidence or probabilities."""
+
+
 class Work(NamedTuple):
     """What is done with images."""
 
@@ -260,22 +260,12 @@ def predict_files(work: Work, jobs: Iterable[Job]) -> None:
                 work.fail(job, error)
                 failed += 1
 
-    def start(images: list[CanvasImage], batches: tuple[Batch, ...]) -> dict[str, Array]:
-        return predict_batch(
-            predictor.programs,
-            predictor.on_device,
-            batches,
-            network=predictor.network,
-            canvas=images[0].canvases[0],
-            places=places,
-        )
-
     writing: collections.deque[Future[None]] = collections.deque()
     with (
         ThreadPoolExecutor(work.threads, "read") as readers,
         ThreadPoolExecutor(work.threads, "write") as writers,
     ):
-        batches = predictor.each_batch(parts(), start)
+        batches = predictor.each_batch(parts(), start_of(predictor, places))
         progress: Any = lambda done: work.progress(done + failed)  # noqa: E731
         for computed in predictor.put_together(batches, progress):
             job, pixels = computed.source
@@ -292,9 +282,9 @@ def _compute_places(
     *,
     network: Network,
     canvas: Size,
-    places: tuple[tuple[str, str, str], ...],
+    places: Places,
 ) -> dict[str, Array]:
-    """The maps of a batch by name, of which each is a kind of result of a head."""
+    """The maps of a batch by name."""
     logits = compute(variables, batches, network=network, canvas=canvas, kind="logits")
     results = {}
     for place, head, kind in places:
@@ -309,6 +299,24 @@ def _compute_places(
 
 
 predict_batch = Programs(_compute_places)
+
+
+def start_of(
+    predictor: Predictor, places: Places
+) -> Callable[[list[CanvasImage], tuple[Batch, ...]], dict[str, Array]]:
+    """What `Predictor.each_batch` is to start: the maps of each batch, on their way to the host."""
+
+    def start(images: list[CanvasImage], batches: tuple[Batch, ...]) -> dict[str, Array]:
+        return predict_batch(
+            predictor.programs,
+            predictor.on_device,
+            batches,
+            network=predictor.network,
+            canvas=images[0].canvases[0],
+            places=places,
+        )
+
+    return start
 
 
 def predict_video(work: Work, video: Job, before: int, *, resume: bool) -> int:

@@ -11,6 +11,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".mts"),
+)
+
 
 def _imageio(file: Path) -> Any:
     # imageio would fork to keep Ctrl-C from ffmpeg, which programs of many threads must not.

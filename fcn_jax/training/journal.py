@@ -225,18 +225,11 @@ def describe_start() -> dict[str, Any]:
     versions = {package: importlib.metadata.version(package) for package in packages}
     root, commit = Path(__file__).parents[2], None
     if (root / ".git").exists():  # not that of another project, in which the package is installed
-        git = [
-            "git",
-            "-C",
-            str(root),
-            "describe",
-            "--always",
-            "--dirty",
-            "--abbrev=12",
-            "--exclude=*",
-        ]
+        git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            commit = subprocess.check_output(git, stderr=subprocess.DEVNULL, text=True, timeout=20)
+            commit = subprocess.check_output(
+                [*git, "--exclude=*"], stderr=subprocess.DEVNULL, text=True, timeout=20
+            )
     kinds = [device.device_kind for device in jax.devices()]
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
