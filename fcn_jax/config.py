@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import fnmatch
 import json
 import os
 import re
@@ -93,6 +94,15 @@ def by_name(kind: Kind) -> Kind:
     )
 
 
+def read_layer_rate(text: str) -> tuple[str, float] | None:
+    """The pattern of layers and the factor that ``PATTERN=FACTOR`` tells, if it does."""
+    pattern, _, factor = text.partition("=")
+    try:
+        return (pattern, float(factor)) if pattern else None
+    except ValueError:
+        return None
+
+
 FLAG = Kind("give True or False", lambda value: isinstance(value, bool))
 TEXT = Kind("give text", lambda value: isinstance(value, str))
 NAME = Kind("give a name", lambda value: isinstance(value, str) and value.strip() != "")
@@ -129,6 +139,14 @@ CLASS_WEIGHTS = Kind(
     lambda value: (
         value in ((), ("inverse",), ("median",))
         or (several(NOT_NEGATIVE).fits(value) and any(value))
+    ),
+)
+LAYER_RATE = Kind(
+    "give a layer, or a pattern of layers, and a factor above 0, such as 'score_*=10'",
+    lambda value: (
+        isinstance(value, str)
+        and (rate := read_layer_rate(value)) is not None
+        and (POSITIVE.fits(rate[1]))
     ),
 )
 ERRORS = Kind(
@@ -238,6 +256,9 @@ FIELDS: dict[str, dict[str, Field]] = {
         ),
         "optimizer": Field("sgd", choice(*OPTIMIZERS), "The optimiser."),
         "learning_rate": Field((1e-10,), several(POSITIVE), "Per stage: the rate at its start."),
+        "layer_rates": Field(
+            (), several(LAYER_RATE), "Factors on layers' rates, as 'score_*=10'; the last counts."
+        ),
         "schedule": Field("constant", choice(*SCHEDULES), "How the learning rate changes."),
         "warmup": Field(0, whole(0), "Updates over which the rate grows to its value."),
         "schedule_step": Field(
@@ -434,14 +455,19 @@ def validate(config: Config) -> None:
 
     # ---- The networks
     if not problems:
-        field = "backbone"
+        field, layers = "backbone", set[str]()
         try:
             find_backbone(os.path.expanduser(config.backbone))
             for stage in config.stages:
                 field = "stages"
                 stage_model(config, stage, freeze=())
                 field = "freeze"
-                stage_model(config, stage)
+                layers |= set(stage_model(config, stage).parameter_layers)
+            field = "layer_rates"
+            for pattern, _ in filter(None, map(read_layer_rate, config.layer_rates)):
+                if not fnmatch.filter(layers, pattern):
+                    names = ", ".join(sorted(layers))
+                    raise ValueError(f"no layer matches {pattern!r}; there are {names}")
         except (ValueError, TypeError) as error:
             problems[field] = str(error)
     if problems:
@@ -483,6 +509,15 @@ def stage_model(config: Config, stage: str, **options: Any) -> FCN:
     given = {field: config[field] for field in (*fields, "freeze")}
     given |= {"backbone": os.path.expanduser(config.backbone), "inputs": channels}
     return create_model(stage, **{**given, **options})
+
+
+def layer_rates(config: Config, model: FCN) -> dict[str, float]:
+    """The factors on the rates of the layers of a stage's network, of those that have one."""
+    return {
+        layer: factor
+        for pattern, factor in filter(None, map(read_layer_rate, config.layer_rates))
+        for layer in fnmatch.filter(model.parameter_layers, pattern)
+    }
 
 
 LOSS_FIELDS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -108,6 +109,23 @@ def test_ten_steps_beside_torch(name):
             truth.setdefault(layer, {})[leaf] = tensor.detach().numpy()
         assert_trees_close(ours, truth, bound=3e-6)
         np.testing.assert_array_equal(ours["upscore"]["kernel"], start["upscore"]["kernel"])
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_factors_on_the_rates_of_layers(name):
+    """A layer learns as at a rate that is so many times as large."""
+    start, factors = random_tree(3), {"conv1_1": 0.25, "score_fr": 3.0}
+    options: dict[str, Any] = {"weight_decay": 0.05, "frozen": FROZEN}
+    for layer, factor in factors.items():
+        *_, alone = run(make_optimizer(name, constant(0.01 * factor), **options), start, 4)
+        *_, ours = run(
+            make_optimizer(name, constant(0.01), layer_rates=factors, **options), start, 4
+        )
+        assert_trees_close({layer: ours[layer]}, {layer: alone[layer]}, bound=1e-5)
+        *_, ours = run(
+            make_optimizer(name, constant(0.01), layer_rates={layer: 1e-9}, **options), start, 4
+        )
+        assert_trees_close({layer: ours[layer]}, {layer: start[layer]}, bound=1e-6)
 
 
 # ======================================================================== Caffe's SGD

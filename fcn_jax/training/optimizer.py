@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable
+import functools
+import operator
+from collections.abc import Collection, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -77,6 +79,7 @@ def make_optimizer(
     weight_decay: float = 0.0,
     bias_rate: float = 2.0,
     frozen: Collection[str] = (),
+    layer_rates: Mapping[str, float] | None = None,
     clip_norm: float = 0.0,
     accumulate: int = 1,
 ) -> optax.GradientTransformation:
@@ -91,6 +94,7 @@ def make_optimizer(
         name: ``sgd``, ``adam`` and ``rmsprop`` (decay added to the gradient), or ``adamw`` (decay
             apart from it).
         frozen: Names of layers (`fcn_jax.models.fcn.FCN.frozen_layers`).
+        layer_rates: Factor on the rate of a layer, by its name (Caffe's lr_mult); 1 of others.
         clip_norm: Largest norm of the whole gradient; 0 is off.
         accumulate: Minibatches whose mean gradient makes one update (Caffe's iter_size).
 
@@ -133,6 +137,18 @@ def make_optimizer(
             lambda params: jax.tree.map(lambda name: name == "frozen", rule_of_each_array(params)),
         )
         parts = [still, optax.clip_by_global_norm(clip_norm), *parts]
+    if factors := dict(layer_rates or {}):
+        # The update of every rule above is proportional to the rate, decay included.
+        parts.append(
+            optax.stateless(
+                lambda updates, params: {
+                    layer: jax.tree.map(
+                        functools.partial(operator.mul, factors.get(layer, 1.0)), arrays
+                    )
+                    for layer, arrays in updates.items()
+                }
+            )
+        )
     optimizer = optax.chain(*parts)
     if accumulate > 1:
         return optax.MultiSteps(optimizer, accumulate).gradient_transformation()

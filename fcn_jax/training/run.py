@@ -442,6 +442,7 @@ def make_stages(
             weight_decay=config.weight_decay,
             bias_rate=config.bias_rate,
             frozen=model.frozen_layers,
+            layer_rates=configs.layer_rates(config, model),
             clip_norm=config.clip_norm,
             accumulate=config.accumulate,
         )
