@@ -257,7 +257,7 @@ FIELDS: dict[str, dict[str, Field]] = {
         "optimizer": Field("sgd", choice(*OPTIMIZERS), "The optimiser."),
         "learning_rate": Field((1e-10,), several(POSITIVE), "Per stage: the rate at its start."),
         "layer_rates": Field(
-            (), several(LAYER_RATE), "Factors on layers' rates, as 'score_*=10'; the last counts."
+            (), several(LAYER_RATE), "Factors on layers' rates: 'score_*=10'; the last that fits."
         ),
         "schedule": Field("constant", choice(*SCHEDULES), "How the learning rate changes."),
         "warmup": Field(0, whole(0), "Updates over which the rate grows to its value."),
