@@ -374,6 +374,15 @@ def test_several_runs_side_by_side(hostile, tmp_path, visit, capsys) -> None:
     assert len(legend) == page.MOST_IN_LEGEND + 1  # of both, whose colours differ, and void
     assert legend[-1] == "and 3 more"
     assert opened.locator(".confusion").count() == 2
+    plots = opened.locator("#curves svg")
+    assert plots.count() == 3
+    axes = [[*plots.nth(i).locator("text").all_text_contents()] for i in range(3)]
+    assert ["steps" in texts for texts in axes] == [True, True, False]
+    assert "minutes" in axes[2]
+    assert "1.25" in axes[2]  # the first run's last record is of second 85
+    assert "2.00" not in axes[2]
+    marks = re.findall(r' id="([^"]+)"', target.read_text())
+    assert len(marks) == len(set(marks))
     assert opened.evaluate("document.documentElement.scrollWidth") == 1200
 
 

@@ -575,18 +575,21 @@ _MOST_POINTS = 600
 
 
 class Curve(NamedTuple):
-    """A curve of a plot, in one part for each stage: steps and values."""
+    """A curve of a plot, in one part for each stage: steps or minutes, and values."""
 
     name: str
     color: str
-    parts: Sequence[tuple[Sequence[int], Sequence[float]]]
+    parts: Sequence[tuple[Sequence[float], Sequence[float]]]
     measured: bool = True  # at each evaluation, not after every few steps
 
 
 def curves(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
-    """Plots of loss and scores over the steps: their title, legend, and SVG."""
+    """Plots of loss and scores over the steps, of several runs' losses also over the time.
+
+    Their title, legend, and SVG.
+    """
     colors = itertools.cycle(_SERIES)
-    losses, scores = [], []
+    losses, scores, over_time = [], [], []
     if len(runs) == 1:
         (run,) = runs
         names = {"loss": "in training", "eval/loss": "on the scored images"}
@@ -598,31 +601,35 @@ def curves(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
         losses.append(Curve(f"{run.name}, in training", color, _points(run, "loss"), False))
         losses.append(Curve(f"{run.name}, scored", color, _points(run, "eval/loss")))
         scores.append(Curve(run.name, color, _points(run, "eval/mean_iu")))
+        over_time.append(Curve(run.name, color, _points(run, "loss", "minutes"), False))
     ends = _ends(runs[0]) if len(runs) == 1 else {}
     titles = {"Loss per pixel": losses, "Mean IU" if len(runs) > 1 else "Scores": scores}
+    titles["Loss per pixel over the time"] = over_time
     return [
         {
             "title": title,
             "legend": [(f"var(--s{_SERIES.index(c.color) + 1})", c) for c in found if c.parts],
-            "svg": _plot(title, found, ends),
+            "svg": _plot(title, found, ends, "minutes" if found is over_time else "steps"),
         }
         for title, found in titles.items()
         if any(curve.parts for curve in found)
     ]
 
 
-def _points(run: RunFiles, key: str) -> list[tuple[list[int], list[float]]]:
-    """The parts of a curve, whose steps count from the run's first."""
+def _points(run: RunFiles, key: str, over: str = "steps") -> list[tuple[list[float], list[float]]]:
+    """The parts of a curve, whose steps or minutes count from the run's first."""
     ends = _ends(run)
     before = dict(zip(ends, (0, *ends.values()), strict=False))
-    parts: dict[str, tuple[list[int], list[float]]] = {}
+    parts: dict[str, tuple[list[float], list[float]]] = {}
     for record in run.records:
-        value = record.get(key)
-        if isinstance(value, float | int) and math.isfinite(value):
-            steps, values = parts.setdefault(record["stage"], ([], []))
-            steps.append(before[record["stage"]] + record["step"])
-            values.append(value)
-    every = {stage: -(-len(steps) // _MOST_POINTS) for stage, (steps, _) in parts.items()}
+        value, seconds = _real(record.get(key)), _real(record.get("wall_time"))
+        if value is None or (over == "minutes" and seconds is None):
+            continue
+        places, values = parts.setdefault(record["stage"], ([], []))
+        step = before[record["stage"]] + record["step"]
+        places.append(step if over == "steps" else (seconds or 0) / 60)
+        values.append(value)
+    every = {stage: -(-len(places) // _MOST_POINTS) for stage, (places, _) in parts.items()}
     return [(x[:: every[stage]], y[:: every[stage]]) for stage, (x, y) in parts.items()]
 
 
@@ -634,7 +641,7 @@ def _ends(run: RunFiles) -> dict[str, int]:
     return dict(zip(last, itertools.accumulate(last.values()), strict=True))
 
 
-def _plot(title: str, found: Sequence[Curve], ends: Mapping[str, int]) -> str:
+def _plot(title: str, found: Sequence[Curve], ends: Mapping[str, int], over: str) -> str:
     """An SVG in the colours of the page, whose text is text; with a line where a stage ends."""
     import matplotlib
     from matplotlib.figure import Figure  # not pyplot: that would look for a screen
@@ -645,12 +652,12 @@ def _plot(title: str, found: Sequence[Curve], ends: Mapping[str, int]) -> str:
         axes = figure.add_subplot()
         for curve in found:
             form = {"marker": "o", "markersize": 4, "linestyle": "--"} if curve.measured else {}
-            for steps, values in curve.parts:
-                axes.plot(steps, values, color=curve.color, linewidth=1.6, **form)
+            for places, values in curve.parts:
+                axes.plot(places, values, color=curve.color, linewidth=1.6, **form)
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
-        axes.set_xlabel("steps", color=_INK)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.set_xlabel(over, color=_INK)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=over == "steps"))
         for stage, end in ends.items():
             axes.axvline(end, color=_INK, linewidth=0.6, alpha=0.4)
             style = {"rotation": 90, "ha": "right", "va": "bottom", "fontsize": 9, "alpha": 0.7}
@@ -669,7 +676,8 @@ def _plot(title: str, found: Sequence[Curve], ends: Mapping[str, int]) -> str:
     for i, color in enumerate(_SERIES, 1):
         text = text.replace(color, f"var(--s{i})")
     # Two plots of a page must not share names.
-    text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{title.split()[0].lower()}-", text)
+    mark = title.lower().replace(" ", "-")
+    text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{mark}-", text)
     box = re.search('viewBox="[^"]*"', text)
     assert box
     return (
