@@ -19,6 +19,7 @@ import machine
 import numpy as np
 import rasterio
 from absl import app, flags
+from rasterio.transform import from_origin
 from rasterio.windows import Window
 
 from fcn_jax import Predictor, create_model
@@ -36,7 +37,7 @@ def write_scene(file: Path, side: int) -> None:
     block = np.random.default_rng(0).integers(0, 256, (3, 64, 64), np.uint8)
     block = block.repeat(16, 1).repeat(16, 2)
     options = {"driver": "GTiff", "tiled": True, "compress": "deflate", "crs": "EPSG:32632"}
-    options |= {"transform": rasterio.transform.from_origin(500_000, 5_400_000, 1, 1)}
+    options |= {"transform": from_origin(500_000, 5_400_000, 1, 1)}
     options |= {"height": side, "width": side, "count": 3, "dtype": "uint8"}
     with rasterio.open(file, "w", **options) as scene:
         for top in range(0, side, 1024):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Collection, Hashable, Mapping
 from typing import Any
 
@@ -138,17 +136,15 @@ def make_optimizer(
         )
         parts = [still, optax.clip_by_global_norm(clip_norm), *parts]
     if factors := dict(layer_rates or {}):
-        # The update of every rule above is proportional to the rate, decay included.
-        parts.append(
-            optax.stateless(
-                lambda updates, params: {
-                    layer: jax.tree.map(
-                        functools.partial(operator.mul, factors.get(layer, 1.0)), arrays
-                    )
-                    for layer, arrays in updates.items()
-                }
-            )
-        )
+
+        def scale(updates: Any, _: Any) -> Any:
+            """Every rule's updates are proportional to the rate, decay included."""
+            return {
+                layer: {name: factors.get(layer, 1.0) * update for name, update in arrays.items()}
+                for layer, arrays in updates.items()
+            }
+
+        parts = [*parts, optax.stateless(scale)]
     optimizer = optax.chain(*parts)
     if accumulate > 1:
         return optax.MultiSteps(optimizer, accumulate).gradient_transformation()
