@@ -16,7 +16,7 @@ import runpy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
 
 from ml_collections import ConfigDict
 
@@ -94,11 +94,16 @@ def by_name(kind: Kind) -> Kind:
     )
 
 
-def read_layer_rate(text: str) -> tuple[str, float] | None:
+Factor: TypeAlias = (
+    float | Literal["auto"]
+)  # auto: measured, see `fcn_jax.training.init.even_rates`
+
+
+def read_layer_rate(text: str) -> tuple[str, Factor] | None:
     """The pattern of layers and the factor that ``PATTERN=FACTOR`` tells, if it does."""
     pattern, _, factor = text.partition("=")
     try:
-        return (pattern, float(factor)) if pattern else None
+        return (pattern, factor if factor == "auto" else float(factor)) if pattern else None
     except ValueError:
         return None
 
@@ -142,11 +147,11 @@ CLASS_WEIGHTS = Kind(
     ),
 )
 LAYER_RATE = Kind(
-    "give a layer, or a pattern of layers, and a factor above 0, such as 'score_*=10'",
+    "give a layer, or a pattern of layers, and a factor above 0 or auto, such as 'fc*=10'",
     lambda value: (
         isinstance(value, str)
         and (rate := read_layer_rate(value)) is not None
-        and (POSITIVE.fits(rate[1]))
+        and (rate[1] == "auto" or POSITIVE.fits(rate[1]))
     ),
 )
 ERRORS = Kind(
@@ -257,7 +262,7 @@ FIELDS: dict[str, dict[str, Field]] = {
         "optimizer": Field("sgd", choice(*OPTIMIZERS), "The optimiser."),
         "learning_rate": Field((1e-10,), several(POSITIVE), "Per stage: the rate at its start."),
         "layer_rates": Field(
-            (), several(LAYER_RATE), "Factors on layers' rates: 'score_*=10'; the last that fits."
+            (), several(LAYER_RATE), "Factors on layers' rates: 'fc*=10', 'score_*=auto'."
         ),
         "schedule": Field("constant", choice(*SCHEDULES), "How the learning rate changes."),
         "warmup": Field(0, whole(0), "Updates over which the rate grows to its value."),
@@ -455,19 +460,31 @@ def validate(config: Config) -> None:
 
     # ---- The networks
     if not problems:
-        field, layers = "backbone", set[str]()
+        field, layers, scores = "backbone", set[str](), set[str]()
         try:
             find_backbone(os.path.expanduser(config.backbone))
             for stage in config.stages:
                 field = "stages"
                 stage_model(config, stage, freeze=())
                 field = "freeze"
-                layers |= set(stage_model(config, stage).parameter_layers)
+                model = stage_model(config, stage)
+                layers |= {*model.parameter_layers}
+                scores |= {*model.score_layers} - {*model.upsampling_layers}
             field = "layer_rates"
-            for pattern, _ in filter(None, map(read_layer_rate, config.layer_rates)):
-                if not fnmatch.filter(layers, pattern):
+            for pattern, factor in filter(None, map(read_layer_rate, config.layer_rates)):
+                found = fnmatch.filter(layers, pattern)
+                if not found:
                     names = ", ".join(sorted(layers))
                     raise ValueError(f"no layer matches {pattern!r}; there are {names}")
+                if factor == "auto" and (others := set(found) - scores):
+                    raise ValueError(
+                        f"auto is for score layers, and {pattern!r} matches {min(others)} as well; "
+                        f"there are {', '.join(sorted(scores))}"
+                    )
+                if factor == "auto" and config.optimizer == "sgd":
+                    raise ValueError(
+                        "auto is for adam, adamw and rmsprop, whose steps do not grow with the maps"
+                    )
         except (ValueError, TypeError) as error:
             problems[field] = str(error)
     if problems:
@@ -511,8 +528,8 @@ def stage_model(config: Config, stage: str, **options: Any) -> FCN:
     return create_model(stage, **{**given, **options})
 
 
-def layer_rates(config: Config, model: FCN) -> dict[str, float]:
-    """The factors on the rates of the layers of a stage's network, of those that have one."""
+def layer_rates(config: Config, model: FCN) -> dict[str, Factor]:
+    """The factors on the rates of the layers of a stage's network: the last that fits each."""
     return {
         layer: factor
         for pattern, factor in filter(None, map(read_layer_rate, config.layer_rates))

@@ -207,7 +207,7 @@ WRONG = [
     *(("class_weights", value) for value in ("inverse", ("inverse", "median"), ("inverse", 1.0))),
     *(("layer_rates", value) for value in ("fc6=2", ("fc6",), ("fc6=",), ("=2",), ("fc6=0",))),
     *(("layer_rates", (f"fc6={value}",)) for value in ("x", "-1", "nan", "inf", "1=2")),
-    ("layer_rates", ("score_pool9=2",)),
+    *(("layer_rates", (rate,)) for rate in ("score_pool9=2", "fc*=auto", "score_*=auto")),
     *(("tversky", value) for value in ((), (1.0,), (0.0, 1.0), (1.0, 1.0, 1.0))),
 ]
 

@@ -16,6 +16,7 @@ from fcn_jax.training.optimizer import (
     make_schedule,
     on_plateau,
     plateau_factor,
+    with_layer_rates,
 )
 
 SHAPES = {
@@ -126,6 +127,25 @@ def test_factors_on_the_rates_of_layers(name):
             make_optimizer(name, constant(0.01), layer_rates={layer: 1e-9}, **options), start, 4
         )
         assert_trees_close({layer: ours[layer]}, {layer: start[layer]}, bound=1e-6)
+
+
+def test_factors_that_are_set_later():
+    """They are a part of the state, in whatever it is wrapped."""
+    start, options = random_tree(3), {"accumulate": 2, "clip_norm": 0.5}
+    optimizer = make_optimizer(
+        "adam", constant(0.01), layer_rates={"conv1_1": 2.0, "score_fr": 1.0}, **options
+    )
+    state = with_layer_rates(optimizer.init(start), {"score_fr": 0.3})
+    truth = make_optimizer(
+        "adam", constant(0.01), layer_rates={"conv1_1": 2.0, "score_fr": 0.3}, **options
+    )
+    expected, params = truth.init(start), start
+    for step in range(4):
+        updates, state = optimizer.update(gradient(params, step), state, params)
+        theirs, expected = truth.update(gradient(params, step), expected, params)
+        jax.tree.map(np.testing.assert_array_equal, updates, theirs)
+        params = optax.apply_updates(params, updates)
+    assert np.abs(params["score_fr"]["kernel"] - start["score_fr"]["kernel"]).max() > 0
 
 
 # ======================================================================== Caffe's SGD

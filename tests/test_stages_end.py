@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import signal
 
@@ -60,6 +61,7 @@ AVERAGED = {
     "schedule_gamma": 0.5,
     "loss": "cross_entropy+0.5*dice",
     "class_weights": "inverse",
+    "layer_rates": "('middle=0.5','score_*=auto')",
     "eval_every": 0,
 }
 
@@ -85,6 +87,18 @@ def test_a_run_with_averages_says_so_and_scores_them(averaged):
     found = {f"average/{name}": text for name, text in digest_arrays(loaded)[0].items()}
     assert found == {name: text for name, text in arrays.items() if name.startswith("average/")}
     assert arrays["average/top/kernel"] != arrays["params/top/kernel"]
+
+
+def test_measured_factors_on_rates_are_a_part_of_the_state(averaged):
+    workdir, text, _ = averaged
+    lines = [line for line in text.splitlines() if ": factors on rates: " in line]
+    pattern = r"fcn16s: factors on rates: score_fr (\S+), score_pool4 (\S+)"
+    found = [float(factor) for factor in re.fullmatch(pattern, lines[1]).groups()]
+    with StageCheckpoints(workdir, "fcn16s", read_only=True) as checkpoints:
+        arrays = checkpoints._describe(checkpoints.steps()[-1])["arrays"]
+    kept = sorted(name for name in arrays if "factors" in name)
+    assert [name.rpartition("/")[2] for name in kept] == ["middle", "score_fr", "score_pool4"]
+    assert found[0] != found[1]
 
 
 def test_the_logged_rate_falls_on_a_plateau(averaged):

@@ -273,6 +273,40 @@ def test_classifiers_of_another_width_start_a_network_whose_fc_layers_begin_anew
         init.params_from(narrow, {"": segmenter}, jax.random.key(0))
 
 
+@pytest.mark.parametrize("size", [(150, 190), (40, 210)], ids=str)
+def test_even_rates_move_scores_alike(size):
+    """A change of every weight by a rate moves scores by 1000 rates, as a mean over the cells."""
+    backbone = f"{Path(__file__).with_name('toy_backbones.py')}:plain"
+    model = create_model(
+        "fcn8s_atonce", num_classes={"a": 3, "b": 2}, backbone=backbone, fc_width=8
+    )
+    params = random_parameters(model, 0)
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, size, np.uint8)
+    image = rng.integers(0, 256, (*size, 3), np.uint8)
+    source = data.Examples(
+        [{"image": image, "a": label, "b": label}], {"a": ["x", "y", "z"], "b": ["x", "y"]}
+    )
+    inputs = Inputs.of(Preprocessing(mean=(9.0, 8.0, 7.0)))
+    scores = {
+        f"{layer}_{head}": source_map
+        for layer, source_map in (
+            ("score_fr", "top"),
+            ("score_pool4", "pool4"),
+            ("score_pool3", "pool3"),
+        )
+        for head in "ab"
+    }
+    rates = init.even_rates(model, tuple(scores), params, inputs, source)
+    top, left = (max(0, side // 2 - 64) for side in size)
+    middle = image[top : top + 128, left : left + 128][None]
+    _, maps = model.apply({"params": params}, inputs.apply(middle), return_maps=True)
+    for layer, name in scores.items():
+        scale = {"top": 1, "pool4": 0.01, "pool3": 0.0001}[name]
+        moved = scale * np.abs(np.asarray(maps[name])).sum(-1).mean()
+        assert rates[layer] * moved == pytest.approx(1000, rel=1e-4)
+
+
 def save_trunk(path: Path, backbone: str) -> str:
     model = create_model("fcn32s", backbone=backbone, width=0.5, fc_width=8)
     weights.save(path, random_parameters(model, 0))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from fcn_jax import data, weights
 from fcn_jax.classes import ClassTable
@@ -149,6 +151,41 @@ def transplant(model: FCN, start: StartWeights) -> tuple[dict[str, Any], weights
         replaceable=(*model.score_layers, *(() if segmenter else ("fc6*", "fc7*"))),
         inputs=[name for name, _ in model.inputs] if len(model.inputs) > 1 else (),
     )
+
+
+EVEN_SCORES = 1000.0
+"""What all weights of a score layer change scores by at an even rate, if each changes by one."""
+
+
+def even_rates(
+    model: FCN, layers: Collection[str], params: Any, inputs: Inputs, source: data.Source
+) -> dict[str, float]:
+    """Factors at which score layers change scores alike, however large the maps are that they read.
+
+    A step of Adam changes every weight by about the rate. What that does to the scores goes with
+    the map: with Caffe's VGG16 those of pool3, pool4 and fc7 differ by a factor of 60, with
+    PyTorch's they are smaller by far, and FCN-8s at once scales them by 0.0001, 0.01 and 1. With
+    these factors one step moves scores by up to `EVEN_SCORES` rates, as a mean over the cells of
+    the first image's middle (128x128).
+    """
+    ones = {
+        layer: {name: jnp.full_like(x, name == "kernel") for name, x in arrays.items()}
+        for layer, arrays in params.items()
+        if layer in layers
+    }
+    example = source[0]
+    size = np.shape(example[inputs.modalities[0]])[:2]
+    window = tuple(slice(max(0, side // 2 - 64), side // 2 + 64) for side in size)
+    arrays = {name: np.asarray(example[name])[window][None] for name in inputs.modalities}
+
+    @jax.jit
+    def changes(params: Any, arrays: Any) -> dict[str, jax.Array]:
+        applied: Any = model.apply({"params": params}, inputs.apply(arrays), return_maps=True)
+        maps = applied[1]
+        return {layer: jnp.abs(maps[layer]).mean() for layer in layers}
+
+    found = jax.device_get(changes({**params, **ones}, arrays))
+    return {layer: EVEN_SCORES / max(float(found[layer]), 1e-6) for layer in layers}
 
 
 # ======================================================================== heads and inputs

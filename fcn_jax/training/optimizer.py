@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 import optax.contrib
+from jaxtyping import Array, Float
 
 from fcn_jax.config import OPTIMIZERS, SCHEDULES
 
@@ -69,6 +71,37 @@ def plateau_factor(opt_state: Any) -> float:
     return float(opt_state[-1].scale)
 
 
+class LayerRates(NamedTuple):
+    """The state of `scale_layers`: the factor of each layer that has one."""
+
+    factors: dict[str, Float[Array, ""]]
+
+
+def scale_layers(factors: Mapping[str, float]) -> optax.GradientTransformation:
+    """Multiplies the updates of layers by factors, which are a part of its state."""
+
+    def init(params: Any) -> LayerRates:
+        return LayerRates({name: jnp.float32(factor) for name, factor in factors.items()})
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        scaled = {
+            layer: {name: state.factors[layer] * array for name, array in arrays.items()}
+            for layer, arrays in updates.items()
+            if layer in state.factors
+        }
+        return {**updates, **scaled}, state
+
+    return optax.GradientTransformation(init, update)
+
+
+def with_layer_rates(opt_state: Any, factors: Mapping[str, float]) -> Any:
+    """An optimiser's state with other factors of some of its layers."""
+    former = optax.tree_utils.tree_get(opt_state, "factors")
+    found = {name: jnp.float32(factor) for name, factor in factors.items()}
+    return optax.tree_utils.tree_set(opt_state, factors={**former, **found})
+
+
 def make_optimizer(
     name: str,
     schedule: optax.Schedule,
@@ -127,7 +160,7 @@ def make_optimizer(
         "bias": rule(bias_rate, 0.0),
         "frozen": optax.set_to_zero(),
     }
-    parts = [optax.partition(rules, rule_of_each_array)]
+    parts: list[Any] = [optax.partition(rules, rule_of_each_array)]
     if clip_norm:
         # The norm is that of what is trained.
         still = optax.masked(
@@ -135,16 +168,9 @@ def make_optimizer(
             lambda params: jax.tree.map(lambda name: name == "frozen", rule_of_each_array(params)),
         )
         parts = [still, optax.clip_by_global_norm(clip_norm), *parts]
-    if factors := dict(layer_rates or {}):
-
-        def scale(updates: Any, _: Any) -> Any:
-            """Every rule's updates are proportional to the rate, decay included."""
-            return {
-                layer: {name: factors.get(layer, 1.0) * update for name, update in arrays.items()}
-                for layer, arrays in updates.items()
-            }
-
-        parts = [*parts, optax.stateless(scale)]
+    if layer_rates:
+        # Every update is proportional to the rate, decay included.
+        parts.append(scale_layers(layer_rates))
     optimizer = optax.chain(*parts)
     if accumulate > 1:
         return optax.MultiSteps(optimizer, accumulate).gradient_transformation()

@@ -51,6 +51,7 @@ from fcn_jax.training.optimizer import (
     make_schedule,
     on_plateau,
     plateau_factor,
+    with_layer_rates,
 )
 from fcn_jax.training.pace import Pace, Work
 from fcn_jax.training.step import (
@@ -74,6 +75,7 @@ class Stage:
     steps: int
     batch_size: int
     model: FCN
+    even: tuple[str, ...]  # score layers whose factors on the rate are measured
     schedule: optax.Schedule  # by update, of which one comes every `accumulate` steps
     accumulate: int
     plateau: bool  # the optimiser is one of `on_plateau`
@@ -340,6 +342,13 @@ def _train(
                         )
                         journal.say(f"{stage.name}: starts from random weights{remark}")
                     state = create_state(params, stage.optimizer, mesh, ema=config.ema)
+                    if stage.even:
+                        rates = init.even_rates(
+                            stage.model, stage.even, params, inputs, train_source
+                        )
+                        state = state._replace(opt_state=with_layer_rates(state.opt_state, rates))
+                        listed = (f"{layer} {factor:.3g}" for layer, factor in rates.items())
+                        journal.say(f"{stage.name}: factors on rates: {', '.join(listed)}")
                     params, start = {}, {}  # a step need not keep them in memory
                     journal.rewind(stage.name, 0)
 
@@ -434,6 +443,7 @@ def make_stages(
     stages = []
     for index, name in enumerate(config.stages):
         model = build_model(config, name, heads, inputs)
+        rates = configs.layer_rates(config, model)
         schedule = stage_schedule(config, name, steps[index])
         optimizer = make_optimizer(
             config.optimizer,
@@ -442,7 +452,7 @@ def make_stages(
             weight_decay=config.weight_decay,
             bias_rate=config.bias_rate,
             frozen=model.frozen_layers,
-            layer_rates=configs.layer_rates(config, model),
+            layer_rates={layer: 1.0 if f == "auto" else f for layer, f in rates.items()},
             clip_norm=config.clip_norm,
             accumulate=config.accumulate,
         )
@@ -456,6 +466,7 @@ def make_stages(
                 steps[index],
                 config.batch_size,
                 model,
+                tuple(layer for layer, factor in rates.items() if factor == "auto"),
                 schedule,
                 config.accumulate,
                 plateau,
