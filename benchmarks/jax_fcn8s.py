@@ -42,6 +42,18 @@ def build_model(case: Case, precision: Any = "float32") -> FCN:
     )
 
 
+def published_optimizer(model: FCN) -> Any:
+    """The optimiser of the published solver."""
+    return make_optimizer(
+        "sgd",
+        make_schedule("constant", LEARNING_RATE, 10**6),
+        momentum=MOMENTUM,
+        weight_decay=WEIGHT_DECAY,
+        bias_rate=BIAS_RATE,
+        frozen=model.frozen_layers,
+    )
+
+
 def random_params(model: FCN) -> dict[str, dict[str, np.ndarray]]:
     """float32 values of every array, scaled as by He et al. 2015; none is zero."""
     rng = np.random.default_rng(0)
@@ -113,14 +125,7 @@ class Training:
     def __init__(self, case: Case, precision: str, params: Any):
         model = build_model(case, precision)
         mesh = data_mesh()
-        optimizer = make_optimizer(
-            "sgd",
-            make_schedule("constant", LEARNING_RATE, 10**6),
-            momentum=MOMENTUM,
-            weight_decay=WEIGHT_DECAY,
-            bias_rate=BIAS_RATE,
-            frozen=model.frozen_layers,
-        )
+        optimizer = published_optimizer(model)
         self.batch = jax.device_put(case.random_batch())
         self.state = create_state(params, optimizer, mesh)
         inputs, key = Inputs.of(CAFFE), jax.random.key(0)

@@ -321,21 +321,27 @@ class Programs(Generic[T]):
         shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(arrays))
         key = (tuple(options.items()), shapes)
         with self._lock:
-            program = self._kept.get(key) or self._new(options)
+            program = self._kept.get(key) or self._new(options, jax.default_backend())
             self._kept[key] = program
             self._kept.move_to_end(key)
             while len(self._kept) > most:
                 self._kept.popitem(last=False)
         return program(variables, *arrays)
 
-    def _new(self, options: Mapping[str, Hashable]) -> Callable[..., T]:
+    def lower(
+        self, platform: str, in_shardings: Any, *arrays: Any, **options: Hashable
+    ) -> jax.stages.Lowered:
+        """The program for arrays, or their shapes, lowered for a platform; it is not kept."""
+        return self._new(options, platform, in_shardings).lower(*arrays)
+
+    def _new(self, options: Mapping[str, Hashable], platform: str, in_shardings: Any = None) -> Any:
         function = self._function
 
         def run(*arrays: Any) -> T:
             return function(*arrays, **options)
 
         run.__name__ = run.__qualname__ = function.__name__
-        return jax.jit(run, compiler_options=least_memory(jax.default_backend()))
+        return jax.jit(run, in_shardings=in_shardings, compiler_options=least_memory(platform))
 
 
 def keep_compiled_programs() -> Path | None:

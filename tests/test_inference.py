@@ -327,3 +327,27 @@ def test_a_classifier_sees_images_of_mixed_sizes():
         np.testing.assert_allclose(result, expected, atol=1e-5 * np.abs(expected).max())
         np.testing.assert_array_equal(got, result.argmax(-1))
         assert got.min() > 255
+
+
+@pytest.mark.usefixtures("unchecked_annotations")  # jax lowers with no arrays in its trees
+def test_what_is_lowered_is_what_runs():
+    """Depth beside the image, half the size: the arguments fit, and the result."""
+    color, depth = PLAIN.entries[0][1][0][1], Preprocessing("rgb", (0.0,), (1.0,))
+    inputs = Inputs.of({"a": {"image": color}, "b": {"depth": depth}})
+    options = {"backbone": toy_backbones.plain, "inputs": inputs.channels, "fc_width": 8}
+    model = create_model("fcn32s", num_classes=3, **options)
+    predictor = Predictor(model, random_parameters(model, 0), inputs, scale=0.5, batch_size=2)
+    rng, size = np.random.default_rng(0), (67, 90)
+    image = {
+        "image": random_image(*size),
+        "depth": rng.integers(0, 2**16, size, np.uint16),
+    }
+    expected = predictor.logits(image)
+    program = predictor.lower(size, "logits").compile()
+    batches = predictor.each_batch(
+        (part for _ in range(2) for part in predictor.parts(0, predictor.opened(image))),
+        lambda _, batches: program(predictor.on_device, batches),
+    )
+    first, second = predictor.put_together(batches)
+    np.testing.assert_array_equal(first.result["label"], second.result["label"])
+    np.testing.assert_allclose(first.result["label"], expected, rtol=1e-4, atol=1e-4)

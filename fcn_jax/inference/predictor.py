@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -529,10 +530,43 @@ class Predictor:
 
         Rounded once to the type that the layers compute in, which gives the same results.
         """
-        variables = self.variables if "params" in self.variables else {"params": self.variables}
+        variables = self._rounded(self.variables)
+        return jax.device_put(variables, ops.kernel_formats(variables, shardings(self.mesh)[1]))
+
+    def _rounded(self, variables: Any) -> Any:
+        variables = variables if "params" in variables else {"params": variables}
         if isinstance(self.model, FCN):
             variables = {**variables, "params": self.model.rounded(variables["params"])}
-        return jax.device_put(variables, ops.kernel_formats(variables, shardings(self.mesh)[1]))
+        return variables
+
+    def lower(self, size: Size, kind: Result = "labels") -> jax.stages.Lowered:
+        """The program for full batches of images of a size, lowered and not yet compiled.
+
+        ``predictor.lower((500, 375)).compile().memory_analysis()`` tells what it will take. Nothing
+        is computed: shapes will do as ``variables`` (`fcn_jax.models.fcn.abstract_params`), and the
+        mesh's devices need not be there (`jax.experimental.topologies`). Of a size that is computed
+        in tiles it is the program for those.
+        """
+        shards, whole, split = shardings(self.mesh)
+        image = {
+            name: np.zeros((*size, way.channels), way.dtype)
+            if name not in self._depths
+            else np.zeros(size, np.uint16)
+            for name, way in self._ways.items()
+        }
+        parts = itertools.chain.from_iterable(self.parts(None, image) for _ in itertools.count())
+        grouped = canvases.group_by_canvas(parts, self.batch_size, shards, self.tile**2)
+        images, rows = next(grouped)
+        batches = tuple(canvases.batch_of(images, rows, v) for v in range(len(self.views)))
+        variables = jax.eval_shape(self._rounded, self.variables)
+        return compute_batch.lower(
+            jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform,
+            (ops.kernel_formats(variables, whole), split),
+            *(variables, batches),
+            network=self.network,
+            canvas=images[0].canvases[0],
+            kind=kind,
+        )
 
     def _out_by_head(self, kind: Result, size: Size, out: Any) -> dict[str, Any]:
         """The arrays that were given for an image's results, by head."""
