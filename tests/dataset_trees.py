@@ -7,6 +7,7 @@ data sets must make of them.
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import scipy.io
 from PIL import Image
 
 from fcn_jax.classes import ClassTable
-from fcn_jax.data import prepare
+from fcn_jax.data import prepare, writing
 from fcn_jax.data.camvid import CAMVID
 from fcn_jax.data.nyudv2 import NYUDV2
 from fcn_jax.data.pascal_context import PASCAL_CONTEXT
@@ -296,6 +297,17 @@ def assert_holds(source: Iterable[Any], written: Written, arrays: tuple[str, ...
             expected = written[example["id"]][name]
             assert example[name].dtype == expected.dtype
             np.testing.assert_array_equal(example[name], expected, err_msg=name)
+
+
+def send_entries(monkeypatch: pytest.MonkeyPatch, pickler: Any = pickle) -> None:
+    """Entries are pickled and read anew, as those of large sets are for other processes."""
+    write_shard = writing._write_shard
+
+    def sent(work: Any, shard: Any, entries: Any, add: Any) -> None:
+        work, shard, entries = pickle.loads(pickler.dumps((work, shard, entries)))
+        write_shard(work, shard, entries, add)
+
+    monkeypatch.setattr(writing, "_write_shard", sent)
 
 
 # ======================================================================== damaged trees

@@ -19,6 +19,7 @@ from fcn_jax import Preprocessing, weights
 from fcn_jax.data import Source, bands, open_source, prepare
 from fcn_jax.data.folder import FolderPlan
 from fcn_jax.data.images import encoded_image, pixel_digest, read_image, read_pixels
+from fcn_jax.data.loader import training_batches
 from fcn_jax.data.tfds import check_features
 from fcn_jax.data.transforms import Augmentation, check_example, resize
 from fcn_jax.inference.predictor import Predictor
@@ -233,6 +234,41 @@ def test_a_set_of_five_bands(tmp_path, rng, dtype):
     assert given.path != source.path
 
 
+@pytest.mark.parametrize(
+    ("dtype", "number"), [("uint16", 1), ("uint16", 4), ("int16", 2), ("float32", 5)]
+)
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_the_loader_gives_the_values_of_the_files(tmp_path, dtype, number, workers):
+    """To the bit, whatever lies on the canvas beside them; flips and crops only move them."""
+    rng = np.random.default_rng(0)
+    written = {}
+    (tmp_path / "m/images").mkdir(parents=True)
+    (tmp_path / "m/masks").mkdir()
+    (tmp_path / "m/classes.txt").write_text("ground\nleaf\n")
+    for i in range(8):
+        bits = rng.integers(0, 2**16, (9, 12, number), np.uint16)
+        pixels = bits.view(dtype) if dtype != "float32" else rng.normal(size=bits.shape)
+        written[str(i)] = pixels = pixels.astype(dtype)
+        tifffile.imwrite(tmp_path / f"m/images/{i}.tif", pixels, photometric="minisblack")
+        Image.fromarray(rng.integers(0, 2, (9, 12), np.uint8)).save(tmp_path / f"m/masks/{i}.png")
+    source = open_source("folder", "train", data_dir=tmp_path / "d", manual_dir=tmp_path / "m")
+    options = {"batch_size": 4, "seed": 0, "canvas": (10, 13), "num_workers": workers}
+    with training_batches(source, augmentation=Augmentation(), **options) as batches:
+        for _, (batch, names) in zip(range(3), batches, strict=False):
+            assert batch["image"].dtype == dtype
+            for image, name in zip(np.asarray(batch["image"]), names, strict=True):
+                expected = np.repeat(written[name], 3 if number == 1 else 1, axis=2)
+                np.testing.assert_array_equal(image[:9, :12], expected)
+    flipping = Augmentation(flip=True, crop=(5, 7))
+    with training_batches(source, augmentation=flipping, batch_size=4, seed=0) as batches:
+        batch, names = next(batches)
+    for image, name in zip(np.asarray(batch["image"]), names, strict=True):
+        every = np.repeat(written[name], 3 if number == 1 else 1, axis=2)
+        windows = np.lib.stride_tricks.sliding_window_view(every, (5, 7), axis=(0, 1))
+        windows = np.moveaxis(windows, 2, -1)
+        assert any((windows == way).all((-3, -2, -1)).any() for way in (image, image[:, ::-1]))
+
+
 def test_grey_of_16_bits_is_three_bands_with_its_range(tmp_path, rng):
     written = write_set(tmp_path / "m", rng, "uint16", 1)
     source = open_source("folder", "train", data_dir=tmp_path / "d", manual_dir=tmp_path / "m")
@@ -302,18 +338,14 @@ def test_damaged_descriptions_are_named(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("sizes", {"train": [[1, 2]], "val": []}),
-        ("sizes", {"train": [[-1, 2]] * 3, "val": [[1, 1]]}),
-        ("ids", {"train": [1, 2, 3], "val": ["a"]}),
+        ("shards", {"train": [2.5], "val": [1]}),
+        ("shards", {"train": [4, -1], "val": [1]}),
+        ("shards", {"train": [], "val": [1]}),
+        ("shards", [3, 1]),
         ("modalities", {"image": {"kind": "picture", "channels": "3", "dtype": "uint8"}}),
         ("modalities", {"image": {"kind": "picture", "channels": 3, "dtype": "object"}}),
         ("ranges", {"image": [[1, 0]] * 3}),
         ("ranges", {"image": [[0, 1]]}),
-        ("label_counts", {"train": [{"label": [[0, 1.5]]}] * 3, "val": [{"label": []}]}),
-        ("label_counts", {"train": [{"label": [[999, 1]]}] * 3, "val": [{"label": []}]}),
-        ("label_counts", {"train": [{"label": [[0, 2**63]]}] * 3, "val": [{"label": []}]}),
-        ("label_counts", {"train": [{"label": [[0, -1]]}] * 3, "val": [{"label": []}]}),
-        ("label_counts", {"train": [{}] * 3, "val": [{"label": []}]}),
         ("label_maps", {"label": {}}),
         ("notes", 7),
     ],
@@ -326,6 +358,61 @@ def test_descriptions_must_be_sound(tmp_path, key, value):
         ValueError, match=r"metadata\.json is damaged: .*prepare the data set again"
     ):
         Source(path, "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("ids", np.array([b"a", b"b"])),
+        ("ids", np.array(["a", "b", "c"])),
+        ("digests", np.array([b"a", b"b", b"c"])),
+        ("sizes", np.ones((3, 3), np.int32)),
+        ("sizes", np.ones((3, 2))),
+        ("label_digests", np.array([b"a", None, 3])),
+        ("label_counts.label", np.ones((3, 5), np.int64)),
+    ],
+)
+def test_lists_of_another_form_are_named(tmp_path, name, values):
+    path = small_copy(tmp_path)
+    file = path / f"lists/train.{name}.npy"
+    whole = file.read_bytes()
+    np.save(file, values)
+    for content in (file.read_bytes(), b"", whole[:100], whole[:-1]):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"train\.{name}\.npy is damaged: .*; delete") as e:
+            Source(path, "train")
+        assert f"delete {path} and" in str(e.value)
+    file.unlink()
+    with pytest.raises(ValueError, match=rf"train\.{name}\.npy is damaged: .*No such file"):
+        Source(path, "train")
+    assert len(list(Source(path, "val"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ids", b"\xff"),
+        ("digests", b"\xff"),
+        ("sizes", (-1, 48)),
+        ("label_counts.label", -1),
+        ("label_counts.label", 1000),
+        ("label_counts.label", 2**62),
+    ],
+)
+def test_lists_must_be_sound_where_they_are_read(tmp_path, name, value):
+    path = small_copy(tmp_path)
+    file = path / f"lists/train.{name}.npy"
+    values = np.load(file)
+    values[1] = value
+    np.save(file, values)
+    source = Source(path, "train")
+    with pytest.raises(ValueError, match=r"lists is damaged: .*prepare the data set again"):
+        getattr(source, name.split(".")[0])
+    if name == "ids":
+        with pytest.raises(
+            ValueError, match=r"is damaged: image 1 of train .*its id is train_00001"
+        ):
+            source[1]
 
 
 def test_damaged_records_are_named(tmp_path):

@@ -22,6 +22,7 @@ from dataset_trees import (
     save_image,
     save_mat,
     save_sbd,
+    send_entries,
     sift_flow_tree,
     write_list,
 )
@@ -34,13 +35,18 @@ from fcn_jax.data import (
     check_disjoint,
     open_source,
     prepare,
-    records,
     voc,
+    writing,
 )
 from fcn_jax.data.files import package_file, read_ids
 from fcn_jax.data.records import VERSION
 
 CASES = [(name, *place) for name, tree in TREES.items() for place in tree.places]
+
+
+@pytest.fixture(autouse=True)
+def _as_to_processes(monkeypatch):
+    send_entries(monkeypatch)
 
 
 @pytest.mark.parametrize(("name", "made", "given"), CASES)
@@ -412,7 +418,7 @@ def test_real_camvid_and_voc(shared, tmp_path):
         contents = plan.contents()
         assert {split: len(entries) for split, entries in contents.splits.items()} == counts[name]
         splits = {split: entries[:6] for split, entries in contents.splits.items()}
-        records.write(
+        writing.write(
             dataclasses.replace(contents, splits=splits), few / name / f"a/{VERSION}", name
         )
         train, val = (Source(few / name / f"a/{VERSION}", split) for split in ("train", "val"))

@@ -11,15 +11,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from dataset_trees import send_entries
 from PIL import Image
 
 from fcn_jax.data import check_disjoint, open_source, prepare
 from fcn_jax.data.tfds import CITYSCAPES, OXFORD_IIIT_PET, SCENE_PARSE_150, SCENE_PARSE_OBJECTS
 
 features = tfds.features
+
+
+@pytest.fixture(autouse=True)
+def _as_to_processes(monkeypatch):
+    send_entries(monkeypatch, cloudpickle)
 
 
 @pytest.fixture(autouse=True)

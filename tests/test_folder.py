@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dataset_trees import send_entries
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -17,6 +18,11 @@ from fcn_jax.data.source import split_sizes
 
 NAMES = ("ground", "cat", "dog")
 COLORS = np.array([(0, 0, 0), (255, 0, 0), (0, 200, 100)], np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def _as_to_processes(monkeypatch):
+    send_entries(monkeypatch)
 
 
 class Tree:

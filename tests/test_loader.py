@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import grain
 import numpy as np
@@ -89,6 +90,38 @@ def test_every_epoch_holds_every_example_once_in_another_order():
     for epoch in epochs:
         assert sorted(epoch) == sorted(f"image{i}" for i in range(10))
     assert epochs[0] != epochs[1] != epochs[2]
+
+
+class Numbers:
+    """Examples of one pixel, called by their numbers."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict:
+        pixel = np.zeros((1, 1), np.uint8)
+        return {"image": np.stack([pixel] * 3, axis=2), "label": pixel, "id": str(index)}
+
+
+def test_the_order_takes_no_memory():
+    """It is computed: no list of the numbers, which would take 800 MB here."""
+    options = {"batch_size": 100, "seed": 0, "augmentation": Augmentation(crop=(1, 1))}
+    with training_batches(Numbers(200), **options) as small:
+        take(small, 1)  # imports
+    peaks, ids = {}, []
+    for length in (200, 10**8):
+        tracemalloc.start()
+        with training_batches(Numbers(length), **options) as batches:
+            ids = [int(i) for _, of_batch in take(batches, 10) for i in of_batch]
+        peaks[length] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peaks[10**8] < peaks[200] + 100_000
+    assert len(set(ids)) == 1000
+    assert 0.4 * 10**8 < np.mean(ids) < 0.6 * 10**8  # from all of it, not from a window
+    assert min(ids) < 10**6 < 99 * 10**6 < max(ids)
 
 
 def test_an_example_is_augmented_anew_in_each_epoch():

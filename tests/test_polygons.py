@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 import pytest
+from dataset_trees import send_entries
 from PIL import Image, ImageDraw
 
 from fcn_jax.classes import ClassRow, ClassTable, load_class_table
@@ -17,6 +18,11 @@ from fcn_jax.data import coco, labelme, open_source, polygons
 from fcn_jax.data.layouts import UNCUT
 
 pycocotools = pytest.importorskip("pycocotools.mask")
+
+
+@pytest.fixture(autouse=True)
+def _as_to_processes(monkeypatch):
+    send_entries(monkeypatch)
 
 
 def square(left, top, right, bottom):

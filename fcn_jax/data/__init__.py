@@ -19,7 +19,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from fcn_jax.data import records
+from fcn_jax.data import records, writing
 from fcn_jax.data.examples import Examples
 from fcn_jax.data.source import Source, check_disjoint, split_sizes, unseen
 from fcn_jax.models.inputs import Preprocessing
@@ -190,7 +190,7 @@ def prepare(
             contents = plan.contents()
             for note in contents.notes:
                 print(f"{name}: {note}", file=sys.stderr)
-            records.write(contents, path, inspect.getdoc(module) or name, made_from)
+            writing.write(contents, path, inspect.getdoc(module) or name, made_from)
     return path
 
 

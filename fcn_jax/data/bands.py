@@ -220,6 +220,10 @@ class UsedRange:
     It is from the 0.1st to the 99.9th percentile of all pixels, so that a few hot pixels do not
     count; of floats to a part in 500, and never beyond the smallest and the largest value.
 
+    Attributes:
+        counts: The pixels of each rank (`_ranks`) in each band.
+        limits: The smallest and the largest value of each band.
+
     Example:
         >>> used = UsedRange()
         >>> used.add(np.arange(4096, dtype=np.uint16).reshape(64, 64, 1))
@@ -229,9 +233,8 @@ class UsedRange:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts: Any = 0
-        self._limits: Any = None
-        self._dtype = np.dtype(np.uint8)
+        self.counts: Any = 0
+        self.limits: Any = None
 
     def add(self, pixels: Pixels) -> None:
         """Counts an image; all have one type, and as many bands (grey has three)."""
@@ -241,11 +244,16 @@ class UsedRange:
         limits = np.stack([flat.min(0), flat.max(0)])
         if len(counts) == 1:
             counts, limits = np.repeat(counts, 3, axis=0), np.repeat(limits, 3, axis=1)
+        self.merge(counts, limits)
+
+    def merge(
+        self, counts: Shaped[np.ndarray, "bands ranks"], limits: Shaped[np.ndarray, "2 bands"]
+    ) -> None:
+        """Adds what another has counted of other images of the set."""
         with self._lock:
-            self._dtype = pixels.dtype
-            self._counts = self._counts + counts
-            before = limits if self._limits is None else self._limits
-            self._limits = np.stack(
+            self.counts = self.counts + counts
+            before = limits if self.limits is None else self.limits
+            self.limits = np.stack(
                 [np.minimum(before[0], limits[0]), np.maximum(before[1], limits[1])]
             )
 
@@ -257,7 +265,7 @@ class UsedRange:
         """
         found = []
         for number, (counts, least, most) in enumerate(
-            zip(self._counts, *self._limits.tolist(), strict=True), start=1
+            zip(self.counts, *self.limits.tolist(), strict=True), start=1
         ):
             if least == most:
                 raise ValueError(
@@ -266,11 +274,11 @@ class UsedRange:
                 )
             total = np.cumsum(counts)
             rank = np.searchsorted(total, 0.001 * total[-1], side="right")
-            low = max(least, float(_least_of_rank(rank, self._dtype)))
+            low = max(least, float(_least_of_rank(rank, self.limits.dtype)))
             rank = np.searchsorted(total, 0.999 * total[-1])
             # The least of the next rank bounds the floats of this one.
-            rank += self._dtype == np.float32
-            high = min(most, float(_least_of_rank(rank, self._dtype)))
+            rank += self.limits.dtype == np.float32
+            high = min(most, float(_least_of_rank(rank, self.limits.dtype)))
             found.append((float(low), float(high)) if low < high else (float(least), float(most)))
         return tuple(found)
 

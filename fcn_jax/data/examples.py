@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, SupportsIndex, TypeAlias
 
 import numpy as np
@@ -176,6 +177,19 @@ class Examples(Source):
                 "rows must not change: leave random changes to the config (flip, crop, …)"
             )
         return example
+
+    def without(self, digests: Collection[str]) -> Examples:
+        """As of a `Source`."""
+        kept = [i for i, digest in enumerate(self.digests) if digest not in digests]
+        source = copy.copy(self)
+        source._rows = [self._rows[i] for i in kept]
+        for name in ("ids", "digests", "label_digests", "sizes"):
+            setattr(source, name, tuple(getattr(self, name)[i] for i in kept))
+        source.label_counts = {name: counts[kept] for name, counts in self.label_counts.items()}
+        return source
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
     def __repr__(self) -> str:
         return f"Examples({self.name!r}, {len(self)} of a {self.origin})"

@@ -162,7 +162,7 @@ def fingerprint(files: Iterable[Path], *options: object) -> str:
     taken for each other.
     """
     digest = hashlib.sha256(repr(options).encode())
-    for path in sorted(files):
+    for path in sorted(files, key=str):
         status = path.stat()
         digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:12]

@@ -33,9 +33,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import UInt8
-
 from fcn_jax.classes import (
     MAX_CLASSES,
     NO_ID,
@@ -238,19 +235,18 @@ class FolderPlan:
 
     def _entry(self, name: str, image: Path, mask: Path | Drawing) -> Entry:
         classes = self.survey.classes
-
-        def read(path: Path) -> UInt8[np.ndarray, "h w"]:
-            return read_labels(path, classes, self.mask_kind, self.colors)
-
-        def draw() -> dict[str, Part]:
-            assert not isinstance(mask, Path)
-            picture = encoded_image(labelme.image_source(image), str(image), self.alpha)
-            return {"image": picture, "label": classes.to_labels(mask(size_of(picture)))}
-
         if not isinstance(mask, Path):
-            return Entry(name, draw)
+            return Entry(name, functools.partial(_draw, image, mask, classes, self.alpha))
         encoded = functools.partial(encoded_image, alpha=self.alpha)
+        read = functools.partial(
+            read_labels, table=classes, kind=self.mask_kind, colors=self.colors
+        )
         return file_entry(name, {"image": (image, encoded), "label": (mask, read)})
+
+
+def _draw(image: Path, mask: Drawing, classes: ClassTable, alpha: Alpha) -> dict[str, Part]:
+    picture = encoded_image(labelme.image_source(image), str(image), alpha)
+    return {"image": picture, "label": classes.to_labels(mask(size_of(picture)))}
 
 
 plan = FolderPlan

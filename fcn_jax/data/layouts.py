@@ -103,7 +103,7 @@ def files_below(root: Path) -> list[Path]:
         if real not in seen:  # else a link leads back
             found += [Path(folder, name) for name in names if not name.startswith(".")]
         seen.add(real)
-    return sorted(found)
+    return sorted(found, key=lambda path: path.parts)  # paths themselves compare slowly
 
 
 def plain(path: PurePosixPath | str) -> str:
@@ -322,6 +322,8 @@ def _add_folders(
         of_images, of_masks = _chosen(images, masks, ends, beside)
         if (count := len(set(of_images.values()) & set(of_masks.values()))) > most:
             best, most = ends, count
+        if most == min(len(images), len(masks)):
+            break  # no other ends give more
     if not images or not masks or (beside and not most):
         return ""
     of_images, of_masks = _chosen(images, masks, best, beside)

@@ -156,6 +156,9 @@ class Told:
         self._now: dict[str, str] = {}  # the note of every text as it stands in `notes`
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Told, ([],)  # in another process it tells nobody
+
     def add(self, text: str, where: str) -> None:
         """Adds the object `where` to those of which `text` is true."""
         with self._lock:

@@ -1,32 +1,30 @@
 """What all data sets share: what an example is, and how examples are written as a TFDS data set.
 
 A data set's module has a function `plan`, which finds what is there and says which prepared copy
-that makes (`Plan`). Only if there is no such copy yet are the examples read and written: streamed
-in order into one ArrayRecord file per split, so that memory stays flat and TensorFlow is not
-needed. Order is the loader's business. TFDS can read the copy with `tfds.builder_from_directory`;
-`fcn_jax.data.source` reads it without, for that would import what the copy names.
+that makes (`Plan`). Only if there is no such copy yet are the examples read and written, by
+`fcn_jax.data.writing`, in their order: shuffling is the loader's business. TFDS can read the copy
+with `tfds.builder_from_directory`; `fcn_jax.data.source` reads it without, for that would import
+what the copy names.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-import io
 import json
-import shutil
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
-from fcn_jax.classes import VOID, ClassTable
-from fcn_jax.data.bands import Pixels, UsedRange
-from fcn_jax.data.images import Encoded, LabelKind, encode_png, pixel_digest, read_label
+from fcn_jax.classes import ClassTable
+from fcn_jax.data.bands import Pixels
+from fcn_jax.data.images import Encoded, LabelKind, pixel_digest, read_label
 
-VERSION = "3.1.0"
+VERSION = "4.0.0"
 """Of the prepared copies; those of another version are never read."""
 
 Kind = Literal["picture", "depth"]
@@ -36,9 +34,6 @@ set; or depth, uint16 (h, w), in millimetres."""
 ArrayKind = Literal[Kind, "labels"]
 
 PICTURE: Mapping[str, Kind] = {"image": "picture"}
-
-LISTS = ("ids", "digests", "label_digests", "sizes", "label_counts")
-"""What the metadata list of every example of a split; see `fcn_jax.data.source.Source`."""
 
 Part = Encoded | Pixels | UInt16[np.ndarray, "h w"] | UInt8[np.ndarray, "h w"]
 """One array of an example: a picture as the bytes of its file or, where it is not uint8 (h, w, 3),
@@ -50,7 +45,11 @@ Read = Callable[[Path], Part]
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One example to be: its id, and how to get its arrays when its turn comes."""
+    """One example to be: its id, and how to get its arrays when its turn comes.
+
+    Entries are sent to other processes: `load` should be a partial of a module's function, with
+    what that one example needs.
+    """
 
     id: str
     load: Callable[[], Mapping[str, Part]]
@@ -94,12 +93,13 @@ class Plan(NamedTuple):
 def file_entry(entry_id: str, files: Mapping[str, tuple[Path, Read]]) -> Entry:
     """An example made of a file for every array, and how it is read. All must have one size."""
 
-    def load() -> dict[str, Part]:
-        parts = {name: read(path) for name, (path, read) in files.items()}
-        check_sizes(parts, {name: str(path) for name, (path, _) in files.items()})
-        return parts
+    return Entry(entry_id, functools.partial(_read_files, files))
 
-    return Entry(entry_id, load)
+
+def _read_files(files: Mapping[str, tuple[Path, Read]]) -> dict[str, Part]:
+    parts = {name: read(path) for name, (path, read) in files.items()}
+    check_sizes(parts, {name: str(path) for name, (path, _) in files.items()})
+    return parts
 
 
 def check_sizes(parts: Mapping[str, Part], names: Mapping[str, str]) -> None:
@@ -120,12 +120,6 @@ def size_of(part: Part) -> tuple[int, int]:
 def digest_of(part: Part) -> str:
     """The `pixel_digest` of a picture or an array."""
     return part.digest if isinstance(part, Encoded) else pixel_digest(part)
-
-
-def count_labels(part: Part) -> list[list[int]]:
-    """The labels of a label map but void, each with its pixels: ``[[0, 1200], [3, 45]]``."""
-    counts = np.bincount(np.asarray(part).ravel(), minlength=VOID + 1)[:VOID]
-    return [[int(label), int(counts[label])] for label in np.flatnonzero(counts)]
 
 
 def digest_of_others(parts: Mapping[str, Part]) -> str:
@@ -218,127 +212,10 @@ def stored_as(part: Part | None, kind: ArrayKind = "picture") -> Stored:
     return Stored(kind, 3 if part.shape[2] == 1 else part.shape[2], part.dtype.name)
 
 
-def write(
-    contents: Contents, path: Path, description: str, made_from: Mapping[str, Any] | None = None
-) -> None:
-    """Write a data set at DIR/NAME/COPY/VERSION, a folder that is there once it is complete.
-
-    `made_from`, of JSON's types, is kept for `prepared_copy`.
-    """
+def features_of(stored: Mapping[str, Stored], label_maps: Collection[str]) -> Any:
+    """What a record holds, in TFDS's terms."""
     import tensorflow_datasets as tfds
-    from tensorflow_datasets.core.utils import tqdm_utils
 
-    name, copy, version = path.parts[-3:]
-    # What pictures are must be known before the first is stored, and is seen by the first.
-    first = next(entry for entries in contents.splits.values() for entry in entries)
-    inputs = first.load()
-    stored = {array: stored_as(inputs[array], kind) for array, kind in contents.modalities.items()}
-    # Two processes must not be here at once, so that what lies there is what a killed one left.
-    incomplete = path.with_name(f"incomplete.{version}")
-    shutil.rmtree(incomplete, ignore_errors=True)
-    incomplete.mkdir(parents=True)
-    arrays = {**stored, **dict.fromkeys(contents.label_maps, LABELS)}
-    metadata = tfds.core.MetadataDict(
-        modalities={array: how._asdict() for array, how in stored.items()},
-        label_maps={name: table.to_dict() for name, table in contents.label_maps.items()},
-        source=contents.source,
-        made_from=dict(made_from or {}),
-        notes=list(contents.notes),
-        **{key: {split: [] for split in contents.splits} for key in LISTS},
-    )
-    info = tfds.core.DatasetInfo(
-        builder=tfds.core.DatasetIdentity(
-            name=name,
-            version=tfds.core.Version(version),
-            data_dir=str(incomplete),
-            module_name="fcn_jax.data",
-            config_name=copy,
-        ),
-        description=description,
-        features=tfds.features.FeaturesDict(
-            {**{array: how.feature for array, how in arrays.items()}, "id": tfds.features.Text()}
-        ),
-        metadata=metadata,
-        disable_shuffling=True,
-    )
-    given = {} if contents.value_range is None else {"image": contents.value_range}
-    used = {
-        array: UsedRange()
-        for array, how in stored.items()
-        if how.kind == "picture" and how.dtype != "uint8" and array not in given
-    }
-    try:
-        # It writes one record a group, which gives random access.
-        writer = tfds.core.SequentialWriter(
-            info, max_examples_per_shard=sys.maxsize, file_format="array_record"
-        )
-        writer.initialize_splits([*contents.splits])
-        for split, entries in contents.splits.items():
-            label = f"{name} {split}"
-            # None: no bar where there is no terminal.
-            bar = tqdm_utils.tqdm(entries, desc=label, unit=" images", disable=None)
-            lists = {key: metadata[key][split] for key in LISTS}
-            trains = split == "train" or "train" not in contents.splits
-            examples: Any = _examples(
-                name,
-                split,
-                bar,
-                first.id,
-                stored,
-                [*contents.label_maps],
-                lists,
-                used if trains else {},
-            )
-            writer.add_examples({split: examples})  # It takes them one by one.
-        ranges = {
-            array: [black_white] * stored[array].channels for array, black_white in given.items()
-        }
-        ranges |= {array: found.found() for array, found in used.items()}
-        metadata["ranges"] = {**dict.fromkeys(stored), **ranges}
-        writer.close_all()
-    except BaseException:
-        shutil.rmtree(incomplete, ignore_errors=True)
-        raise
-    incomplete.rename(path)
-
-
-def _examples(
-    name: str,
-    split: str,
-    entries: Iterable[Entry],
-    first_id: str,
-    stored: Mapping[str, Stored],
-    label_maps: Sequence[str],
-    lists: Mapping[str, list[Any]],
-    used: Mapping[str, UsedRange],
-) -> Iterator[dict[str, Any]]:
-    """Read examples one by one as TFDS takes them; add them to `lists` and to the ranges `used`."""
-    seen: set[str] = set()
-    for entry in entries:
-        if entry.id in seen:
-            raise ValueError(f"{name}: two examples of {split} have the id '{entry.id}'")
-        seen.add(entry.id)
-        parts = entry.load()
-        for array, how in stored.items():
-            part = parts[array]
-            if (found := stored_as(part, how.kind)) != how:
-                raise ValueError(
-                    f"{name}: the images of a set need the same bands of one type: {array} of "
-                    f"{entry.id} has {found}, that of {first_id} has {how}"
-                )
-            if array in used:
-                assert isinstance(part, np.ndarray)
-                used[array].add(part)
-        # TFDS encodes images with TensorFlow, but takes the bytes of a file as they are.
-        files: dict[str, Any] = {}
-        for array, part in parts.items():
-            if isinstance(part, Encoded):
-                files[array] = io.BytesIO(part.content)
-            else:
-                files[array] = part if part.ndim == 3 else io.BytesIO(encode_png(part))
-        lists["ids"].append(entry.id)
-        lists["digests"].append(digest_of(parts["image"]))
-        lists["label_digests"].append(digest_of_others(parts))
-        lists["sizes"].append(list(size_of(parts["image"])))
-        lists["label_counts"].append({name: count_labels(parts[name]) for name in label_maps})
-        yield {**files, "id": entry.id}
+    arrays = {**stored, **dict.fromkeys(label_maps, LABELS)}
+    features = {array: how.feature for array, how in arrays.items()}
+    return tfds.features.FeaturesDict({**features, "id": tfds.features.Text()})

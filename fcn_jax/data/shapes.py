@@ -51,19 +51,23 @@ def plan(*, train: int = 400, val: int = 100, size: int = 96, seed: int = 0) -> 
             f"not train={train}, val={val}, size={size}, seed={seed}"
         )
 
-    def load(split_number: int, number: int) -> dict[str, Part]:
-        image, label = draw_example(np.random.default_rng((seed, split_number, number)), size)
-        return {"image": encoded_pixels(image), "label": label}
-
     splits = {
         split: [
-            Entry(f"{split}_{number:05d}", functools.partial(load, split_number, number))
+            Entry(
+                f"{split}_{number:05d}",
+                functools.partial(_load, (seed, split_number, number), size),
+            )
             for number in range(count)
         ]
         for split_number, (split, count) in enumerate({"train": train, "val": val}.items())
     }
     contents = Contents(splits, {"label": SHAPES}, f"made by fcn_jax from seed {seed}")
     return Plan(f"train{train}-val{val}-size{size}-seed{seed}", lambda: contents)
+
+
+def _load(seed: tuple[int, int, int], size: int) -> dict[str, Part]:
+    image, label = draw_example(np.random.default_rng(seed), size)
+    return {"image": encoded_pixels(image), "label": label}
 
 
 def draw_example(

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import copy
-import functools
+import itertools
 import json
 import math
 import re
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, SupportsIndex
 
 import numpy as np
+from jaxtyping import Int64
 
-from fcn_jax.classes import VOID, ClassTable
+from fcn_jax.classes import ClassTable
 from fcn_jax.data.bands import DTYPES, Pixels, Range
 from fcn_jax.data.images import read_depth, read_image, read_label
-from fcn_jax.data.records import LABELS, LISTS, VERSION, Stored
+from fcn_jax.data.records import VERSION, Stored, features_of
+from fcn_jax.data.writing import columns, shard_file
 
 
 class Source:
@@ -36,6 +40,9 @@ class Source:
 
     A source can be pickled: the copy opens the files again when first read, so that it costs
     little to send to a worker process.
+
+    Opening one costs the same for any number of examples: what is told of each (`ids`, `digests`,
+    `label_digests`, `sizes`, `label_counts`) stays in files until it is asked for.
 
     Args:
         path: The folder of the prepared data set, as returned by `fcn_jax.data.prepare`.
@@ -74,65 +81,123 @@ class Source:
         self.ranges: dict[str, Range | None] = metadata["ranges"]
         self.notes: tuple[str, ...] = metadata["notes"]
         self.origin: str = metadata["source"]
-        self._sizes = {name: len(ids) for name, ids in metadata["ids"].items()}
-        self._rows = _rows(split, self._sizes, self.name, self.notes)
-        self.ids = tuple(metadata["ids"][name][i] for name, i in self._rows)
-        self.digests = tuple(metadata["digests"][name][i] for name, i in self._rows)
-        self.label_digests = tuple(metadata["label_digests"][name][i] for name, i in self._rows)
-        self.sizes = tuple(tuple(metadata["sizes"][name][i]) for name, i in self._rows)
-        self.label_counts = {
-            label_map: np.zeros((len(self._rows), table.num_classes), np.int64)
-            for label_map, table in self.label_maps.items()
-        }
-        for example, (name, i) in enumerate(self._rows):
-            for label_map, counts in metadata["label_counts"][name][i].items():
-                of_classes = self.label_counts[label_map][example]
-                for label, pixels in counts:
-                    if label < len(of_classes):  # others are refused in the first step
-                        of_classes[label] = pixels
+        self._shards: dict[str, list[int]] = metadata["shards"]
+        self._parts = _parts(split, split_sizes(self.path), self.name, self.notes)
+        self._kept: np.ndarray | None = None  # the positions that are left, where not all are
+        for part, _ in self._parts:
+            self._mapped(part)  # damage is told at once
 
     def without(self, digests: Collection[str]) -> Source:
         """A source of the same split that leaves out the images of some digests."""
         kept = [i for i, digest in enumerate(self.digests) if digest not in digests]
-        source = copy.copy(self)
-        source._rows = [self._rows[i] for i in kept]
-        for name in ("ids", "digests", "label_digests", "sizes"):
-            setattr(source, name, tuple(getattr(self, name)[i] for i in kept))
-        source.label_counts = {name: counts[kept] for name, counts in self.label_counts.items()}
+        source = copy.copy(self)  # of what a pickle has
+        source._kept = np.array(kept, np.int64) if self._kept is None else self._kept[kept]
         return source
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        with _damage_named(self.path, "lists"):
+            return tuple(name.decode() for name in self._column("ids").tolist())
+
+    @cached_property
+    def digests(self) -> tuple[str, ...]:
+        with _damage_named(self.path, "lists"):
+            return tuple(digest.decode() for digest in self._column("digests").tolist())
+
+    @cached_property
+    def label_digests(self) -> tuple[str, ...]:
+        with _damage_named(self.path, "lists"):
+            return tuple(digest.decode() for digest in self._column("label_digests").tolist())
+
+    @cached_property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        with _damage_named(self.path, "lists"):
+            sizes = self._column("sizes")
+            if len(wrong := sizes[(sizes < 1).any(axis=1)]):
+                raise ValueError(f"{wrong[0].tolist()} is no size")
+            return tuple((height, width) for height, width in sizes.tolist())
+
+    @cached_property
+    def label_counts(self) -> dict[str, Int64[np.ndarray, "examples classes"]]:
+        with _damage_named(self.path, "lists"):
+            counts = {name: self._column(f"label_counts.{name}") for name in self.label_maps}
+            pixels = self._column("sizes").astype(np.int64).prod(axis=1)
+            for name, of_images in counts.items():
+                if of_images.min() < 0 or (of_images.sum(axis=1) > pixels).any():
+                    raise ValueError(f"the pixels of {name} cannot be so many")
+            return counts
+
+    def _column(self, name: str) -> np.ndarray:
+        """A list of the examples; one piece of it in a file stays there, mapped into memory."""
+        pieces = [self._mapped(split)[name][rows.start : rows.stop] for split, rows in self._parts]
+        column = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        return column if self._kept is None else column[self._kept]
+
+    def _mapped(self, split: str) -> dict[str, np.ndarray]:
+        """The lists of a whole split."""
+        if split not in self._lists:
+            lists = {}
+            for name, (dtype, shape) in columns(self.label_maps).items():
+                file = f"lists/{split}.{name}.npy"
+                with _damage_named(self.path, file):
+                    found = np.load(self.path / file, mmap_mode="r", allow_pickle=False)
+                    lists[name] = found
+                    kind = found.dtype.kind if dtype == "S" else found.dtype
+                    if (kind, found.shape) != (dtype, (sum(self._shards[split]), *shape)):
+                        raise ValueError(f"it holds {found.dtype} of shape {found.shape}")
+            self._lists[split] = lists
+        return self._lists[split]
+
+    @cached_property
+    def _lists(self) -> dict[str, dict[str, np.ndarray]]:
+        return {}
 
     @property
     def classes(self) -> ClassTable:
         """The class table of the first label map."""
         return next(iter(self.label_maps.values()))
 
-    @functools.cached_property
-    def _records(self) -> dict[str, Any]:
-        """The records of every split that is read."""
+    def _place(self, position: int) -> tuple[str, int]:
+        """The split of an example, and its place there."""
+        place = position if self._kept is None else int(self._kept[position])
+        for split, rows in self._parts:
+            if place < len(rows):
+                return split, rows[place]
+            place -= len(rows)
+        raise IndexError(position)
+
+    @cached_property
+    def _records(self) -> dict[tuple[str, int], Any]:
+        """The shards that have been read from."""
+        return {}
+
+    def _record(self, split: str, row: int) -> bytes:
+        """What is stored of an example."""
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-        records: dict[str, Any] = {}
-        for split in dict.fromkeys(split for split, _ in self._rows):
-            path = self.path / f"{self.name.split('/')[0]}-{split}.array_record-00000"
-            with _damage_named(path):
-                if not path.is_file():
+        ends = list(itertools.accumulate(self._shards[split]))
+        number = bisect.bisect_right(ends, row)
+        length = self._shards[split][number]
+        file = shard_file(self.name.split("/")[0], split, number)
+        with _damage_named(self.path, file):
+            if (split, number) not in self._records:
+                if not (self.path / file).is_file():
                     raise ValueError("no such file")
-                records[split] = ArrayRecordDataSource([str(path)])
-                if len(records[split]) != self._sizes[split]:
-                    raise ValueError(f"holds {len(records[split])} of {self._sizes[split]} images")
-        return records
+                records = ArrayRecordDataSource([str(self.path / file)])
+                if len(records) != length:
+                    raise ValueError(f"holds {len(records)} of {length} images")
+                self._records[split, number] = records
+            return self._records[split, number][row - ends[number] + length]
 
-    @functools.cached_property
+    @cached_property
     def _features(self) -> Any:
-        """What a record holds. Not read from features.json, which TFDS takes for code to import."""
-        import tensorflow_datasets as tfds
-
-        stored = {**self._stored, **dict.fromkeys(self.label_maps, LABELS)}
-        features = {name: how.feature for name, how in stored.items()}
-        return tfds.features.FeaturesDict({**features, "id": tfds.features.Text()})
+        """Not read from features.json, which TFDS takes for code to import."""
+        return features_of(self._stored, self.label_maps)
 
     def __len__(self) -> int:
-        return len(self.ids)
+        if self._kept is not None:
+            return len(self._kept)
+        return sum(len(rows) for _, rows in self._parts)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
         import tensorflow_datasets as tfds
@@ -140,14 +205,15 @@ class Source:
         position = index.__index__()
         if not -len(self) <= position < len(self):
             raise IndexError(f"{self!r} has no example {position}")
-        split, row = self._rows[position]
-        records = self._records[split]
-        with _damage_named(self.path, f"image {row} of {split} ({self.ids[position]})"):
+        split, row = self._place(range(len(self))[position])
+        lists, stored = self._mapped(split), self._record(split, row)
+        name = lists["ids"][row].decode(errors="replace")
+        with _damage_named(self.path, what=f"image {row} of {split} ({name})"):
             # Undecoded: TFDS would decode with OpenCV on one machine, with Pillow on another.
             skip = dict.fromkeys((*self.modalities, *self.label_maps), tfds.decode.SkipDecoding())
-            record = self._features.deserialize_example_np(records[row], decoders=skip)
+            record = self._features.deserialize_example_np(stored, decoders=skip)
             example_id = record["id"].decode()
-            if example_id != self.ids[position]:
+            if record["id"] != lists["ids"][row]:
                 raise ValueError(f"its id is {example_id}")
             example: dict[str, Any] = {}
             for name, how in self._stored.items():
@@ -156,7 +222,8 @@ class Source:
                 elif how[1:] == (3, "uint8"):
                     example[name] = read_image(record[name], example_id)
                 else:
-                    example[name] = _decompressed(record[name], how, self.sizes[position])
+                    height, width = lists["sizes"][row].tolist()
+                    example[name] = _decompressed(record[name], how, (height, width))
             for name in self.label_maps:
                 label = read_label(record[name], kind="index", name=example_id)
                 example[name] = label.astype(np.uint8)
@@ -170,8 +237,9 @@ class Source:
         return f"Source({self.name!r}, split={self.split!r}, examples={len(self)})"
 
     def __getstate__(self) -> dict[str, Any]:
-        opened = ("_records", "_features")
-        return {name: value for name, value in self.__dict__.items() if name not in opened}
+        # All that is read from files again; sources of another kind have no such properties.
+        read = {n for n, value in vars(type(self)).items() if isinstance(value, cached_property)}
+        return {name: value for name, value in self.__dict__.items() if name not in read}
 
 
 def _decompressed(record: dict[str, Any], how: Stored, size: tuple[int, int]) -> Pixels:
@@ -232,10 +300,10 @@ def check_disjoint(train: Source, val: Source) -> None:
         )
 
 
-def _rows(
-    split: str, sizes: dict[str, int], name: str, notes: tuple[str, ...]
-) -> list[tuple[str, int]]:
-    """(split, position) of every example that a split expression selects."""
+def _parts(
+    split: str, sizes: Mapping[str, int], name: str, notes: tuple[str, ...]
+) -> list[tuple[str, range]]:
+    """The splits and their rows that a split expression selects, in its order."""
     import tensorflow_datasets as tfds
 
     asked = re.findall(r"(?:^|\+)\s*([^\[+\s]+)", split)
@@ -252,11 +320,8 @@ def _rows(
         parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
     except (AssertionError, ValueError) as error:
         raise ValueError(f"{name}: cannot read the split '{split}': {error}") from error
-    rows = [
-        (part.splitname, i)
-        for part in parts
-        for i in range(sizes[part.splitname])[part.from_ : part.to]
-    ]
+    rows = [(part.splitname, range(sizes[part.splitname])[part.from_ : part.to]) for part in parts]
+    rows = [(splitname, numbers) for splitname, numbers in rows if numbers]
     if not rows:
         raise ValueError(f"{name}: the split '{split}' holds no image")
     return rows
@@ -264,20 +329,19 @@ def _rows(
 
 def split_sizes(path: str | Path) -> dict[str, int]:
     """The number of examples in every split of a prepared data set."""
-    return {name: len(ids) for name, ids in _metadata(Path(path))["ids"].items()}
+    return {name: sum(lengths) for name, lengths in _metadata(Path(path))["shards"].items()}
 
 
 @contextlib.contextmanager
-def _damage_named(path: Path, what: str = "") -> Iterator[None]:
+def _damage_named(folder: Path, file: str = "", what: str = "") -> Iterator[None]:
     """Anything that is wrong with a file of a prepared data set, as a ValueError of one line."""
     try:
         yield
     except Exception as error:  # what readers raise on wrong bytes is of many types
-        folder = path if path.is_dir() else path.parent
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(
-            f"{path} is damaged: {f'{what}: ' if what else ''}{reason}; delete {folder} and "
-            "prepare the data set again"
+            f"{folder / file} is damaged: {f'{what}: ' if what else ''}{reason}; delete {folder} "
+            "and prepare the data set again"
         ) from error
 
 
@@ -287,40 +351,28 @@ def _metadata(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: If a file is damaged, or of another version of this package.
     """
-    with _damage_named(folder / "dataset_info.json"):
+    with _damage_named(folder, "dataset_info.json"):
         info = json.loads((folder / "dataset_info.json").read_text())
         names = [info["name"], info.get("configName") or "", info["version"]]
         if not all(isinstance(name, str) for name in names) or not re.fullmatch(r"\w+", names[0]):
             raise ValueError("it does not name the data set")
-    path = folder / "metadata.json"
-    with _damage_named(path):
-        content = json.loads(path.read_text())
+    with _damage_named(folder, "metadata.json"):
+        content = json.loads((folder / "metadata.json").read_text())
         if not isinstance(content, dict):
             raise ValueError("it is no description of a prepared data set")
-    keys = {*LISTS, "label_maps", "modalities", "notes", "ranges"}
+    keys = {"label_maps", "modalities", "notes", "ranges", "shards"}
     if info["version"] != VERSION or not keys <= set(content):
         raise ValueError(
             f"{folder} was prepared by another version of fcn_jax; delete it and prepare the data "
             "set again"
         )
-    with _damage_named(path):
+    with _damage_named(folder, "metadata.json"):
         label_maps = {
             name: ClassTable.from_dict(table) for name, table in content["label_maps"].items()
         }
-        for split, ids in content["ids"].items():
-            lists = {key: content[key][split] for key in LISTS}
-            if {len(values) for values in lists.values()} != {len(ids)}:
-                raise ValueError(f"its lists of {split} differ in length")
-            for size, counts in zip(lists.pop("sizes"), lists.pop("label_counts"), strict=True):
-                if [type(side) is int and 0 < side < 2**31 for side in size] != [True, True]:
-                    raise ValueError(f"{size} is no size")
-                for name in label_maps:
-                    for label, pixels in counts[name]:
-                        known = type(label) is type(pixels) is int and label in range(VOID)
-                        if not known or not 0 < pixels <= math.prod(size):
-                            raise ValueError(f"{name} cannot have {pixels} pixels of {label}")
-            if not all(isinstance(text, str) for values in lists.values() for text in values):
-                raise ValueError(f"ids and digests of {split} must be text")
+        for split, lengths in content["shards"].items():
+            if not lengths or any(type(n) is not int or not 0 < n < 2**31 for n in lengths):
+                raise ValueError(f"{split} has shards of {lengths!r:.80}")
         stored = {name: Stored(**how) for name, how in content["modalities"].items()}
         for name, how in stored.items():
             known = how.kind in ("picture", "depth") and how.dtype in DTYPES
@@ -328,7 +380,7 @@ def _metadata(folder: Path) -> dict[str, Any]:
                 raise ValueError(f"{name} is {how}")
         return {
             "name": "/".join(filter(None, names)),
-            **{key: content[key] for key in LISTS},
+            "shards": content["shards"],
             "label_maps": label_maps,
             "modalities": stored,
             "source": str(content.get("source", "")),

@@ -12,6 +12,7 @@ TFDS downloads and prepares one in `data_dir`.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -299,11 +300,13 @@ class _Split(Sequence[Entry]):
                 "with file_format='array_record'"
             )
 
+        self.numbers = range(len(self.records))
+
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.numbers)
 
     def record(self, index: int) -> Mapping[str, Any]:
-        """The features in use of an example, images as the bytes of their files."""
+        """The features in use of a record, images as the bytes of their files."""
         undecoded = dict.fromkeys((self.row.image, self.row.mask), tfds.decode.SkipDecoding())
         return self.features.deserialize_example_np(self.records[index], decoders=undecoded)
 
@@ -313,8 +316,13 @@ class _Split(Sequence[Entry]):
         return any(np.ptp(images.read_image(mask, "mask"), axis=2).any() for mask in masks)
 
     def __getitem__(self, index: Any) -> Any:
-        record = self.record(range(len(self))[index])
-        entry_id = f"{self.split}_{index:06d}"
+        if isinstance(index, slice):
+            part = copy.copy(self)
+            part.numbers = self.numbers[index]
+            return part
+        number = self.numbers[index]
+        record = self.record(number)
+        entry_id = f"{self.split}_{number:06d}"
         if self.row.ids:
             value = record[self.row.ids]
             path = PurePosixPath(value.decode() if isinstance(value, bytes) else str(value))
