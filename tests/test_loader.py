@@ -119,6 +119,8 @@ def test_the_order_takes_no_memory():
         peaks[length] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peaks[10**8] < peaks[200] + 100_000
+    order = grain.MapDataset.range(70_001).seed(1).shuffle()
+    assert sorted(order[i] for i in range(70_001)) == list(range(70_001))
     assert len(set(ids)) == 1000
     assert 0.4 * 10**8 < np.mean(ids) < 0.6 * 10**8  # from all of it, not from a window
     assert min(ids) < 10**6 < 99 * 10**6 < max(ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -114,22 +115,32 @@ def test_processes_write_the_same_bytes(tmp_path, whole, capfd):
 
 # Prepares, and stays at the image of number 5.
 KILLED = """
-import sys
+import functools, sys
 sys.path.insert(0, {tests!r})
 import test_writing
 from fcn_jax.data import writing
 
 writing.SMALLEST_SHARD = 3
 if __name__ == "__main__":
-    test_writing.write(
-        test_writing.Path({folder!r}), test_writing.contents(test_writing.draw_slowly), {processes}
-    )
+    folder = test_writing.Path({folder!r})
+    load = functools.partial(test_writing.draw_slowly, folder)
+    test_writing.write(folder, test_writing.contents(load), {processes})
 """
 
 
-def draw_slowly(number: int) -> dict[str, Part]:
-    time.sleep(60 * (number == 5))
+def draw_slowly(folder: Path, number: int) -> dict[str, Part]:
+    if number == 5:
+        (folder / "process").write_text(str(os.getpid()))
+        time.sleep(200)
     return draw(number)
+
+
+def is_there(process: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, 0)
+        state = Path(f"/proc/{process}/stat")  # where nobody waits for it a zombie is left
+        return not (state.exists() and ") Z" in state.read_text())
+    return False
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -144,11 +155,18 @@ def test_a_killed_preparation_goes_on(tmp_path, whole, processes, capfd):
     incomplete = tmp_path / f"drawn/a/incomplete.{VERSION}"
     complete = {1: ["train-00000.npz"], 2: ["train-00000.npz", "train-00002.npz", "val-00000.npz"]}
     end = time.monotonic() + 120
-    while (found := sorted(p.name for p in incomplete.glob("lists/*"))) != complete[processes]:
-        assert time.monotonic() < end, found
+    while not (
+        (tmp_path / "process").exists()
+        and sorted(p.name for p in incomplete.glob("lists/*")) == complete[processes]
+    ):
+        assert time.monotonic() < end
         time.sleep(0.02)
     process.kill()
     process.wait()
+    own = int((tmp_path / "process").read_text())
+    while is_there(own):  # a process that prepares ends with the first one
+        assert time.monotonic() < end
+        time.sleep(0.1)
     assert not incomplete.with_name(VERSION).exists()
 
     drawn: list[int] = []

@@ -115,7 +115,9 @@ class Source:
             sizes = self._column("sizes")
             if len(wrong := sizes[(sizes < 1).any(axis=1)]):
                 raise ValueError(f"{wrong[0].tolist()} is no size")
-            return tuple((height, width) for height, width in sizes.tolist())
+            kinds, which = np.unique(sizes, axis=0, return_inverse=True)
+            shared = [(height, width) for height, width in kinds.tolist()]
+            return tuple(shared[kind] for kind in which.ravel().tolist())
 
     @cached_property
     def label_counts(self) -> dict[str, Int64[np.ndarray, "examples classes"]]:
@@ -123,7 +125,7 @@ class Source:
             counts = {name: self._column(f"label_counts.{name}") for name in self.label_maps}
             pixels = self._column("sizes").astype(np.int64).prod(axis=1)
             for name, of_images in counts.items():
-                if of_images.min() < 0 or (of_images.sum(axis=1) > pixels).any():
+                if of_images.min() < 0 or (of_images > pixels[:, None]).any():
                     raise ValueError(f"the pixels of {name} cannot be so many")
             return counts
 

@@ -23,10 +23,12 @@ import contextlib
 import errno
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -216,7 +218,7 @@ def _begin(incomplete: Path, plan: str) -> None:
     found = incomplete / "plan.json"
     if not found.is_file() or found.read_text() != plan:
         shutil.rmtree(incomplete, ignore_errors=True)
-    # A process of before may still write in it, and fails then.
+    # What a killed one had not finished.
     shutil.rmtree(incomplete / "parts", ignore_errors=True)
     for folder in ("parts", "lists", "copy/lists"):
         (incomplete / folder).mkdir(parents=True, exist_ok=True)
@@ -320,10 +322,7 @@ def _write_in_processes(
         work.incomplete / "parts/counts.npy", "w+", np.int64, (len(shards),)
     )
     before = progress.done
-    # Ctrl-C is for this process, which ends the others.
-    pool = ProcessPoolExecutor(
-        processes, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
-    )
+    pool = ProcessPoolExecutor(processes, initializer=_begin_process)
     try:
         futures = [
             pool.submit(
@@ -348,6 +347,18 @@ def _write_in_processes(
         ) from error
     finally:
         pool.shutdown(wait=True, kill_workers=True)
+
+
+def _begin_process() -> None:
+    """Ctrl-C is for the first process, which ends the others; they end when it is killed, too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if first := multiprocessing.parent_process():
+
+        def end_with_it() -> None:
+            first.join()
+            os._exit(1)
+
+        threading.Thread(target=end_with_it, daemon=True).start()
 
 
 def _count_shard(place: int, work: _Work, shard: _Shard, entries: Sequence[Entry]) -> None:

@@ -429,7 +429,7 @@ def read_prepared(path: Path, folder: Path) -> None:
     """As training opens it, and an example of it."""
     from fcn_jax.data.source import Source
 
-    version = next(parent for parent in path.parents if (parent / "metadata.json").name)
+    version = next(parent for parent in path.parents if (parent / "metadata.json").exists())
     source = Source(version, "train")
     assert len(source) >= 0
     _ = source[0], source[-1]
