@@ -1,6 +1,6 @@
 """The loader alone: images a second, per core and for numbers of threads and processes.
 
-    python benchmarks/loader.py [--photographs=DIR] [--step_rate=751]
+    python benchmarks/loader.py [--photographs=DIR] [--step_rate=976]
 
 Photographs of VOC's size (500x375, JPEG) with masks, made here or those of a folder that
 `fcn-jax train --config=folder` would take, are read, scaled by 0.5 to 2, mirrored and cropped to
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument(
         "--threads", default="1,2", help="numbers of threads to try, of each process"
     )
-    parser.add_argument("--step_rate", type=float, default=751.0, help="images/s of a device")
+    parser.add_argument("--step_rate", type=float, default=976.0, help="images/s of a device")
     args = parser.parse_args()
 
     from fcn_jax import data
