@@ -72,6 +72,8 @@ SMALL_RUN = (
         (("memory.py", "--width=0.05", "--shape=1x33x40", "--tasks=training"), "ratio"),
         (("operations.py", "--only=AlexNet pool1", "--turns=1"), "and gradient"),
         (("exported.py", "--width=0.05", "--shape=33x40", "--turns=1"), "PyTorch, ONNX"),
+        (("loader.py", "--images=32", "--workers=0", "--threads=1"), "such cores"),
+        (("many_examples.py", "--examples=300"), "| opening |"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -302,3 +303,31 @@ def test_ade20k_sample(shared, tmp_path, capsys, monkeypatch):
 def test_the_check_reports_what_cannot_be_found(tmp_path, capsys):
     assert check.main([str(tmp_path / "none")]) == 2
     assert f"no folder {tmp_path}/none" in capsys.readouterr().err
+
+
+def test_an_unchanged_folder_is_opened_without_a_look_at_what_belongs_together(
+    tmp_path, monkeypatch
+):
+    tree = Tree(tmp_path / "m")
+    for i in range(3):
+        tree.add(f"{i}", f"train/images/{i}.png", f"train/masks/{i}.png")
+    (tmp_path / "m/classes.txt").write_text("\n".join(NAMES))
+    where = {"data_dir": tmp_path / "d", "manual_dir": tmp_path / "m"}
+    first = prepare("folder", **where)
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "find", None)
+        assert prepare("folder", **where) == first
+    # What is no part of it changes nothing, but is looked at.
+    (tmp_path / "m/notes.txt").write_text("taken in May")
+    assert prepare("folder", **where) == first
+    other = prepare("folder", **where, void=7)
+    assert other != first
+    # A mask of the same size, changed in place.
+    mask = tmp_path / "m/train/masks/1.png"
+    content = mask.read_bytes()
+    mask.write_bytes(content)
+    os.utime(mask, ns=(0, 0))
+    assert prepare("folder", **where) not in (first, other)
+    mask.unlink()
+    (tmp_path / "m/train/images/1.png").unlink()
+    assert len(Source(prepare("folder", **where), "train")) == 2

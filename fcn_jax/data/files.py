@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
+import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fcn_jax.classes import ClassTable
@@ -166,6 +168,31 @@ def fingerprint(files: Iterable[Path], *options: object) -> str:
         status = path.stat()
         digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:12]
+
+
+def state_of(folder: Path, *others: Path) -> str:
+    """A short hash of the names, sizes and times of all files below a folder, and of others.
+
+    It takes a second or two of hundreds of thousands, which files belong together many times that.
+    """
+    digest = hashlib.sha256()
+    for path in itertools.chain(map(str, others), _below(folder)):
+        with contextlib.suppress(OSError):  # a link to nothing
+            status = os.stat(path)
+            line = f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n"
+            digest.update(line.encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]
+
+
+def _below(folder: Path) -> Iterator[str]:
+    """The paths of all files below a folder, in order."""
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else sorted(folders)
+        if real not in seen:  # else a link leads back
+            yield from (os.path.join(place, name) for name in sorted(names))
+        seen.add(real)
 
 
 def named(items: Iterable[object], limit: int = 5) -> str:

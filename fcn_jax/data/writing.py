@@ -23,7 +23,6 @@ import contextlib
 import errno
 import io
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -151,7 +150,8 @@ def write(
     }
     # Two processes must not be here at once, so that what lies there is what a killed one left.
     incomplete = path.with_name(f"incomplete.{version}")
-    _begin(incomplete, json.dumps({**about, "description": description, "first": first.id}))
+    plan = {**about, "made_from": None, "description": description, "first": first.id}
+    _begin(incomplete, json.dumps(plan))
     trains = ["train"] if "train" in contents.splits else [*contents.splits]
     work = _Work(name, incomplete, stored, contents.label_maps, first.id, trains if used else ())
     try:
@@ -352,13 +352,14 @@ def _write_in_processes(
 def _begin_process() -> None:
     """Ctrl-C is for the first process, which ends the others; they end when it is killed, too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if first := multiprocessing.parent_process():
+    first = os.getppid()
 
-        def end_with_it() -> None:
-            first.join()
-            os._exit(1)
+    def end_with_it() -> None:
+        while os.getppid() == first:  # an orphan gets another parent
+            time.sleep(0.5)
+        os._exit(1)
 
-        threading.Thread(target=end_with_it, daemon=True).start()
+    threading.Thread(target=end_with_it, daemon=True).start()
 
 
 def _count_shard(place: int, work: _Work, shard: _Shard, entries: Sequence[Entry]) -> None:
