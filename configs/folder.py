@@ -52,6 +52,7 @@ def get_config(arguments=""):
     config.batch_size = 4
     config.optimizer = "adamw"
     config.learning_rate = (1e-4,)
+    config.layer_rates = ("score_*=auto",)
     config.bias_rate = 1.0
     config.normalize_loss = True
     if recipe == "cpu":
