@@ -19,7 +19,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from fcn_jax import __version__
 from fcn_jax.data import files, records, writing
 from fcn_jax.data.examples import Examples
 from fcn_jax.data.source import Source, check_disjoint, split_sizes, unseen
@@ -177,7 +176,7 @@ def prepare(
     if row.named and manual_dir:
         # Opened again as it was: to find out what belongs together takes longer.
         classes = [Path(options["classes"]).absolute()] if options.get("classes") else []
-        made_from["state"] = f"{files.state_of(manual_dir, *classes)} {__version__}"
+        made_from["state"] = files.state_of(manual_dir, *classes)
         if copy := records.prepared_copy(folder, fits=lambda made: made == made_from):
             return copy
     try:
