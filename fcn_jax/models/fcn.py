@@ -385,8 +385,8 @@ class FCN(nn.Module):
     def parameter_layers(self) -> tuple[str, ...]:
         """The layers that have parameters, in the order they run."""
         convolutions = tuple(
-            f"{layer.name}{self.input_suffix(name)}"
-            for name, _ in self.inputs
+            f"{layer.name}{suffix}"
+            for suffix in map(self.input_suffix, dict(self.inputs))
             for layer in self.backbone.layers
             if isinstance(layer, backbones.Conv)
         )
@@ -570,7 +570,8 @@ def example_images(model: FCN, height: int = 0, width: int = 0) -> dict[str, jax
 
 def abstract_params(model: FCN) -> dict[str, Any]:
     """Shapes and types of a network's parameters, without computing any."""
-    return jax.eval_shape(model.init, jax.random.key(0), example_images(model))["params"]
+    with ops.plain_forms():  # traces faster, to the same parameters
+        return jax.eval_shape(model.init, jax.random.key(0), example_images(model))["params"]
 
 
 def initial_params(model: FCN, key: Array, names: Sequence[str] | None = None) -> dict[str, Any]:
@@ -581,7 +582,8 @@ def initial_params(model: FCN, key: Array, names: Sequence[str] | None = None) -
         flat = traverse_util.flatten_dict(params, sep="/")
         return params if names is None else {name: flat[name] for name in names}
 
-    return jax.jit(compute)(key)
+    with ops.plain_forms():  # traces faster, to the same parameters
+        return jax.jit(compute)(key)
 
 
 def multiply_adds(model: FCN, height: int, width: int) -> int:
