@@ -94,7 +94,7 @@ def evaluate(
         >>> import jax, numpy as np
         >>> import fcn_jax
         >>> model = fcn_jax.create_model("fcn32s", num_classes=2, width=1 / 16, fc_width=8)
-        >>> variables = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+        >>> variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 3)))
         >>> image, label = np.zeros((40, 50, 3), np.uint8), np.zeros((40, 50), np.uint8)
         >>> examples = [{"image": image, "label": label, "id": "black"}]
         >>> counts = fcn_jax.evaluate(fcn_jax.Predictor(model, variables), examples)["label"]
@@ -130,7 +130,7 @@ def score(
         >>> import jax, numpy as np
         >>> import fcn_jax
         >>> model = fcn_jax.create_model("fcn32s", num_classes=2, width=1 / 16, fc_width=8)
-        >>> variables = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+        >>> variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 3)))
         >>> image, label = np.zeros((40, 50, 3), np.uint8), np.zeros((40, 50), np.uint8)
         >>> examples = [{"image": image, "label": label, "id": "black"}]
         >>> metrics = fcn_jax.score(fcn_jax.Predictor(model, variables), examples)["label"]

@@ -106,7 +106,7 @@ class Predictor:
         >>> import jax, numpy as np
         >>> from fcn_jax import Predictor, create_model
         >>> model = create_model("fcn32s", num_classes=5, width=1 / 16, fc_width=8)
-        >>> variables = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+        >>> variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 3)))
         >>> predictor = Predictor(model, variables)
         >>> photo, another = np.zeros((40, 50, 3), np.uint8), np.zeros((33, 61, 3), np.uint8)
         >>> predictor(photo).shape
@@ -773,7 +773,7 @@ def load(
         >>> import jax, numpy as np
         >>> import fcn_jax
         >>> model = fcn_jax.create_model("fcn32s", num_classes=21, width=1 / 16, fc_width=8)
-        >>> variables = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+        >>> variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 3)))
         >>> fcn_jax.save_weights("fcn32s.npz", variables["params"])
         >>> predictor = fcn_jax.load("fcn32s.npz", padding="same")
         >>> predictor(np.zeros((40, 50, 3), np.uint8)).shape
