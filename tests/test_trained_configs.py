@@ -36,7 +36,7 @@ from safetensors.numpy import save_file
 from state_dicts import VGG_CONVOLUTIONS
 from test_training import environment
 
-from fcn_jax import Inputs, Predictor, Preprocessing, create_model, data, ops, weights
+from fcn_jax import Inputs, Predictor, Preprocessing, create_model, data, weights
 from fcn_jax import config as configs
 from fcn_jax.inference import report
 from fcn_jax.runs import load_run
@@ -126,9 +126,7 @@ def trained(place):
                 target = config[section] if section else config
                 target[option] = tuple(value) if isinstance(value, list) else value
             config.data_dir = str(place / "data")
-        # Of the operations the form that compiles faster: no config chooses one.
-        with ops.plain_forms():
-            training.train(config, workdir)
+        training.train(config, workdir)
         return workdir
 
     return train
@@ -251,8 +249,7 @@ def start(place, workdir: str, **fields):
         for name, value in {**SMALL, **made_data("voc2012", place / "voc2012"), **fields}.items():
             config[name] = tuple(value) if isinstance(value, list) else value
         config.data_dir = str(place / "data")
-    with ops.plain_forms():
-        return training.train(config, place / workdir)
+    return training.train(config, place / workdir)
 
 
 def test_classifiers_of_another_width_start_a_network_whose_fc_layers_begin_anew():
