@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +47,7 @@ def test_beside_torch(dtype):
     )
     theirs.backward()
     labels = labels.astype(dtype)
-    total, gradient = jax.value_and_grad(lambda x: cross_entropy(x, labels).total)(logits)
+    total, gradient = jax.jit(jax.value_and_grad(lambda x: cross_entropy(x, labels).total))(logits)
     assert float(total) == pytest.approx(theirs.item(), rel=1e-6)
     truth = theirs_in.grad.numpy().transpose(0, 2, 3, 1)
     np.testing.assert_allclose(gradient, truth, atol=1e-6)
@@ -66,7 +68,7 @@ def test_by_definition():
 
 def test_void_pixels_send_no_gradient():
     logits, labels = random_case(2)
-    gradient = np.asarray(jax.grad(lambda x: cross_entropy(x, labels).total)(logits))
+    gradient = np.asarray(jax.jit(jax.grad(lambda x: cross_entropy(x, labels).total))(logits))
     assert not gradient[labels == VOID].any()
     assert np.abs(gradient[labels != VOID]).sum(axis=-1).all()
 
@@ -74,7 +76,7 @@ def test_void_pixels_send_no_gradient():
 def test_all_void_is_zero_and_not_nan():
     logits = jnp.ones((1, 2, 3, 4))
     labels = jnp.full((1, 2, 3), VOID, jnp.uint8)
-    loss, gradient = jax.value_and_grad(lambda x: cross_entropy(x, labels).mean)(logits)
+    loss, gradient = jax.jit(jax.value_and_grad(lambda x: cross_entropy(x, labels).mean))(logits)
     assert float(loss) == 0.0
     assert not np.asarray(gradient).any()
 
@@ -235,7 +237,7 @@ def test_losses_by_definition(name):
     assert (int(found.valid), int(found.invalid)) == ((labels != VOID).sum(), 0)
 
     # Along random directions the gradient is the definition's central difference.
-    gradient = jax.grad(lambda x: loss(x, labels).total)(logits)
+    gradient = jax.jit(jax.grad(lambda x: loss(x, labels).total))(logits)
     for seed in range(3):
         way = np.random.default_rng(seed).normal(size=logits.shape)
         ahead, behind = (definition(logits + step * way, labels) for step in (1e-6, -1e-6))
@@ -264,13 +266,13 @@ def test_void_counts_for_nothing(name):
     logits, labels = random_case(4)
     loud = np.where((labels == VOID)[..., None], np.float32(1e4), logits)
     loud[..., 0] += 1e3 * (labels == VOID)
-    both = jax.value_and_grad(lambda x: loss(x, labels).total)
+    both = jax.jit(jax.value_and_grad(lambda x: loss(x, labels).total))
     (quiet, _), (total, gradient) = both(logits), both(loud)
     assert float(total) == float(quiet)
     assert not np.asarray(gradient)[labels == VOID].any()
     nothing = np.full_like(labels, VOID)
     mean = lambda x: loss(x, nothing).mean  # noqa: E731
-    total, gradient = jax.value_and_grad(mean)(logits)
+    total, gradient = jax.jit(jax.value_and_grad(mean))(logits)
     assert float(total) == 0.0
     assert not np.asarray(gradient).any()
 
@@ -340,13 +342,14 @@ def test_overlap_beside_optax(ways):
     alpha, beta = ways
     hot = jax.nn.one_hot(labels, 7)
     truth = optax.losses.dice_loss(logits, hot, alpha=alpha, beta=beta, smooth=0.0)
-    found = tversky(logits, labels, alpha=alpha, beta=beta)
+    found = jax.jit(functools.partial(tversky, alpha=alpha, beta=beta))(logits, labels)
     assert float(found.mean) == pytest.approx(float(truth.mean()), rel=1e-6)
     assert float(found.total) == pytest.approx(99 * float(truth.sum()), rel=1e-6)
 
 
 @pytest.mark.parametrize("loss", [dice, tversky])
 def test_overlap_without_void_and_absent_classes(loss):
+    loss = jax.jit(loss)
     logits = jnp.tile(jnp.array([-20.0, 20.0]), (1, 4, 1))
     assert float(loss(logits, jnp.array([[1, 1, 255, 255]])).mean) == pytest.approx(0, abs=1e-6)
     logits = jnp.zeros((1, 5, 6, 21)).at[..., 0].set(20.0)
@@ -355,18 +358,20 @@ def test_overlap_without_void_and_absent_classes(loss):
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_overlap_of_half_precision_is_summed_in_float32(dtype):
-    labels = (jnp.arange(512 * 512) % 2).reshape(1, 512, 512)
-    assert float(dice(jnp.zeros((1, 512, 512, 2), dtype), labels).mean) == pytest.approx(0.5)
+    loss = jax.jit(dice)
+    labels = (np.arange(512 * 512) % 2).reshape(1, 512, 512)
+    assert float(loss(np.zeros((1, 512, 512, 2), dtype), labels).mean) == pytest.approx(0.5)
     logits, labels = random_case(7)
-    half = dice(jnp.asarray(logits, dtype), labels)
-    assert float(half.mean) == pytest.approx(float(dice(logits, labels).mean), abs=1e-3)
+    half = loss(logits.astype(dtype), labels)
+    assert float(half.mean) == pytest.approx(float(loss(logits, labels).mean), abs=1e-3)
 
 
 def test_focal_of_what_is_certain():
     zero = jnp.array([0])
 
     def value_and_gradient(logits, gamma):
-        return jax.value_and_grad(lambda x: focal(x, zero, gamma=gamma).total)(jnp.array([logits]))
+        objective = jax.value_and_grad(lambda x: focal(x, zero, gamma=gamma).total)
+        return jax.jit(objective)(jnp.array([logits]))
 
     value, gradient = value_and_gradient([0.0, 200.0], 2.0)
     assert float(value) == 200
@@ -386,7 +391,8 @@ def test_focal_of_what_is_certain():
 def test_the_hard_pixels_are_kept(least, total, kept):
     p = jnp.array([[[0.9, 0.8], [0.3, 0.1]]])
     logits = jnp.log(jnp.stack([p, 1 - p], axis=-1))
-    loss = ohem(logits, jnp.zeros((1, 2, 2), int), threshold=0.7, least=least)
+    hard_pixels = jax.jit(functools.partial(ohem, threshold=0.7, least=least))
+    loss = hard_pixels(logits, jnp.zeros((1, 2, 2), int))
     assert total_and_mean(loss) == pytest.approx((total, total / kept), abs=1e-4)
 
 

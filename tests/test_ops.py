@@ -439,9 +439,8 @@ def test_resize_bilinear_on_canvas_is_pytorchs():
     torch = pytest.importorskip("torch")
     x = np.random.default_rng(0).normal(size=(3, 12, 15, 3)).astype(np.float32)
     sizes, targets = [(12, 15), (12, 15), (9, 14)], [(7, 5), (12, 31), (30, 14)]
-    ours = ops.resize_bilinear_on_canvas(
-        jnp.asarray(x), jnp.asarray(sizes), jnp.asarray(targets), height=30, width=31
-    )
+    resize = functools.partial(ops.resize_bilinear_on_canvas, height=30, width=31)
+    ours = jax.jit(resize)(x, np.array(sizes), np.array(targets))
     for image, got, (h, w), target in zip(x, ours, sizes, targets, strict=True):
         theirs = torch.nn.functional.interpolate(
             torch.from_numpy(image[None, :h, :w].transpose(NCHW).copy()),
@@ -468,16 +467,15 @@ def test_interpolation_is_pytorchs_also_of_tiles():
         )
         truth.append(theirs.numpy().transpose(NHWC)[0])
     zeros = np.zeros((4, 2), np.int32)
-    ours = ops.interpolate_on_canvas(jnp.asarray(maps), 8, np.array(sizes), 97, 131, zeros)
+    interpolate = jax.jit(ops.interpolate_on_canvas, static_argnums=(1, 3, 4))
+    ours = interpolate(maps, 8, np.array(sizes), 97, 131, zeros)
     for got, expected, (h, w) in zip(np.asarray(ours), truth, sizes, strict=True):
         np.testing.assert_allclose(got[:h, :w], expected, atol=1e-6)
         assert not got[h:].any()
         assert not got[:, w:].any()
     # From cell (5, 3) on: but for a stride and a half at its border a tile is part of the image.
-    part = jnp.asarray(maps[:1, 5:11, 3:12])
-    tile = ops.interpolate_on_canvas(
-        part, 8, np.array([[97, 131]]), 48, 72, np.array([[40, 24]], np.int32)
-    )
+    start = np.array([[40, 24]], np.int32)
+    tile = interpolate(maps[:1, 5:11, 3:12], 8, np.array([[97, 131]]), 48, 72, start)
     np.testing.assert_allclose(tile[0, 12:-12, 12:-12], truth[0][52:76, 36:84], atol=1e-6)
 
 
