@@ -16,10 +16,13 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-# Compiling takes most of the tests' time, and unoptimised machine code is right as well. A test at
-# full size asks for an optimised program itself.
+# Compiling takes most of the tests' time, and unoptimised machine code is right as well; the older
+# emitters of fused operations make it in less than half the time. A test at full size asks for an
+# optimised program itself.
 os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_use_fusion_emitters=false",
 )
 
 import jax
@@ -66,6 +69,18 @@ def unchecked_annotations() -> Iterator[None]:
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="module")
+def plain_forms() -> Iterator[None]:
+    """Compile in half the time; for modules that test something else, on networks of few classes.
+
+    The plain transposed convolution takes the square of the classes: a second a step for 20.
+    """
+    from fcn_jax import ops
+
+    with ops.plain_forms():
+        yield
 
 
 @pytest.fixture

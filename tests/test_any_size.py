@@ -14,8 +14,6 @@ from random_parameters import random_parameters
 import fcn_jax
 
 CANVAS = (64, 96)
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
 FORKED, PLAIN, RESIDUAL = toy_backbones.forked, toy_backbones.plain, toy_backbones.residual
 MODELS = {
     "vgg-same": {"name": "fcn8s", "backbone": "vgg11", "padding": "same"},
@@ -68,10 +66,8 @@ def test_an_image_on_a_canvas_gets_its_own_logits(name):
     params = {"params": random_parameters(model, 0)}
     # Other sizes for each network.
     sizes, canvases, alone = random_images(model, seed=list(MODELS | SLOW).index(name))
-    together = jax.jit(model.apply, compiler_options=QUICK)(
-        params, only(canvases), valid_size=jnp.array(sizes)
-    )
-    apply = jax.jit(model.apply, compiler_options=QUICK)
+    together = jax.jit(model.apply)(params, only(canvases), valid_size=jnp.array(sizes))
+    apply = jax.jit(model.apply)
     for row, (h, w) in enumerate(sizes):
         truth = apply(params, only(alone[row]))
         for got, expected in zip(jax.tree.leaves(together), jax.tree.leaves(truth), strict=True):
@@ -92,7 +88,7 @@ def test_gradients_are_those_of_the_images_alone(padding):
     def objective(params, images, weights, **options):
         return jnp.sum(weights * model.apply({"params": params}, images, **options))
 
-    gradient = jax.jit(jax.grad(objective), compiler_options=QUICK)
+    gradient = jax.jit(jax.grad(objective))
     together = gradient(params, only(canvases), weights, valid_size=jnp.array(sizes))
     parts = [
         gradient(params, only(images), weights[row : row + 1, :h, :w])
@@ -118,10 +114,8 @@ def test_maps_are_those_of_the_image_alone():
     params = {"params": random_parameters(model, 0)}
     sizes, canvases, alone = random_images(model, seed=21)
     run = functools.partial(model.apply, return_maps=True)
-    _, together = jax.jit(run, compiler_options=QUICK)(
-        params, only(canvases), valid_size=jnp.array(sizes)
-    )
-    _, truth = jax.jit(run, compiler_options=QUICK)(params, only(alone[1]))
+    _, together = jax.jit(run)(params, only(canvases), valid_size=jnp.array(sizes))
+    _, truth = jax.jit(run)(params, only(alone[1]))
     for name, expected in truth.items():
         _, height, width, _ = expected.shape
         got = np.asarray(together[name][1])
@@ -135,6 +129,8 @@ def test_maps_are_those_of_the_image_alone():
 
 # ======================================================================== interpolation
 
+resize = jax.jit(fcn_jax.ops.resize_bilinear_on_canvas, static_argnums=(3, 4))
+
 
 @pytest.mark.parametrize("seed", range(2))
 def test_images_on_a_canvas_are_resized_as_if_alone(seed):
@@ -144,9 +140,7 @@ def test_images_on_a_canvas_are_resized_as_if_alone(seed):
     sizes = np.array([(31, 47), (1, 1), rng.integers(1, (32, 48)), (20, 30)])
     targets = np.array([(61, 40), (9, 1), rng.integers(1, (62, 41)), (20, 30)])
     x = rng.normal(size=(len(sizes), *canvas, 3)).astype(np.float32)
-    together = fcn_jax.ops.resize_bilinear_on_canvas(
-        jnp.asarray(x), jnp.asarray(sizes), jnp.asarray(targets), *target_canvas
-    )
+    together = resize(x, sizes, targets, *target_canvas)
     assert together.shape == (len(sizes), *target_canvas, 3)
     for row, ((h, w), (height, width)) in enumerate(zip(sizes, targets, strict=True)):
         alone = jax.image.resize(x[row, :h, :w], (int(height), int(width), 3), "bilinear")
@@ -160,11 +154,7 @@ def test_weights_far_from_the_border_are_exact():
     """Where neighbours differ most; numpy's interpolation in float64 is the truth."""
     side, target = 700, 1001
     x = np.where(np.arange(side) % 2, 1.0, -1.0).astype(np.float32)
-    got = fcn_jax.ops.resize_bilinear_on_canvas(
-        jnp.asarray(x)[None, :, None, None],
-        jnp.array([[side, 1]]),
-        jnp.array([[target, 1]]),
-        *(target, 1),
-    )[0, :, 0, 0]
+    sizes = np.array([[side, 1]]), np.array([[target, 1]])
+    got = resize(x[None, :, None, None], *sizes, target, 1)[0, :, 0, 0]
     places = (np.arange(target) + 0.5) * side / target - 0.5
     np.testing.assert_allclose(got, np.interp(places, np.arange(side), x), atol=1e-6)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 import toy_backbones
-from random_parameters import random_parameters
+from random_parameters import abstract_params, random_parameters
 
 import fcn_jax
 from fcn_jax import ops
@@ -16,9 +16,6 @@ from fcn_jax.geometry import Window
 from fcn_jax.models.backbones import BACKBONES
 from fcn_jax.models.border import Border, shared_layers
 from fcn_jax.models.decoders import window_of
-from fcn_jax.models.fcn import abstract_params
-
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @pytest.mark.parametrize(
@@ -89,7 +86,7 @@ def test_scores_are_those_of_the_plain_network(net, backbone, sizes):
     )
     params = {"params": random_parameters(model, 0)}
     rng = np.random.default_rng(0)
-    apply = jax.jit(model.apply, compiler_options=QUICK)
+    apply = jax.jit(model.apply)
     for height, width in sizes:
         images = rng.normal(0, 64, (2, height, width, 3)).astype(np.float32)
         with ops.plain_forms():
@@ -111,7 +108,7 @@ def test_gradients_are_those_of_the_plain_network():
     def objective(params):
         return (weights * model.apply({"params": params}, images)).sum()
 
-    gradient = jax.jit(jax.grad(objective), compiler_options=QUICK)
+    gradient = jax.jit(jax.grad(objective))
     with ops.plain_forms():
         truth = gradient(params)
     for got, expected in zip(

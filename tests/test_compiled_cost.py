@@ -18,14 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compilations import counted_compilations
-from random_parameters import random_parameters
+from random_parameters import abstract_params, random_parameters
 from toy_backbones import plain
 
 import fcn_jax
 from fcn_jax.devices import data_mesh
 from fcn_jax.geometry import Window
 from fcn_jax.models.backbones import Backbone, Conv, Padding, Pool
-from fcn_jax.models.fcn import abstract_params
 from fcn_jax.models.inputs import CAFFE, Inputs
 from fcn_jax.training.optimizer import make_optimizer, make_schedule
 from fcn_jax.training.step import create_state, init_state, make_train_step
@@ -37,7 +36,11 @@ RECORD = Path(__file__).with_name("compiled_cost.json")
 MARGIN, OTHER_RELEASE = 1.05, 1.25
 
 INPUTS = Inputs.of(CAFFE)
-UNOPTIMISED = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+UNOPTIMISED = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": True,  # as in a user's program: they decide what is fused
+}
 QUICK_CASES = [("inference", "reference"), ("training", "same")]
 SLOW_CASES = [("inference", "same"), ("training", "reference")]
 CASES = [*QUICK_CASES, *SLOW_CASES]

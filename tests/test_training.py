@@ -71,12 +71,7 @@ def command(place: Path, workdir: str, **fields) -> list[str]:
 def environment(place: Path) -> dict[str, str]:
     """Of programs; they share the compiled programs of this process."""
     del place
-    return {
-        **os.environ,
-        # Compiling takes most of the time; these networks run fast enough unoptimised.
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
-        "PYTHONUNBUFFERED": "1",
-    }
+    return {**os.environ, "PYTHONUNBUFFERED": "1"}
 
 
 def run(main, argv: list[str]) -> tuple[int, str, str]:
@@ -219,14 +214,12 @@ def test_killed_at_any_moment_the_result_is_the_same_bits(place, finished):
     workdir = place / "killed"
     rng = random.Random(0)
     kills = [
-        (saving(workdir), 0.02),
-        (between_stages(workdir), 0.0),
-        (lambda: True, rng.uniform(4, 8)),
         (saving(workdir), rng.uniform(0, 0.3)),
+        (between_stages(workdir), 0.0),
         (in_the_last_stage(workdir), rng.uniform(0, 0.3)),
     ]
     struck = sum(kill(place, "killed", condition, delay) for condition, delay in kills)
-    assert struck >= 3, "most kills must hit a run that is under way"
+    assert struck >= 2, "most kills must hit a run that is under way"
     code, _, errors = train(place, "killed")
     assert code == 0, errors
     assert_same_bits(workdir, finished)
@@ -417,8 +410,9 @@ def test_the_second_start_compiles_nothing(place, tmp_path):
     environ = {k: v for k, v in environment(place).items() if not k.startswith("JAX_")}
     environ |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "HOME": str(tmp_path)}
     fields = {"stages": "('fcn32s',)", "steps": "(1,)", "learning_rate": "(1e-3,)"}
-    # Only what takes long to compile is kept: a deeper network.
+    # Only what takes half a second to compile is kept: a deeper network, by the slower emitters.
     fields |= {"backbone": "vgg16", "width": 0.05}
+    environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     for start in ("first", "second"):
         done = subprocess.run(
             command(place, f"cache_{start}", **fields),
