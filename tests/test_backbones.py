@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_backbones
-from random_parameters import random_parameters
+from random_parameters import abstract_params, random_parameters
 
 import fcn_jax
 from fcn_jax import ops
@@ -21,7 +21,6 @@ from fcn_jax.geometry import PIXELS, compose, crop_offset
 from fcn_jax.models.backbones import BACKBONES, Conv
 from fcn_jax.models.decoders import DECODERS, SEGMENTERS, backbone_geometry
 from fcn_jax.models.fcn import (
-    abstract_params,
     example_images,
     initial_params,
     multiply_adds,

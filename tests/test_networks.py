@@ -13,13 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_backbones
-from random_parameters import random_parameters
+from random_parameters import abstract_params, random_parameters
 
 import fcn_jax
 from fcn_jax.geometry import Window
 from fcn_jax.models.backbones import Backbone, Concat, Conv
 from fcn_jax.models.decoders import SEGMENTERS
-from fcn_jax.models.fcn import abstract_params
 from fcn_jax.ops import bilinear_kernel
 
 PADDINGS = ("same", "reference")
