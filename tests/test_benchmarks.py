@@ -20,8 +20,8 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def run(script: str, *arguments: str, folder: Path | None = None) -> str:
-    """What a benchmark prints, of plain programs, which compile quickly also if optimised."""
-    settings = {"XLA_FLAGS": "", "FCN_JAX_PLAIN_OPS": "1", "OMP_NUM_THREADS": "1"}
+    """What a benchmark prints, of plain programs, which compile quickly."""
+    settings = {"FCN_JAX_PLAIN_OPS": "1", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         [sys.executable, str(BENCHMARKS / script), *arguments],
         cwd=folder,
@@ -59,7 +59,8 @@ def test_both_networks_give_the_same_logits():
 SMALL_RUN = (
     *(f"--config={BENCHMARKS.parent}/configs/quickstart.py", "--config.dataset_options.train=12"),
     *("--config.dataset_options.val=4", "--config.dataset_options.size=48"),
-    *("--config.width=0.05", "--config.fc_width=8", "--config.batch_size=4"),
+    f"--config.backbone={Path(__file__).with_name('toy_backbones.py')}:plain",
+    *("--config.fc_width=8", "--config.batch_size=4"),
 )
 
 
