@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import toy_backbones
 from PIL import Image
 
 import fcn_jax
@@ -496,7 +497,7 @@ def test_augmentation_of_any_bands(rng, dtype, number):
 
 def predictor_of(way: Preprocessing, **options) -> Predictor:
     model = fcn_jax.create_model(
-        "fcn32s", num_classes=3, inputs=way.channels, width=1 / 16, fc_width=8
+        "fcn32s", backbone=toy_backbones.plain, num_classes=3, inputs=way.channels, fc_width=8
     )
     params = fcn_jax.models.fcn.initial_params(model, fcn_jax.models.fcn.jax.random.key(0))
     rng = np.random.default_rng(0)

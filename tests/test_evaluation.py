@@ -25,6 +25,8 @@ from fcn_jax.models.fcn import create_model
 from fcn_jax.models.inputs import Inputs, Preprocessing
 from fcn_jax.training import run
 
+pytestmark = pytest.mark.usefixtures("plain_forms")
+
 PLAIN = Preprocessing(channel_order="rgb", mean=(0.0, 0.0, 0.0))
 PLAIN_IMAGES = Inputs.of(PLAIN)
 SIZES = [(5, 7), (1, 1), (5, 7), (13, 4), (5, 7), (7, 5), (13, 4), (5, 7), (5, 7), (2, 9)]
@@ -108,17 +110,16 @@ def test_a_network_scores_as_its_predictions_do(network, options):
     alone = Predictor(model, variables, PLAIN_IMAGES, **{**options, "canvas": exactly})
     expected = np.zeros((3, 3), np.int64)
     visited = {}
-    with fcn_jax.ops.plain_forms():
-        counts = evaluate(
-            Predictor(model, variables, PLAIN_IMAGES, **options),
-            examples,
-            visit=lambda example, labels: visited.update({example["id"]: labels["label"]}),
-        )["label"]
-        for example in examples:
-            predicted = alone(example["image"])
-            valid = example["label"] != 255
-            np.add.at(expected, (example["label"][valid], predicted[valid]), 1)
-            np.testing.assert_array_equal(visited[example["id"]], predicted)
+    counts = evaluate(
+        Predictor(model, variables, PLAIN_IMAGES, **options),
+        examples,
+        visit=lambda example, labels: visited.update({example["id"]: labels["label"]}),
+    )["label"]
+    for example in examples:
+        predicted = alone(example["image"])
+        valid = example["label"] != 255
+        np.add.at(expected, (example["label"][valid], predicted[valid]), 1)
+        np.testing.assert_array_equal(visited[example["id"]], predicted)
     assert (expected.sum(axis=0) > 0).sum() > 1  # more than one class is predicted
     np.testing.assert_array_equal(counts, expected)
 
@@ -129,7 +130,7 @@ def test_a_canvas_is_compiled_once_for_all_its_sizes(network):
     examples = make_examples([*sizes, (7, 60)])
 
     def run(examples):
-        with fcn_jax.ops.plain_forms(), counted_compilations() as compiled:
+        with counted_compilations() as compiled:
             evaluate(Predictor(model, variables, PLAIN_IMAGES, batch_size=4), examples)
         return compiled
 
@@ -201,7 +202,7 @@ print(json.dumps([
 def test_four_devices_count_as_one() -> None:
     folder = os.path.dirname(__file__)
     path = os.pathsep.join([folder, os.path.dirname(folder)])
-    flags = "--xla_force_host_platform_device_count=4"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
     output = subprocess.run(
         [sys.executable, "-c", FOUR_DEVICES],
@@ -248,18 +249,15 @@ def test_scores_do_not_depend_on_batch_and_canvas(network, scale):
         example["image"] = (255 * (blobs > 127)).astype(np.uint8)
         example["label"][: len(example["label"]) // 2] = 1
     options = {"scale": scale, "heads": {"label": tuple("rgb")}}
-    with fcn_jax.ops.plain_forms():
-        alone = Predictor(model, variables, PLAIN_IMAGES, canvas=exactly, **options)
-        single = [fcn_jax.score_image(e["label"], alone(e["image"]), 3) for e in examples]
-        results = [
-            fcn_jax.score(
-                Predictor(
-                    model, variables, PLAIN_IMAGES, batch_size=size, canvas=canvas, **options
-                ),
-                examples,
-            )["label"]
-            for size, canvas in ((1, canvas_side), (3, canvas_side), (5, (160, 160)))
-        ]
+    alone = Predictor(model, variables, PLAIN_IMAGES, canvas=exactly, **options)
+    single = [fcn_jax.score_image(e["label"], alone(e["image"]), 3) for e in examples]
+    results = [
+        fcn_jax.score(
+            Predictor(model, variables, PLAIN_IMAGES, batch_size=size, canvas=canvas, **options),
+            examples,
+        )["label"]
+        for size, canvas in ((1, canvas_side), (3, canvas_side), (5, (160, 160)))
+    ]
     of_four = fcn_jax.score_image(
         examples[0]["label"], alone(examples[0]["image"]), 3, boundary_width=4 / 163
     )

@@ -20,6 +20,8 @@ from fcn_jax.inference.predictor import Predictor
 from fcn_jax.models.fcn import create_model
 from fcn_jax.models.inputs import CAFFE, Inputs, Preprocessing
 
+pytestmark = pytest.mark.usefixtures("plain_forms")
+
 PLAIN = Inputs.of(Preprocessing(channel_order="rgb", mean=(0.0, 0.0, 0.0)))
 
 
@@ -106,10 +108,9 @@ def test_the_networks_of_the_package() -> None:
     model = create_model("fcn8s", num_classes=4, width=0.05, fc_width=8)
     image = random_image(35, 50)
     variables = {"params": random_parameters(model, seed=0)}
-    with fcn_jax.ops.plain_forms():
-        apply = jax.jit(functools.partial(model.apply, train=False))
-        logits = apply(variables, Preprocessing().apply(jax.numpy.asarray(image[None])))
-        labels = Predictor(model, variables)(image)
+    apply = jax.jit(functools.partial(model.apply, train=False))
+    logits = apply(variables, Preprocessing().apply(jax.numpy.asarray(image[None])))
+    labels = Predictor(model, variables)(image)
     # Compiled otherwise, sums round otherwise, which can turn a tie.
     best = np.take_along_axis(np.asarray(logits[0]), labels[..., None].astype(int), -1)[..., 0]
     np.testing.assert_allclose(best, logits[0].max(axis=-1), rtol=1e-4, atol=1e-4)
@@ -204,13 +205,6 @@ def toy():
         "fcn8s", backbone=toy_backbones.plain, num_classes=4, width=1 / 4, fc_width=8
     )
     return model, random_parameters(model, seed=0)
-
-
-@pytest.fixture(autouse=True)
-def plain_operations():
-    """Which compile faster."""
-    with fcn_jax.ops.plain_forms():
-        yield
 
 
 def alone(model, params, image: np.ndarray, scale: float = 1.0) -> np.ndarray:

@@ -12,8 +12,10 @@ import time
 import jax
 import numpy as np
 import pytest
+from random_parameters import random_parameters
 from test_parallel import start_two
 from test_training import ROOT, arguments, command, environment, place, train
+from toy_backbones import plain
 
 import fcn_jax
 from fcn_jax.cli import _ends
@@ -291,9 +293,8 @@ def test_programs_are_kept_by_their_last_use():
 def test_a_predictor_keeps_so_many_programs():
     from fcn_jax.inference import predictor as module
 
-    model = fcn_jax.create_model("fcn32s", num_classes=2, width=1 / 64, fc_width=2)
-    variables = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
-    predictor = fcn_jax.Predictor(model, variables, batch_size=1, programs=2)
+    model = fcn_jax.create_model("fcn32s", backbone=plain, num_classes=2, fc_width=2)
+    predictor = fcn_jax.Predictor(model, random_parameters(model, 0), batch_size=1, programs=2)
     for side in (32, 40, 48):
         assert predictor(np.zeros((side, 32, 3), np.uint8)).shape == (side, 32)
     assert len(module.compute_batch._kept) == 2

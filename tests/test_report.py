@@ -30,6 +30,8 @@ from fcn_jax.ops import bilinear_kernel
 from fcn_jax.runs import StageCheckpoints, build_model
 from fcn_jax.training.step import create_state
 
+pytestmark = pytest.mark.usefixtures("plain_forms")
+
 CLASSES = ClassTable(
     (
         ClassRow("ground", (90, 90, 90)),
@@ -73,7 +75,7 @@ class FakeSource(Source):
 def make_workdir(folder: Path, stages: tuple[str, ...]) -> Path:
     config = configs.default_config()
     config.stages, config.width, config.fc_width, config.steps = STAGES, 0.05, 8, (3,)
-    config.eval_batch_size = 2
+    config.backbone, config.padding, config.eval_batch_size = "vgg11", "same", 2
     (folder / "config.json").write_text(json.dumps(configs.to_plain(config)))
     fields = {
         "config": configs.to_plain(config),

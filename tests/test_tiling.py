@@ -17,6 +17,8 @@ from fcn_jax.inference import tiling
 from fcn_jax.inference.predictor import Predictor
 from fcn_jax.models.inputs import CAFFE, Inputs, Preprocessing
 
+pytestmark = pytest.mark.usefixtures("plain_forms")
+
 small = functools.partial(
     fcn_jax.create_model, num_classes=3, width=1 / 16, fc_width=8, learned_upsampling="all"
 )
@@ -38,13 +40,6 @@ def logits_in_tiles(model, params, image: np.ndarray, tile: int) -> np.ndarray:
 
 def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(got - expected).max() / np.abs(expected).max())
-
-
-@pytest.fixture(autouse=True)
-def plain_operations():
-    """Which compile faster; where tiles lie is another matter."""
-    with fcn_jax.ops.plain_forms():
-        yield
 
 
 # ======================================================================== places

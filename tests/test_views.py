@@ -17,19 +17,14 @@ from fcn_jax.inference.predictor import Predictor, describe_views
 from fcn_jax.models.inputs import Inputs, Preprocessing
 
 PLAIN = Preprocessing("rgb", (0.0,) * 3, (64.0,) * 3)
+pytestmark = pytest.mark.usefixtures("plain_forms")
+
 SCALES = (0.5, 1.0, 1.5)
 SIZES = [(97, 131), (64, 80), (1, 1), (1, 300)]
 
 
 def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-
-
-@pytest.fixture(autouse=True)
-def plain_operations():
-    """Which compile faster; how views are put together is another matter."""
-    with fcn_jax.ops.plain_forms():
-        yield
 
 
 @pytest.fixture(scope="module")
