@@ -222,13 +222,7 @@ def test_weights_of_torchvision_bring_their_scale_of_pixels(trained, place):
     save_file(theirs, place / "vgg11.bin")
 
     run = load_run(
-        trained(
-            "fcn8s:32s",
-            init=str(place / "vgg11.bin"),
-            backbone="vgg11",
-            padding="same",
-            width=0.05,
-        )
+        trained("fcn8s:32s", init=str(place / "vgg11.bin"), backbone="vgg11", width=0.05)
     )
     expected = Preprocessing("rgb", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1 / 255)
     assert run.inputs == Inputs.of(expected)

@@ -412,7 +412,9 @@ def test_the_second_start_compiles_nothing(place, tmp_path):
     fields = {"stages": "('fcn32s',)", "steps": "(1,)", "learning_rate": "(1e-3,)"}
     # Only what takes half a second to compile is kept: a deeper network, by the slower emitters.
     fields |= {"backbone": "vgg16", "width": 0.05}
-    environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    environ["XLA_FLAGS"] = (
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    )
     for start in ("first", "second"):
         done = subprocess.run(
             command(place, f"cache_{start}", **fields),
