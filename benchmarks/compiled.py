@@ -3,7 +3,7 @@
     pip install "jax[cuda12]" "jax[tpu]"    # either suffices for its own devices
     python benchmarks/compiled.py [--devices=h100,v5e:2x2] [--tasks=inference,training]
         [--paddings=reference,same] [--precisions=bfloat16] [--shapes=1x500x500]
-        [--spatial_shards=1] [--top=0] [--hlo=FOLDER]
+        [--spatial_shards=1] [--shard_parameters] [--top=0] [--hlo=FOLDER]
 
 XLA compiles for devices that are only described (h100x8: eight H100 of one machine; v5e:4x4:
 sixteen TPUs). Kernels, memory, layouts and collectives are those of the real programs, the
@@ -48,6 +48,7 @@ PRECISIONS = flags.DEFINE_list("precisions", "bfloat16", "float32, tf32, bfloat1
 SHAPES = flags.DEFINE_list("shapes", "1x500x500", "BATCHxHEIGHTxWIDTH, over all devices.")
 WIDTH = flags.DEFINE_float("width", 1.0, "Multiplier of the channels, fc6 and fc7 included.")
 SPATIAL_SHARDS = flags.DEFINE_integer("spatial_shards", 1, "Devices that share an image's rows.")
+SHARD_PARAMETERS = flags.DEFINE_bool("shard_parameters", False, "Train with a state in parts.")
 TOP = flags.DEFINE_integer("top", 0, "Largest kernels of each program to print.")
 HLO = flags.DEFINE_string("hlo", "", "Folder for the compiled programs as text.")
 
@@ -127,7 +128,8 @@ def lower(case: Case, precision: str, mesh: Any) -> Any:
         return Predictor(model, params, canvas=size, batch_size=batch, mesh=mesh).lower(size)
     optimizer = jax_fcn8s.published_optimizer(model)
     key = jax.random.key(0)
-    step: Any = make_train_step(model, optimizer, Inputs.of(CAFFE), mesh, key=key)
+    how = {"key": key, "shard_parameters": SHARD_PARAMETERS.value}
+    step: Any = make_train_step(model, optimizer, Inputs.of(CAFFE), mesh, **how)
     state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), params)
     arrays = {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh, x.ndim))

@@ -231,6 +231,9 @@ FIELDS: dict[str, dict[str, Field]] = {
     "Computation": {
         "precision": Field("float32", choice(*PRECISIONS), "Others are faster on GPUs and TPUs."),
         "spatial_shards": Field(1, whole(1), "Devices that share an image's rows.", free=True),
+        "shard_parameters": Field(
+            False, FLAG, "Each device keeps a part of parameters and optimiser state.", free=True
+        ),
         "remat": Field(False, FLAG, "Less memory on GPUs and TPUs, and more time.", free=True),
     },
     "Loss": {

@@ -117,8 +117,48 @@ def automatic(mesh: Mesh) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of the state: a copy on every device."""
+    """The sharding of what is whole on every device."""
     return NamedSharding(automatic(mesh), PartitionSpec())
+
+
+def state_shardings(tree: Any, mesh: Mesh, *, split: bool) -> Any:
+    """Where the arrays of a state lie: on every device, or each in parts over the batch's axis.
+
+    An array is split along the longest of its axes that the devices there divide, the last of
+    several; without one it is on every device. `fcn_jax.config.FIELDS` has it as
+    ``shard_parameters``.
+
+    Args:
+        tree: Arrays, or their shapes.
+
+    Returns:
+        A sharding of all, or a tree of them, as `jax.device_put` takes it.
+    """
+    if not split:
+        return replicated(mesh)
+    mesh, name = automatic(mesh), batch_axis(mesh)
+
+    def of_array(array: Any) -> NamedSharding:
+        sides = list(enumerate(array.shape))
+        divisible = [(side, axis) for axis, side in sides if side and side % mesh.shape[name] == 0]
+        if not divisible:
+            return NamedSharding(mesh, PartitionSpec())
+        _, longest = max(divisible)
+        return NamedSharding(mesh, PartitionSpec(*[None] * longest, name))
+
+    return jax.tree.map(of_array, tree)
+
+
+def gathered(tree: Any) -> Any:
+    """The same arrays, those that are in parts whole on every device that has one of these."""
+
+    def gather(array: Any) -> Any:
+        if not isinstance(array, Array) or array.is_fully_replicated:
+            return array
+        split: Any = array.sharding
+        return jax.device_put(array, NamedSharding(split.mesh, PartitionSpec()))
+
+    return jax.tree.map(gather, tree)
 
 
 def batch_sharding(mesh: Mesh, rank: int = 4) -> NamedSharding:

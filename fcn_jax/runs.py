@@ -31,6 +31,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from fcn_jax import devices
 from fcn_jax.classes import ClassTable
 from fcn_jax.config import (
     Config,
@@ -135,7 +136,7 @@ class StageCheckpoints:
 
         Args:
             step: Number of the checkpoint.
-            state: A tree of arrays, of which one branch is ``params``; whole on every device.
+            state: A tree of arrays, of which one branch is ``params``.
             data: The data iterator's position.
             run: Config, classes and inputs, plain values (`describe_run`).
             metrics: ``{"mean_iu": …}`` and others where the state was scored; the best is that of
@@ -145,6 +146,7 @@ class StageCheckpoints:
             ValueError: If an array holds NaN or Inf.
             OSError: If this checkpoint, or the one before in the background, cannot be written.
         """
+        state = devices.gathered(state)
         digests, bad = digest_arrays(state)
         if bad:
             raise ValueError(
@@ -197,8 +199,10 @@ class StageCheckpoints:
 
     # ------------------------------------------------------------------ reading
 
-    def restore(self, like: State, sharding: jax.sharding.Sharding) -> tuple[State, dict[str, Any]]:
+    def restore(self, like: State, where: Any) -> tuple[State, dict[str, Any]]:
         """The last state, of the shapes in ``like``, and its position in the data.
+
+        ``where`` it is to lie is a sharding, or a tree of them.
 
         Raises:
             FileNotFoundError: If there is no checkpoint.
@@ -214,7 +218,7 @@ class StageCheckpoints:
 
         state, data = self._first_whole("last", read)
         # Copies, not views of what was read: the train step donates its state.
-        return jax.tree.map(jnp.copy, jax.device_put(state, sharding)), data
+        return jax.tree.map(jnp.copy, jax.device_put(state, where)), data
 
     def load(self, which: Which) -> tuple[int, dict[str, Any], dict[str, Any]]:
         """A checkpoint's step, what `save` was given as ``run``, and the parameters in numpy.

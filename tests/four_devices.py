@@ -23,7 +23,7 @@ from fcn_jax.devices import put_batch, replicated
 from fcn_jax.models.inputs import Inputs
 from fcn_jax.ops import convolutions, dispatch, pooling
 from fcn_jax.training.optimizer import make_optimizer, make_schedule
-from fcn_jax.training.step import create_state, make_objective, make_train_step
+from fcn_jax.training.step import TrainState, create_state, make_objective, make_train_step
 
 MESHES = {"one": (1, 1), "data": (4, 1), "both": (2, 2), "height": (1, 4), "own": (2, 2)}
 """Devices along the axes data and height; of a mesh of one's own along batch and model."""
@@ -140,7 +140,7 @@ def logits(case: Case, mesh: Mesh) -> dict[str, np.ndarray]:
     return {"logits": np.asarray(found)}
 
 
-def three_steps(case: Case, mesh: Mesh) -> dict[str, np.ndarray]:
+def three_steps(case: Case, mesh: Mesh, shard_parameters: bool = False) -> dict[str, np.ndarray]:
     """Parameters and reports after three steps with dropout and sampled cells."""
     model = case.model
     optimizer = make_optimizer(
@@ -158,8 +158,12 @@ def three_steps(case: Case, mesh: Mesh) -> dict[str, np.ndarray]:
         key=jax.random.key(7),
         cell_fraction=0.5,
         normalize_loss=True,
+        ema=0.5,
+        shard_parameters=shard_parameters,
     )
-    state, results = create_state(random_parameters(model, 0), optimizer, mesh), {}
+    params, results = random_parameters(model, 0), {}
+    how = {"ema": 0.5, "shard_parameters": shard_parameters}
+    state = create_state(params, optimizer, mesh, **how)
     for number in range(3):
         batch = put_batch(case.batch(seed=number), mesh)
         assert len(batch["image"].addressable_shards) == mesh.size
@@ -167,7 +171,27 @@ def three_steps(case: Case, mesh: Mesh) -> dict[str, np.ndarray]:
         results |= {f"{number}/{k}": v for k, v in report._asdict().items() if k != "head_losses"}
     for layer, leaves in state.params.items():
         results |= {f"{layer}/{name}": value for name, value in leaves.items()}
+        results |= {f"{layer}/average/{k}": value for k, value in state.average[layer].items()}
+    if shard_parameters:
+        assert_in_parts(state, mesh)
     return {name: np.asarray(value) for name, value in results.items()}
+
+
+def three_steps_in_parts(case: Case, mesh: Mesh) -> dict[str, np.ndarray]:
+    """The same where each device keeps a part of the state; of one device nothing is divided."""
+    return three_steps(case, mesh, shard_parameters=mesh.size > 1)
+
+
+def assert_in_parts(state: TrainState, mesh: Mesh) -> None:
+    """Parameters, momentum and average have parts on the devices of the first axis."""
+    parts = next(iter(mesh.shape.values()))
+    held = [x.addressable_data(0).size for x in jax.tree.leaves(state)]
+    whole = [x.size for x in jax.tree.leaves(state)]
+    divided = [w for h, w in zip(held, whole, strict=True) if h * parts == w]
+    assert sum(divided) > 0.9 * sum(whole)
+    momentum = [x for x in jax.tree.leaves(state.opt_state) if x.ndim == 4]
+    assert momentum
+    assert all(x.addressable_data(0).size * parts == x.size for x in momentum)
 
 
 @contextlib.contextmanager
@@ -186,10 +210,12 @@ def forms_of_other_backends():
 QUICK = (
     (loss_and_gradient, "wide", ("one", "both")),
     (three_steps, "dropout", ("one", "data", "own")),
+    (three_steps_in_parts, "dropout", ("one", "data")),
 )
 SLOW = (
     (loss_and_gradient, "wide", ("one", "height")),
     (logits, "wide", ("one", "height")),
+    (three_steps_in_parts, "dropout", ("one", "own")),
     (loss_and_gradient, "heads", ("one", "data", "both", "height")),
 )
 """What is computed, of which case, on which meshes; the first is what the others must equal. The

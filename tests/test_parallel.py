@@ -6,6 +6,7 @@ import functools
 import inspect
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -178,6 +179,46 @@ def test_a_run_that_divides_images_over_devices(place, alone):
     done = subprocess.run(arguments, env=variables, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert_same_run(place / "shards", alone)
+
+
+@pytest.mark.slow
+def test_a_run_that_keeps_its_state_in_parts(place, alone):
+    """Begun with two parts and images on two devices, killed, gone on with four parts."""
+    variables = environment(place)
+    variables["XLA_FLAGS"] += f" {FOUR_DEVICES}"
+    fields = {**FIELDS, "ema": 0.5}
+    for workdir, forms in (
+        ("whole", [{}]),
+        ("parts", [{"spatial_shards": 2, "shard_parameters": True}, {"shard_parameters": True}]),
+    ):
+        for form in forms:
+            shutil.rmtree(place / workdir / "checkpoints" / "fcn16s" / "6", ignore_errors=True)
+            arguments = command(place, workdir, **fields, **form)
+            done = subprocess.run(
+                arguments, env=variables, capture_output=True, text=True, timeout=300
+            )
+            assert done.returncode == 0, done.stderr
+    assert "going on from step 3" in done.stdout
+    assert_same_run(place / "parts", place / "whole")
+
+
+@pytest.mark.usefixtures("unchecked_annotations")
+def test_where_a_state_lies(monkeypatch):
+    """In parts along the longest axis that they divide, the last of several; or whole."""
+    monkeypatch.setattr(devices, "automatic", lambda mesh: mesh)  # of devices that there are
+    mesh = jax.sharding.AbstractMesh((4, 2), ("data", "height"))
+    shapes = [(3, 3, 64, 64), (7, 7, 512, 256), (1, 1, 21, 6), (8,), (21,), (0,), ()]
+    tree = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
+    split = inspect.unwrap(devices.state_shardings)(tree, mesh, split=True)
+    assert [tuple(sharding.spec) for sharding in split] == [
+        (None, None, None, "data"),
+        (None, None, "data"),
+        (),
+        ("data",),
+        (),
+        (),
+        (),
+    ]
 
 
 # ======================================================================== mistakes

@@ -216,7 +216,7 @@ def _is_one_product(kernel: tuple[int, ...]) -> bool:
     return kernel[0] > 3 and math.prod(kernel) >= 2**22
 
 
-def kernel_formats(tree: Any, sharding: jax.sharding.Sharding | None) -> Any:
+def kernel_formats(tree: Any, where: Any) -> Any:
     """How arrays, of which those of four axes are kernels, best lie on the devices.
 
     On GPUs cuDNN reads kernels in the order (out, height, width, in); in any other the compiled
@@ -224,22 +224,24 @@ def kernel_formats(tree: Any, sharding: jax.sharding.Sharding | None) -> Any:
 
     Args:
         tree: Arrays, or their shapes: parameters, or the state of an optimiser.
-        sharding: Of all of them; None is the default device.
+        where: The sharding of all of them, or a tree of shardings; None is the default device.
 
     Returns:
         The second argument of `jax.device_put` for the tree; ``in_shardings`` of `jax.jit`.
     """
-    devices = jax.local_devices()[:1] if sharding is None else sharding.device_set
-    if next(iter(devices)).platform != "gpu":
-        return sharding
-    here = jax.sharding.SingleDeviceSharding(next(iter(devices))) if sharding is None else sharding
+    given = jax.tree.leaves(where)
+    device = next(iter(given[0].device_set)) if given else jax.local_devices()[0]
+    if device.platform != "gpu":
+        return where
+    if not given:
+        where = jax.sharding.SingleDeviceSharding(device)
 
-    def of_array(array: Any) -> Any:
+    def of_array(array: Any, here: jax.sharding.Sharding) -> Any:
         if len(array.shape) != 4 or _is_one_product(array.shape):
             return here
         return Format(Layout((3, 0, 1, 2)), here)
 
-    return jax.tree.map(of_array, tree)
+    return jax.tree.map(of_array, tree, jax.tree.broadcast(where, tree))
 
 
 def _shapes(first: Any, second: Any, of: str, padding: Padding) -> dict[str, tuple[int, ...]]:

@@ -303,8 +303,9 @@ def _train(
                         functools.partial(init_state, optimizer=stage.optimizer, ema=config.ema),
                         abstract_params(stage.model),
                     )
-                    state, position = checkpoints.restore(like, devices.replicated(mesh))
-                    state = put_state(state, mesh)
+                    split = devices.state_shardings(like, mesh, split=config.shard_parameters)
+                    state, position = checkpoints.restore(like, split)
+                    state = put_state(state, mesh, shard_parameters=config.shard_parameters)
                     done = int(state.step)
                     journal.rewind(stage.name, done, position.pop("records", ""))
                     seen = Evaluations(*position.pop("evaluations", ()))
@@ -341,7 +342,13 @@ def _train(
                             config.dataset, len(train_source), config.backbone
                         )
                         journal.say(f"{stage.name}: starts from random weights{remark}")
-                    state = create_state(params, stage.optimizer, mesh, ema=config.ema)
+                    state = create_state(
+                        params,
+                        stage.optimizer,
+                        mesh,
+                        ema=config.ema,
+                        shard_parameters=config.shard_parameters,
+                    )
                     if stage.even:
                         rates = init.even_rates(
                             stage.model, stage.even, params, inputs, train_source
@@ -365,6 +372,7 @@ def _train(
                     loss_weights=config.loss_weights.to_dict(),
                     ema=config.ema,
                     accumulate=config.accumulate,
+                    shard_parameters=config.shard_parameters,
                 )
                 journal.say(f"{stage.name}: compiling the step")
                 work = work_of(config, stages[stages.index(stage) :], done, scored.sizes)
@@ -695,7 +703,7 @@ def _score(
     Each process scores its part of them; all get the same metrics: those of the whole set by name
     (of several heads the mean, and ``HEAD/NAME``), and ``NAME/CLASS`` of each class that has one.
     """
-    local_params = jax.tree.map(lambda x: x.addressable_data(0), params)
+    local_params = jax.tree.map(lambda x: x.addressable_data(0), devices.gathered(params))
     predictor = predictor_of(stage.model, local_params)
     drawn: list[tuple[Any, dict[str, np.ndarray]]] = []
 

@@ -12,7 +12,14 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Integer
 
 from fcn_jax import ops
-from fcn_jax.devices import automatic, batch_axis, batch_sharding, least_memory, replicated
+from fcn_jax.devices import (
+    automatic,
+    batch_axis,
+    batch_sharding,
+    least_memory,
+    replicated,
+    state_shardings,
+)
 from fcn_jax.models.fcn import FCN, abstract_params
 from fcn_jax.models.inputs import Inputs
 from fcn_jax.models.losses import Loss, PixelLoss, cross_entropy, sample_cells
@@ -170,6 +177,7 @@ def make_train_step(
     loss_weights: Mapping[str, float] | None = None,
     ema: float = 0.0,
     accumulate: int = 1,
+    shard_parameters: bool = False,
     **options: Any,
 ) -> TrainStep:
     """Compiles a step of the optimiser on the objective, which takes the ``options``.
@@ -182,7 +190,10 @@ def make_train_step(
             d average + (1 - d) params with d = min(ema, n / (n + 9)), as TensorFlow's, so that the
             first parameters are soon forgotten.
         accumulate: The steps in an update of the optimiser.
+        shard_parameters: The state is in parts (`fcn_jax.devices.state_shardings`). A step puts
+            the parameters together, and each device updates its part with that of the gradient.
     """
+    whole = replicated(mesh)
     objective = make_objective(model, inputs, mesh, loss_weights=loss_weights, **options)
     gradient_of = jax.grad(objective, has_aux=True)
     optimizer = optax.with_extra_args_support(optimizer)
@@ -196,11 +207,16 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
         automatic(mesh)  # refuses the mesh around this call
-        gradient, losses = gradient_of(state.params, batch, jax.random.fold_in(key, state.step))
+        params: Any = state.params
+        if shard_parameters:
+            params = jax.lax.with_sharding_constraint(params, whole)
+        gradient, losses = gradient_of(params, batch, jax.random.fold_in(key, state.step))
+        if shard_parameters:
+            gradient = jax.lax.with_sharding_constraint(gradient, where.params)
         means = {head: loss.mean for head, loss in losses.items()}
         mean = _weighted_sum(means, loss_weights)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, value=mean)
-        params: Any = optax.apply_updates(state.params, updates)
+        params = optax.apply_updates(state.params, updates)
         report = StepReport(
             loss=mean,
             head_losses=means,
@@ -211,9 +227,9 @@ def make_train_step(
         average = averaged(state, params) if ema else state.average
         return TrainState(state.step + 1, params, opt_state, average), report
 
-    whole = replicated(mesh)
     state = jax.eval_shape(lambda p: init_state(p, optimizer, ema=ema), abstract_params(model))
-    formats = ops.kernel_formats(state, whole)
+    where = state_shardings(state, mesh, split=shard_parameters)
+    formats = ops.kernel_formats(state, where)
     return jax.jit(
         step,
         donate_argnums=0,
@@ -235,17 +251,23 @@ def init_state(
 
 
 def create_state(
-    params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: float = 0.0
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    ema: float = 0.0,
+    shard_parameters: bool = False,
 ) -> TrainState:
-    """The state before the first step, copied to every device."""
+    """The state before the first step, on the devices as the train step takes it."""
     # A copy: the step donates its state, and the caller may still hold the parameters.
     state = jax.tree.map(jnp.copy, init_state(params, optimizer, ema=ema))
-    return put_state(state, mesh)
+    return put_state(state, mesh, shard_parameters=shard_parameters)
 
 
-def put_state(state: TrainState, mesh: Mesh) -> TrainState:
-    """A state on every device, as the train step takes it."""
-    return jax.device_put(state, ops.kernel_formats(state, replicated(mesh)))
+def put_state(state: TrainState, mesh: Mesh, *, shard_parameters: bool = False) -> TrainState:
+    """A state on the devices, as the train step takes it."""
+    where = state_shardings(state, mesh, split=shard_parameters)
+    return jax.device_put(state, ops.kernel_formats(state, where))
 
 
 @jax.jit
