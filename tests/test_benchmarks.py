@@ -20,12 +20,11 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def run(script: str, *arguments: str, folder: Path | None = None) -> str:
-    """What a benchmark prints, of plain programs, which compile quickly."""
-    settings = {"FCN_JAX_PLAIN_OPS": "1", "OMP_NUM_THREADS": "1"}
+    """What a benchmark prints; not of plain forms, which take long unoptimised, as tests are."""
     result = subprocess.run(
         [sys.executable, str(BENCHMARKS / script), *arguments],
         cwd=folder,
-        env={**os.environ, **settings},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
