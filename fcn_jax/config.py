@@ -486,7 +486,7 @@ def validate(config: Config) -> None:
                     )
                 if factor == "auto" and config.optimizer == "sgd":
                     raise ValueError(
-                        "auto is for adam, adamw and rmsprop, whose steps do not grow with the maps; "
+                        "auto is for adam, adamw and rmsprop, whose steps do not grow with maps; "
                         "for sgd give numbers, or () for none"
                     )
         except (ValueError, TypeError) as error:

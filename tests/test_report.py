@@ -47,25 +47,35 @@ SIZES = [(21, 33), (17, 30), (21, 33)]
 class FakeSource(Source):
     """Images of noise and labels of the first two classes; ids that make poor file names."""
 
-    ids = ("left/1", "left_1", "right: 2")
-    digests = ("a", "b", "c")
-    label_digests = digests
-    sizes = tuple(SIZES)
-    split = "val"
+    split, path = "val", Path("nowhere")
+    # Properties of its own class are read anew of what `without` gives.
+    ids, digests = Source.ids, Source.digests
+    label_digests, sizes = Source.label_digests, Source.sizes
 
     def __init__(self) -> None:
-        self._rows = [("val", 0), ("val", 1), ("val", 2)]
+        self._parts, self._kept = [("val", range(3))], None
         self.label_maps = {"label": CLASSES}
         self.ranges = {"image": None}
         self.label_counts = {}
 
+    def _column(self, name: str) -> np.ndarray:
+        """What a prepared copy has in files."""
+        columns = {
+            "ids": np.array([b"left/1", b"left_1", b"right: 2"]),
+            "digests": np.array([b"a", b"b", b"c"]),
+            "label_digests": np.array([b"a", b"b", b"c"]),
+            "sizes": np.array(SIZES),
+        }
+        return columns[name] if self._kept is None else columns[name][self._kept]
+
     def __getitem__(self, index: SupportsIndex) -> dict:
-        index = self._rows[index.__index__()][1]
-        rng = np.random.default_rng(index)
+        number = index.__index__()
+        seed, size = FakeSource().ids.index(self.ids[number]), self.sizes[number]
+        rng = np.random.default_rng(seed)
         return {
-            "image": rng.integers(0, 256, (*SIZES[index], 3), np.uint8),
-            "label": rng.choice(np.array([0, 1, 255], np.uint8), SIZES[index]),
-            "id": FakeSource.ids[index],
+            "image": rng.integers(0, 256, (*size, 3), np.uint8),
+            "label": rng.choice(np.array([0, 1, 255], np.uint8), size),
+            "id": self.ids[number],
         }
 
     def __repr__(self) -> str:
