@@ -163,10 +163,9 @@ def even_rates(
     """Factors at which score layers change scores alike, however large the maps are that they read.
 
     A step of Adam changes every weight by about the rate. What that does to the scores goes with
-    the map: with Caffe's VGG16 those of pool3, pool4 and fc7 differ by a factor of 60, with
-    PyTorch's they are smaller by far, and FCN-8s at once scales them by 0.0001, 0.01 and 1. With
-    these factors one step moves scores by up to `EVEN_SCORES` rates, as a mean over the cells of
-    the first image's middle (128x128).
+    the map: with Caffe's VGG16 the means of pool3 and fc7 differ by a factor of 40, and FCN-8s at
+    once scales pool3, pool4 and fc7 by 0.0001, 0.01 and 1. With these factors one step moves scores
+    by up to `EVEN_SCORES` rates, as a mean over the cells of the first image's middle (128x128).
     """
     ones = {
         layer: {name: jnp.full_like(x, name == "kernel") for name, x in arrays.items()}
