@@ -6,6 +6,7 @@ A config file holds ``get_config()``, which starts from `default_config` and set
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import fnmatch
@@ -94,20 +95,6 @@ def by_name(kind: Kind) -> Kind:
     )
 
 
-Factor: TypeAlias = (
-    float | Literal["auto"]
-)  # auto: measured, see `fcn_jax.training.init.even_rates`
-
-
-def read_layer_rate(text: str) -> tuple[str, Factor] | None:
-    """The pattern of layers and the factor that ``PATTERN=FACTOR`` tells, if it does."""
-    pattern, _, factor = text.partition("=")
-    try:
-        return (pattern, factor if factor == "auto" else float(factor)) if pattern else None
-    except ValueError:
-        return None
-
-
 FLAG = Kind("give True or False", lambda value: isinstance(value, bool))
 TEXT = Kind("give text", lambda value: isinstance(value, str))
 NAME = Kind("give a name", lambda value: isinstance(value, str) and value.strip() != "")
@@ -144,14 +131,6 @@ CLASS_WEIGHTS = Kind(
     lambda value: (
         value in ((), ("inverse",), ("median",))
         or (several(NOT_NEGATIVE).fits(value) and any(value))
-    ),
-)
-LAYER_RATE = Kind(
-    "give a layer, or a pattern of layers, and a factor above 0 or auto, such as 'fc*=10'",
-    lambda value: (
-        isinstance(value, str)
-        and (rate := read_layer_rate(value)) is not None
-        and (rate[1] == "auto" or POSITIVE.fits(rate[1]))
     ),
 )
 ERRORS = Kind(
@@ -265,7 +244,7 @@ FIELDS: dict[str, dict[str, Field]] = {
         "optimizer": Field("sgd", choice(*OPTIMIZERS), "The optimiser."),
         "learning_rate": Field((1e-10,), several(POSITIVE), "Per stage: the rate at its start."),
         "layer_rates": Field(
-            (), several(LAYER_RATE), "Factors on layers' rates: 'fc*=10', 'score_*=auto'."
+            (), several(NAME), "Factors on layers' rates: 'fc*=10', 'score_*=auto'."
         ),
         "schedule": Field("constant", choice(*SCHEDULES), "How the learning rate changes."),
         "warmup": Field(0, whole(0), "Updates over which the rate grows to its value."),
@@ -474,7 +453,7 @@ def validate(config: Config) -> None:
                 layers |= {*model.parameter_layers}
                 scores |= {*model.score_layers} - {*model.upsampling_layers}
             field = "layer_rates"
-            for pattern, factor in filter(None, map(read_layer_rate, config.layer_rates)):
+            for pattern, factor in map(read_layer_rate, config.layer_rates):
                 found = fnmatch.filter(layers, pattern)
                 if not found:
                     names = ", ".join(sorted(layers))
@@ -532,11 +511,33 @@ def stage_model(config: Config, stage: str, **options: Any) -> FCN:
     return create_model(stage, **{**given, **options})
 
 
+Factor: TypeAlias = float | Literal["auto"]
+"""On the rate of a layer; ``auto`` is measured (`fcn_jax.training.init.auto_rates`)."""
+
+
+def read_layer_rate(text: str) -> tuple[str, Factor]:
+    """The pattern of layers and the factor of ``PATTERN=FACTOR``.
+
+    Raises:
+        ValueError: If it is no pattern with a factor above 0, or ``auto``.
+    """
+    pattern, _, factor = text.partition("=")
+    if pattern and factor == "auto":
+        return pattern, "auto"
+    with contextlib.suppress(ValueError):
+        if pattern and POSITIVE.fits(value := float(factor)):
+            return pattern, value
+    raise ValueError(
+        f"{text!r}: give a layer, or a pattern of layers, and a factor above 0 or auto, such as "
+        "'fc*=10'"
+    )
+
+
 def layer_rates(config: Config, model: FCN) -> dict[str, Factor]:
     """The factors on the rates of the layers of a stage's network: the last that fits each."""
     return {
         layer: factor
-        for pattern, factor in filter(None, map(read_layer_rate, config.layer_rates))
+        for pattern, factor in map(read_layer_rate, config.layer_rates)
         for layer in fnmatch.filter(model.parameter_layers, pattern)
     }
 

@@ -178,6 +178,7 @@ def true_maps(network, images) -> dict[str, np.ndarray]:
         [
             *((name, padding, (33, 47)) for name in CASES for padding in PADDINGS),
             *(("fcn32s", padding, size) for size in SIZES for padding in PADDINGS),
+            *(("fcn16s", padding, size) for size in SIZES for padding in PADDINGS),
             *(("fcn8s", padding, size) for size in SIZES for padding in PADDINGS),
             *(("alexnet_32s", padding, (1, 1)) for padding in PADDINGS),
             *((name, padding, (101, 75)) for name in LARGER for padding in PADDINGS),

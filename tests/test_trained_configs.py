@@ -271,7 +271,7 @@ def test_classifiers_of_another_width_start_a_network_whose_fc_layers_begin_anew
 
 
 @pytest.mark.parametrize("size", [(150, 190), (40, 210)], ids=str)
-def test_even_rates_move_scores_alike(size):
+def test_auto_rates_move_scores_alike(size):
     """A change of every weight by a rate moves scores by 1000 rates, as a mean over the cells."""
     backbone = f"{Path(__file__).with_name('toy_backbones.py')}:plain"
     model = create_model(
@@ -294,7 +294,7 @@ def test_even_rates_move_scores_alike(size):
         )
         for head in "ab"
     }
-    rates = init.even_rates(model, tuple(scores), params, inputs, source)
+    rates = init.auto_rates(model, tuple(scores), params, inputs, source)
     top, left = (max(0, side // 2 - 64) for side in size)
     middle = image[top : top + 128, left : left + 128][None]
     _, maps = model.apply({"params": params}, inputs.apply(middle), return_maps=True)

@@ -139,7 +139,7 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-@pytest.mark.parametrize("count", [MUTATIONS, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [MUTATIONS, pytest.param(1000, marks=pytest.mark.slow)])
 def test_mutations(tmp_path, kind, count):
     path, damaged = tmp_path / "whole", tmp_path / "damaged.bin"
     WRITERS[kind](path)

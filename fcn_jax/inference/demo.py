@@ -31,7 +31,7 @@ from PIL import Image
 from fcn_jax import drawing
 from fcn_jax.classes import ClassTable
 from fcn_jax.data.images import read_image
-from fcn_jax.inference.pipeline import start_of
+from fcn_jax.inference.pipeline import predict_batch
 from fcn_jax.inference.predictor import Predictor
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -75,7 +75,8 @@ def result_of(predictor: Predictor, photo: UInt8[np.ndarray, "h w 3"], name: str
     places = tuple((f"{kind}/{head}", head, kind) for head in predictor.heads for kind in kinds)
 
     parts = predictor.parts(None, predictor.opened({"image": photo}))
-    (image,) = predictor.put_together(predictor.each_batch(parts, start_of(predictor, places)))
+    batches = predictor.each_batch(parts, predictor.starting(predict_batch, places=places))
+    (image,) = predictor.put_together(batches)
     sections = []
     for head, table in predictor.heads.items():
         assert isinstance(table, ClassTable)

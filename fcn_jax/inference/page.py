@@ -603,15 +603,18 @@ def curves(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
         scores.append(Curve(run.name, color, _points(run, "eval/mean_iu")))
         over_time.append(Curve(run.name, color, _points(run, "loss", "minutes"), False))
     ends = _ends(runs[0]) if len(runs) == 1 else {}
-    titles = {"Loss per pixel": losses, "Mean IU" if len(runs) > 1 else "Scores": scores}
-    titles["Loss per pixel over the time"] = over_time
+    plots = [
+        ("Loss per pixel", losses, "steps"),
+        ("Mean IU" if len(runs) > 1 else "Scores", scores, "steps"),
+        ("Loss per pixel over the time", over_time, "minutes"),
+    ]
     return [
         {
             "title": title,
             "legend": [(f"var(--s{_SERIES.index(c.color) + 1})", c) for c in found if c.parts],
-            "svg": _plot(title, found, ends, "minutes" if found is over_time else "steps"),
+            "svg": _plot(title, found, ends, over),
         }
-        for title, found in titles.items()
+        for title, found, over in plots
         if any(curve.parts for curve in found)
     ]
 

@@ -265,7 +265,7 @@ def predict_files(work: Work, jobs: Iterable[Job]) -> None:
         ThreadPoolExecutor(work.threads, "read") as readers,
         ThreadPoolExecutor(work.threads, "write") as writers,
     ):
-        batches = predictor.each_batch(parts(), start_of(predictor, places))
+        batches = predictor.each_batch(parts(), predictor.starting(predict_batch, places=places))
         progress: Any = lambda done: work.progress(done + failed)  # noqa: E731
         for computed in predictor.put_together(batches, progress):
             job, pixels = computed.source
@@ -299,24 +299,6 @@ def _compute_places(
 
 
 predict_batch = Programs(_compute_places)
-
-
-def start_of(
-    predictor: Predictor, places: Places
-) -> Callable[[list[CanvasImage], tuple[Batch, ...]], dict[str, Array]]:
-    """What `Predictor.each_batch` is to start: the maps of each batch, on their way to the host."""
-
-    def start(images: list[CanvasImage], batches: tuple[Batch, ...]) -> dict[str, Array]:
-        return predict_batch(
-            predictor.programs,
-            predictor.on_device,
-            batches,
-            network=predictor.network,
-            canvas=images[0].canvases[0],
-            places=places,
-        )
-
-    return start
 
 
 def predict_video(work: Work, video: Job, before: int, *, resume: bool) -> int:

@@ -13,7 +13,7 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeGuard
@@ -310,18 +310,9 @@ class Predictor:
                         raise
                     raise ValueError(f"image {number}: {error}") from error
 
-        def start(images: list[CanvasImage], batches: tuple[Batch, ...]) -> dict[str, Array]:
-            return compute_batch(
-                self.programs,
-                self.on_device,
-                batches,
-                network=self.network,
-                canvas=images[0].canvases[0],
-                kind=kind,
-            )
-
         results = {}
-        for image in self.put_together(self.each_batch(parts(), start), progress):
+        batches = self.each_batch(parts(), self.starting(compute_batch, kind=kind))
+        for image in self.put_together(batches, progress):
             result = image.result if choose is None else choose(image)
             results[image.source] = result if len(result) > 1 else next(iter(result.values()))
         return results[0] if one else [results[number] for number in range(len(results))]
@@ -467,6 +458,19 @@ class Predictor:
         }
         of_scale[self.scale] = own
         return (results, *(of_scale[scale] for scale, _ in self.views))
+
+    def starting(
+        self, program: Callable[..., Any], **options: Hashable
+    ) -> Callable[[list[CanvasImage], tuple[Batch, ...]], Any]:
+        """What `each_batch` is to start: a `Programs` of the network, on each batch's canvas."""
+        return lambda images, batches: program(
+            self.programs,
+            self.on_device,
+            batches,
+            network=self.network,
+            canvas=images[0].canvases[0],
+            **options,
+        )
 
     def each_batch(
         self,

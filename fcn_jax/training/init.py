@@ -153,11 +153,11 @@ def transplant(model: FCN, start: StartWeights) -> tuple[dict[str, Any], weights
     )
 
 
-EVEN_SCORES = 1000.0
-"""What all weights of a score layer change scores by at an even rate, if each changes by one."""
+AUTO_CHANGE = 1000.0
+"""What a change of all weights of a score layer by one, times its factor, changes scores by."""
 
 
-def even_rates(
+def auto_rates(
     model: FCN, layers: Collection[str], params: Any, inputs: Inputs, source: data.Source
 ) -> dict[str, float]:
     """Factors at which score layers change scores alike, however large the maps are that they read.
@@ -165,7 +165,7 @@ def even_rates(
     A step of Adam changes every weight by about the rate. What that does to the scores goes with
     the map: with Caffe's VGG16 the means of pool3 and fc7 differ by a factor of 40, and FCN-8s at
     once scales pool3, pool4 and fc7 by 0.0001, 0.01 and 1. With these factors one step moves scores
-    by up to `EVEN_SCORES` rates, as a mean over the cells of the first image's middle (128x128).
+    by up to `AUTO_CHANGE` rates, as a mean over the cells of the first image's middle (128x128).
     """
     ones = {
         layer: {name: jnp.full_like(x, name == "kernel") for name, x in arrays.items()}
@@ -184,7 +184,7 @@ def even_rates(
         return {layer: jnp.abs(maps[layer]).mean() for layer in layers}
 
     found = jax.device_get(changes({**params, **ones}, arrays))
-    return {layer: EVEN_SCORES / max(float(found[layer]), 1e-6) for layer in layers}
+    return {layer: AUTO_CHANGE / max(float(found[layer]), 1e-6) for layer in layers}
 
 
 # ======================================================================== heads and inputs

@@ -75,7 +75,7 @@ class Stage:
     steps: int
     batch_size: int
     model: FCN
-    even: tuple[str, ...]  # score layers whose factors on the rate are measured
+    auto_layers: tuple[str, ...]  # whose factors on the rate are measured
     schedule: optax.Schedule  # by update, of which one comes every `accumulate` steps
     accumulate: int
     plateau: bool  # the optimiser is one of `on_plateau`
@@ -349,11 +349,12 @@ def _train(
                         ema=config.ema,
                         shard_parameters=config.shard_parameters,
                     )
-                    if stage.even:
-                        rates = init.even_rates(
-                            stage.model, stage.even, params, inputs, train_source
+                    if stage.auto_layers:
+                        rates = init.auto_rates(
+                            stage.model, stage.auto_layers, params, inputs, train_source
                         )
                         state = state._replace(opt_state=with_layer_rates(state.opt_state, rates))
+                        state = put_state(state, mesh, shard_parameters=config.shard_parameters)
                         listed = (f"{layer} {factor:.3g}" for layer, factor in rates.items())
                         journal.say(f"{stage.name}: factors on rates: {', '.join(listed)}")
                     params, start = {}, {}  # a step need not keep them in memory
