@@ -176,7 +176,8 @@ def state_of(folder: Path, *others: Path) -> str:
     It takes a second or two of hundreds of thousands, which files belong together many times that.
     """
     digest = hashlib.sha256()
-    for path in itertools.chain(map(str, others), _below(folder)):
+    below = (os.path.join(at, name) for at, _, names in folders_below(folder) for name in names)
+    for path in itertools.chain(map(str, others), below):
         with contextlib.suppress(OSError):  # a link to nothing
             status = os.stat(path)
             line = f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n"
@@ -184,15 +185,17 @@ def state_of(folder: Path, *others: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _below(folder: Path) -> Iterator[str]:
-    """The paths of all files below a folder, in order."""
+def folders_below(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk` in order and through links, each folder once: a link may lead back."""
     seen = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        folders[:] = [] if real in seen else sorted(folders)
-        if real not in seen:  # else a link leads back
-            yield from (os.path.join(place, name) for name in sorted(names))
+        if real in seen:
+            folders.clear()
+            continue
         seen.add(real)
+        folders.sort()
+        yield place, folders, sorted(names)
 
 
 def named(items: Iterable[object], limit: int = 5) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from fcn_jax.classes import ClassTable
+from fcn_jax.data.files import folders_below
 from fcn_jax.data.images import IMAGE_SUFFIXES, skipped_files
 
 SPLITS: Mapping[str, Sequence[str]] = {
@@ -95,14 +96,10 @@ Finder: TypeAlias = Callable[[Path, ClassTable | None], Found | None]
 
 def files_below(root: Path) -> list[Path]:
     """The files of a folder and of those below it, in order, without hidden ones."""
-    found, seen = [], set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        hidden = [name for name in folders if name.startswith((".", "__MACOSX"))]
-        folders[:] = [] if real in seen else sorted(set(folders) - set(hidden))
-        if real not in seen:  # else a link leads back
-            found += [Path(folder, name) for name in names if not name.startswith(".")]
-        seen.add(real)
+    found = []
+    for folder, folders, names in folders_below(root):
+        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+        found += [Path(folder, name) for name in names if not name.startswith(".")]
     return sorted(found, key=lambda path: path.parts)  # paths themselves compare slowly
 
 
