@@ -16,6 +16,7 @@ from fcn_jax.models.losses import (
     cross_entropy,
     dice,
     focal,
+    lovasz,
     make_loss,
     ohem,
     read_loss,
@@ -185,6 +186,27 @@ def of_images(alpha, beta):
     return total
 
 
+def lovasz_extension(logits, labels):
+    """Equations 8, 9 and 11 with sets of pixels, as the paper writes them."""
+
+    def lost(wrong, of_class):
+        return len(wrong) / len(wrong | of_class)
+
+    result = 0.0
+    for p, label in zip(softmax(logits), labels, strict=True):
+        valid, losses = set(np.flatnonzero(label != VOID).tolist()), []
+        for k in {int(label.flat[i]) for i in valid}:
+            of_class = {i for i in valid if label.flat[i] == k}
+            error = {i: 1 - q if i in of_class else q for i, q in enumerate(p[..., k].flat)}
+            order, loss = sorted(valid, key=lambda i: -error[i]), 0.0
+            for n, i in enumerate(order):
+                step = lost({*order[: n + 1]}, of_class) - lost({*order[:n]}, of_class)
+                loss += error[i] * step
+            losses.append(loss)
+        result += len(valid) * np.mean(losses) if losses else 0.0
+    return result
+
+
 def hard(threshold, least):
     def total(logits, labels):
         result = 0.0
@@ -216,6 +238,7 @@ DEFINITIONS = {
     "ohem": ({"threshold": 0.02, "least": 30}, hard(0.02, 30)),
     "dice": ({}, of_images(0.5, 0.5)),
     "tversky": ({"alpha": 0.2, "beta": 0.9}, of_images(0.2, 0.9)),
+    "lovasz": ({}, lovasz_extension),
     "cross_entropy+0.5*dice": (
         {},
         lambda *given: (
@@ -347,7 +370,22 @@ def test_overlap_beside_optax(ways):
     assert float(found.total) == pytest.approx(99 * float(truth.sum()), rel=1e-6)
 
 
-@pytest.mark.parametrize("loss", [dice, tversky])
+def test_lovasz_of_certain_scores_is_what_the_metric_lacks():
+    """The mean of 1 - IU over the classes of an image (scikit-learn's Jaccard score)."""
+    metrics = pytest.importorskip("sklearn.metrics")
+    _, labels = random_case(6)
+    guess = np.random.default_rng(7).integers(0, 7, labels.shape)
+    guess = np.where(np.random.default_rng(8).random(labels.shape) < 0.6, labels % 7, guess)
+    truth = [
+        1 - metrics.jaccard_score(label[label != VOID], one[label != VOID], average="macro")
+        for label, one in zip(labels, guess, strict=True)
+    ]
+    sizes = (labels != VOID).sum(axis=(1, 2))
+    found = lovasz(1e3 * jax.nn.one_hot(guess, 7), labels)
+    assert float(found.mean) == pytest.approx(np.average(truth, weights=sizes), rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", [dice, tversky, lovasz])
 def test_overlap_without_void_and_absent_classes(loss):
     loss = jax.jit(loss)
     logits = jnp.tile(jnp.array([-20.0, 20.0]), (1, 4, 1))

@@ -186,10 +186,45 @@ def tversky(
     size = jnp.sum(targets, axis=axes, dtype=jnp.float32)  # of each class in each image
     hits = jnp.sum(jnp.where(targets, found, 0.0), axis=axes)
     union = hits + alpha * (jnp.sum(found, axis=axes) - hits) + beta * (size - hits)
-    losses = jnp.where(size > 0, 1.0 - hits / jnp.where(union > 0, union, 1.0), 0.0)
-    of_image = jnp.sum(losses, axis=-1) / jnp.maximum(jnp.sum(size > 0, axis=-1), 1)
-    total = jnp.sum(of_image * jnp.sum(pixels.valid, axis=axes))
-    return PixelLoss(total * pixels.factor, pixels.number, pixels.invalid)
+    return _of_images(pixels, 1.0 - hits / jnp.where(union > 0, union, 1.0), size)
+
+
+def lovasz(
+    logits: Float[Array | np.ndarray, "... c"],
+    labels: Integer[Array | np.ndarray, "..."],
+    void: int = VOID,
+) -> PixelLoss:
+    """The Lovász-softmax loss (Berman et al. 2018, equations 9 to 11): 1 - IU, made continuous.
+
+    A pixel's error for a class is |t - p|, of its target t and probability p. Where the pixels of
+    an image are taken from the largest error down, each adds its error times the step by which the
+    class's 1 - IU grows once it, too, is wrong. Where every p is 0 or 1 the loss is 1 - IU. As in
+    `tversky`, that of an image is the mean over the classes in its labels, and that of a batch is
+    the mean over its images, weighted by their valid pixels.
+
+    Example:
+        >>> p = jnp.array([[[[0.75, 0.25], [0.5, 0.5]]]])
+        >>> loss = lovasz(jnp.log(p), jnp.array([[[0, 1]]]))
+        >>> print(f"{loss.mean:.4f}")  # the mean of 1/2 1/2 + 1/4 1/2 and of 1/2 1 + 1/4 0
+        0.4375
+    """
+    pixels = _pixels(logits, labels, void)
+    classes = pixels.logits.shape[-1]
+    of_image = (*pixels.valid.shape[:-2], math.prod(pixels.valid.shape[-2:]))
+    targets = (pixels.one_hot() & pixels.valid[..., None]).reshape(*of_image, classes)
+    valid = pixels.valid.reshape(*of_image, 1)
+    probabilities = pixels.probabilities().reshape(*of_image, classes)
+    # Void pixels have no error, so that they come last and add nothing.
+    errors = jnp.where(valid, jnp.abs(targets - probabilities), 0.0)
+    order = jnp.argsort(-jax.lax.stop_gradient(errors), axis=-2)
+    wrong = jnp.take_along_axis(targets, order, axis=-2)
+    size = jnp.sum(targets, axis=-2, dtype=jnp.float32)  # of each class in each image
+    missed = jnp.cumsum(wrong, axis=-2, dtype=jnp.float32)
+    false = jnp.cumsum(~wrong, axis=-2, dtype=jnp.float32)
+    lost = 1 - (size[..., None, :] - missed) / jnp.maximum(size[..., None, :] + false, 1)
+    steps = jnp.diff(lost, axis=-2, prepend=0.0)
+    losses = jnp.sum(jnp.take_along_axis(errors, order, axis=-2) * steps, axis=-2)
+    return _of_images(pixels, losses, size)
 
 
 def dice(
@@ -210,6 +245,7 @@ LOSSES: Mapping[str, Callable[..., PixelLoss]] = {
     "ohem": ohem,
     "dice": dice,
     "tversky": tversky,
+    "lovasz": lovasz,
 }
 
 
@@ -410,6 +446,16 @@ def _summed(
     if weights is not None:
         of_weights = ((total, jnp.sum(jnp.where(pixels.valid, weights, 0.0))),)
     return PixelLoss(total, pixels.number, pixels.invalid, of_weights)
+
+
+def _of_images(
+    pixels: _Pixels, losses: Float[Array, "... c"], size: Float[Array, "... c"]
+) -> PixelLoss:
+    """The losses of classes in images, averaged over those in an image's labels, by their size."""
+    counted = jnp.sum(jnp.where(size > 0, losses, 0.0), axis=-1)
+    means = counted / jnp.maximum(jnp.sum(size > 0, axis=-1), 1)
+    total = jnp.sum(means * jnp.sum(size, axis=-1)) * pixels.factor
+    return PixelLoss(total, pixels.number, pixels.invalid)
 
 
 def check_labels(labels: Integer[np.ndarray, "..."], num_classes: int, void: int = VOID) -> None:
