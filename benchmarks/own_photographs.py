@@ -30,16 +30,14 @@ from typing import Any
 
 import machine
 import numpy as np
-from cases import MEAN_BGR, VOID
+from torch_training import Recipe
 
 PHOTOGRAPHS, ASIDE = 40, 100
 COMMON = ("background", "cat", "cow", "dog", "horse", "person", "sheep")
 """The classes of VOC that its part at hand has enough of to be scored."""
 
-# The recipe of folder:cpu, for PyTorch.
-CROP, SCALE, SCALES = 160, 0.5, (0.75, 1.5)
-BATCH, RATE, DECAY, FC_WIDTH = 4, 1e-4, 5e-4, 512
-MEAN = np.array(MEAN_BGR, np.float32)
+RECIPE = Recipe(batch=4, rate=1e-4, crop=(160, 160), scales=(0.75, 1.5))
+"""That of folder:cpu, for PyTorch."""
 
 # ======================================================================== a person's folder
 
@@ -109,67 +107,15 @@ def train_ours(output: Path, weights: Path, fields: Sequence[str]) -> float:
 def train_torch(output: Path, weights: Path, seconds: float) -> tuple[Any, int]:
     """A network of PyTorch after so many seconds from now on, and the steps that it took."""
     start = time.perf_counter()
-    import jax
-    import torch
-    from PIL import Image
-    from torch.nn import functional
-    from torch_fcn import TorchFCN
+    import torch_training
 
-    from fcn_jax import create_model, load_weights
-    from fcn_jax.training.init import params_from
-
-    source = images_of(output, "photographs", "train")
-    pairs = [(Image.fromarray(e["image"]), Image.fromarray(e["label"])) for e in source]
-    classes = source.classes.num_classes
-    model = create_model("fcn8s_atonce", num_classes=classes, fc_width=FC_WIDTH)
-    params, _ = params_from(model, {"": load_weights(weights)}, jax.random.key(0))
-    net = TorchFCN("fcn8s_atonce", heads=classes, fc_width=FC_WIDTH).load(params).train()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=DECAY)
-    rng, order = random.Random(0), []
-
-    def example() -> tuple[np.ndarray, np.ndarray]:
-        image, label = pairs[order.pop()]
-        factor = SCALE * np.exp(rng.uniform(*np.log(SCALES)))
-        size = (round(image.width * factor), round(image.height * factor))
-        image = image.resize(size, Image.Resampling.BILINEAR)
-        label = label.resize(size, Image.Resampling.NEAREST)
-        left, top = (rng.randint(0, max(0, side - CROP)) for side in size)
-        window = (slice(top, top + CROP), slice(left, left + CROP))
-        pixels, labels = np.asarray(image)[window], np.asarray(label)[window]
-        whole = np.zeros((CROP, CROP, 3), np.float32), np.full((CROP, CROP), VOID, np.int64)
-        height, width = labels.shape
-        whole[0][:height, :width] = pixels[..., ::-1] - MEAN
-        whole[1][:height, :width] = labels
-        return whole if rng.random() < 0.5 else (whole[0][:, ::-1], whole[1][:, ::-1])
-
-    steps = 0
-    while (gone := time.perf_counter() - start) < seconds:
-        for group in optimizer.param_groups:
-            group["lr"] = RATE * (1 - gone / seconds) ** 0.9
-        if len(order) < BATCH:
-            order[:0] = rng.sample(range(len(pairs)), len(pairs))
-        images, labels = map(np.stack, zip(*(example() for _ in range(BATCH)), strict=True))
-        logits = net(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
-        loss = functional.cross_entropy(logits, torch.from_numpy(labels), ignore_index=VOID)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        steps += 1
-        if steps in (1, 3, 10) or steps % 50 == 0:
-            print(f"PyTorch step {steps}  loss {loss.item():.4f}/px", flush=True)
-
-    def predict(image: np.ndarray) -> np.ndarray:
-        small = Image.fromarray(image)
-        size = (round(small.width * SCALE), round(small.height * SCALE))
-        small = small.resize(size, Image.Resampling.BILINEAR)
-        pixels = np.asarray(small)[..., ::-1] - MEAN
-        with torch.inference_mode():
-            logits = net(torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy()))
-            logits = functional.interpolate(logits, image.shape[:2], mode="bilinear")
-        return logits[0].argmax(0).numpy().astype(np.uint8)
-
-    net.eval()
-    return predict, steps
+    network = torch_training.train(
+        images_of(output, "photographs", "train"),
+        weights,
+        RECIPE,
+        lambda steps: (time.perf_counter() - start) / seconds,
+    )
+    return network.predict, network.steps
 
 
 def scores_of(predict: Callable[[np.ndarray], np.ndarray], source: Any) -> dict[str, float]:
