@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import subprocess
 import sys
@@ -119,3 +121,89 @@ def test_a_wrong_shape_is_named():
     for wrong in ("3x20", "1x0x5", "1x2x3x4", "axbxc", ""):
         with pytest.raises(ValueError, match="is not BATCHxHEIGHTxWIDTH"):
             parse_shape(wrong)
+
+
+@pytest.mark.slow
+def test_the_checks_of_a_gpu_run_on_a_cpu(tmp_path):
+    """All that `gpu.py` does on a GPU, small: the command is right on the day that one is there."""
+    text = run("gpu.py", "--tiny", f"--output={tmp_path / 'checks'}", folder=tmp_path)
+    rows = [line.split("|")[1:3] for line in text.splitlines() if line.startswith("| ")]
+    states = {part.strip(): state.strip() for part, state in rows}
+    for part in ("batch16", "quickstart", "killed", "profile"):
+        assert states[part] == "done"
+    assert "| PyTorch channels_last  |" in text
+    assert "both runs agree in every metric to the bit" in text  # as they do on a CPU
+    assert "others |" in text  # of the kernels of a profile
+    assert (tmp_path / "checks" / "summary.md").read_text().strip() in text
+
+
+def test_a_part_that_fails_is_told(tmp_path, monkeypatch, capsys):
+    """The others go on; what the time cuts is no failure."""
+    import gpu
+
+    def part(name: str, program: str, limit: float = 60) -> gpu.Part:
+        def start(place: gpu.Place, until: float) -> None:
+            gpu.run_program(place, name, ["-c", program], until)
+
+        return gpu.Part(name, limit, start, lambda place: gpu.printed_tables(place, name))
+
+    monkeypatch.setattr(gpu, "SHORTEST", 0)
+    sleep = "import time; print('| a row |', flush=True); time.sleep(60)"
+    parts = (
+        part("breaks", "raise SystemExit('no driver')"),
+        part("sleeps", sleep, limit=0.5),
+        part("works", "print('### 1 row')"),
+        part("late", sleep),
+        part("later", ""),
+    )
+    monkeypatch.setattr(gpu, "PARTS", parts)
+    monkeypatch.setattr(gpu.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(gpu, "require_gpu", lambda place, until: None)
+
+    def status(folder: str, *arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["gpu.py", f"--output={tmp_path / folder}", *arguments])
+        return gpu.main()
+
+    assert status("all", "--minutes=0.1") == 1
+    text = capsys.readouterr().out
+    for row in (
+        "| breaks | failed | ",
+        "| status 1: no driver |",
+        "| sleeps | too slow | ",
+        "| works | done | ",
+        "| late | cut | ",
+        "| later | not run | 0 | no time was left |",
+        "### 1 row",
+    ):
+        assert row in text
+    assert status("cut", "--minutes=0.01", "--parts=late") == 0
+    assert "| a row |" in (tmp_path / "all" / "summary.md").read_text()
+    with pytest.raises(SystemExit, match="is not empty"):
+        status("all")
+    with pytest.raises(SystemExit, match="no part 'x'; there are breaks, sleeps"):
+        status("other", "--parts=x")
+
+
+def test_kernels_are_those_on_the_streams_of_a_gpu(tmp_path):
+    """Rows that tell their time again, and the host's, do not count."""
+    import traced
+
+    names = {1: "Stream #13(Compute)", 2: "XLA Ops"}
+    events: list[dict] = [
+        {"ph": "M", "pid": 1, "name": "process_name", "args": {"name": "/device:GPU:0"}},
+        {"ph": "M", "pid": 9, "name": "process_name", "args": {"name": "/host:CPU"}},
+        *(
+            {"ph": "M", "pid": 1, "tid": tid, "name": "thread_name", "args": {"name": name}}
+            for tid, name in names.items()
+        ),
+        *({"ph": "X", "pid": 1, "tid": 1, "name": "gemm", "ts": 0, "dur": 500} for _ in range(4)),
+        {"ph": "X", "pid": 1, "tid": 1, "name": "copy|", "ts": 9, "dur": 6000},
+        {"ph": "X", "pid": 1, "tid": 2, "name": "dot.1", "dur": 500, "args": {"hlo_op": "dot.1"}},
+        {"ph": "X", "pid": 9, "tid": 1, "name": "host", "dur": 900, "args": {"hlo_op": "host"}},
+    ]
+    with gzip.open(tmp_path / "a.trace.json.gz", "wt") as file:
+        json.dump({"traceEvents": events}, file)
+    kernels = traced.read_trace(tmp_path)
+    assert kernels == [("copy|", 1, 6.0), ("gemm", 4, 2.0)]
+    rows = traced.table(kernels, steps=2, top=1)
+    assert rows[2:] == ["| 3.000 | 0.75 | 0.5 | copy/ |", "| 1.000 | 0.25 | 2 | 1 others |"]
