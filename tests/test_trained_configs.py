@@ -133,8 +133,9 @@ def trained(place):
 
 
 # Late fusion has a test of its own; tfds.py names a data set of TFDS, see test_datasets_tfds.py.
-SLOW = ("camvid", "fcn8s", "fcn8s:atonce", "fcn8s:16s,cvpr", "fcn_alexnet", "fcn_googlenet:8s")
+SLOW = ("camvid", "camvid:8s", "fcn8s", "fcn8s:atonce", "fcn8s:16s,cvpr", "fcn_alexnet")
 SLOW += (
+    "fcn_googlenet:8s",
     "folder:cpu",
     "folder:gpu",
     "nyud",
