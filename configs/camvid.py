@@ -41,7 +41,8 @@ def get_config(arguments=""):
         config.batch_size = 2
         config.epochs = (6.0,)
         config.learning_rate = (4e-4,)
-        config.layer_rates = ("conv*=0.25", "score_*=auto")
+        # What begins anew learns faster: fc6 and fc7, a head, upscore layers, and the scores.
+        config.layer_rates = ("*=0.25", "[fhu]*=1", "score_*=auto")
         config.schedule = "poly"
     else:
         config.batch_size = 4
