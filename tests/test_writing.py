@@ -240,8 +240,8 @@ def test_the_first_wrong_example_is_told(tmp_path, processes):
     assert not list((tmp_path / "drawn/a").iterdir())
 
 
-def test_two_examples_of_one_id_are_refused(tmp_path):
-    what = contents()
+def test_two_examples_of_one_id_are_refused_before_any_is_read(tmp_path):
+    what = contents(lambda number: pytest.fail(f"photograph {number} was read"))
     entries = [*what.splits["train"][:6], what.splits["train"][0]]
     with pytest.raises(ValueError, match="drawn: two examples of train have the id 'train/grün_0'"):
         write(tmp_path, Contents({"train": entries}, what.label_maps, "drawn"))

@@ -117,7 +117,8 @@ def write(
         processes: How many read and write at most; None is as many as there are cores.
 
     Raises:
-        ValueError: If an example cannot be read or is unlike the others: the first such one.
+        ValueError: If two examples of a split have the same id, before anything is written. If an
+            example cannot be read or is unlike the others: the first such one.
         OSError: If a process is killed, or the disk is full; what is complete is then kept.
     """
     import tensorflow_datasets as tfds
@@ -125,6 +126,12 @@ def write(
     from tensorflow_datasets.core.splits import SplitDict
 
     name, copy, version = path.parts[-3:]
+    for split, entries in contents.splits.items():
+        seen: set[str] = set()
+        for entry in entries:
+            if entry.id in seen:
+                raise ValueError(f"{name}: two examples of {split} have the id '{entry.id}'")
+            seen.add(entry.id)
     # What pictures are must be known before the first is stored, and is seen by the first.
     first = next(entry for entries in contents.splits.values() for entry in entries)
     inputs = first.load()
@@ -437,23 +444,12 @@ def _write_shard(
 
 
 def _join_lists(work: _Work, shards: Sequence[_Shard], used: Mapping[str, UsedRange]) -> None:
-    """Writes the lists of a split, and adds what its shards know to the ranges `used`.
-
-    Raises:
-        ValueError: If two examples have the same id.
-    """
+    """Writes the lists of a split, and adds what its shards know to the ranges `used`."""
     split, length = shards[0].split, shards[-1].rows.stop
-    seen: set[bytes] = set()
     width = 1
     for shard in shards:
         with np.load(shard.lists(work.incomplete)) as lists:
             width = max(width, lists["ids"].itemsize)
-            for one in lists["ids"].tolist():
-                if one in seen:
-                    raise ValueError(
-                        f"{work.data_set}: two examples of {split} have the id '{one.decode()}'"
-                    )
-                seen.add(one)
             if split in work.ranged:
                 for array, found in used.items():
                     found.merge(lists[f"counts.{array}"], lists[f"limits.{array}"])
