@@ -331,3 +331,33 @@ def test_an_unchanged_folder_is_opened_without_a_look_at_what_belongs_together(
     mask.unlink()
     (tmp_path / "m/train/images/1.png").unlink()
     assert len(Source(prepare("folder", **where), "train")) == 2
+
+
+@pytest.mark.slow
+def test_several_processes_survey_what_one_does(tmp_path, monkeypatch, rng):
+    """Of 16 bits, of a split each and none, with a file that is damaged and a mask of no class."""
+    for number in range(9):
+        image = rng.integers(0, 4000, (11, 12 + number)).astype(np.uint16)
+        for place, picture in (
+            (f"images/{number}.png", Image.fromarray(image)),
+            (f"masks/{number}.png", Image.fromarray((image % 3).astype(np.uint8))),
+        ):
+            (tmp_path / place).parent.mkdir(exist_ok=True)
+            picture.save(tmp_path / place)
+    (tmp_path / "images/4.png").write_bytes(b"no picture")
+    Image.fromarray(np.full((11, 17), 7, np.uint8)).save(tmp_path / "masks/5.png")
+    (tmp_path / "classes.txt").write_text("\n".join(NAMES))
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "2")
+    monkeypatch.setattr("fcn_jax.data.survey.PART", 2)
+
+    def surveyed(few):
+        monkeypatch.setattr("fcn_jax.data.processes.FEW", few)
+        survey = folder.FolderPlan(tmp_path).survey
+        told = [survey.problems.lines(), survey.warnings, survey.notes]
+        return survey.readings, told
+
+    one = surveyed(600)
+    assert surveyed(3) == one
+    problems, _, notes = one[1]
+    assert len(problems) == 2
+    assert any("and use " in note for note in notes)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,9 +24,11 @@ from fcn_jax.data.bands import Alpha, UsedRange
 from fcn_jax.data.images import LabelKind, encoded_image, read_image, read_mask
 from fcn_jax.data.labelme import image_source
 from fcn_jax.data.layouts import Drawing, DrawingError
+from fcn_jax.data.processes import suitable, working
 from fcn_jax.data.records import Stored, digest_of, size_of, stored_as
 
 READERS = 4
+PART = 50  # images that a process reads at a time
 STRIP = 1 << 20  # pixels
 SHOWN = 3  # examples of a problem
 RARE = 1e-3  # of the pixels that count
@@ -102,35 +105,53 @@ class Reading:
 
 
 def read_all(
-    pairs: Collection[tuple[Path, Path | Drawing]],
+    pairs: Sequence[tuple[Path, Path | Drawing]],
     root: Path,
     colors: ClassTable | None,
     kind: LabelKind,
     alpha: Alpha,
     used: Used,
 ) -> list[Reading]:
-    """Reads all images and masks, in four threads: decoding leaves Python's lock.
+    """Reads all images and masks: many of them in processes, few in threads.
 
+    Masks that are drawn are read in threads, as drawing tells of what it meets (`layouts.Found`).
     Images that are not of 8 bits are added to ``used``.
+
+    Raises:
+        OSError: If a process is killed.
     """
     from rich.console import Console
     from rich.progress import track
 
     console = Console(stderr=True)
-    with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
-        readings = pool.map(
-            lambda pair: _read(pair[0], pair[1], root, colors, kind, alpha, used), pairs
-        )
-        return list(
-            track(
-                readings,
-                "Reading images and masks",
-                total=len(pairs),
-                console=console,
-                transient=True,
-                disable=not console.is_terminal,
-            )
-        )
+    shown = {"description": "Reading images and masks", "total": len(pairs), "transient": True}
+    shown |= {"console": console, "disable": not console.is_terminal}
+    read = functools.partial(_read, root=root, colors=colors, kind=kind, alpha=alpha)
+    drawn = not all(isinstance(mask, Path) for _, mask in pairs)
+    processes = 1 if drawn else suitable(len(pairs))
+    if processes == 1:  # decoding leaves Python's lock
+        with concurrent.futures.ThreadPoolExecutor(READERS) as threads:
+            return [*track(threads.map(lambda pair: read(*pair, used=used), pairs), **shown)]
+    with working(processes, str(root), "give the command again") as pool:
+        parts = [pairs[at : at + PART] for at in range(0, len(pairs), PART)]
+        found = pool.map(functools.partial(_read_part, read), parts)
+
+        def readings() -> Iterator[Reading]:
+            for of_part, ranges in found:
+                for form, one in ranges.items():
+                    used[form].merge(*one)
+                yield from of_part
+
+        return [*track(readings(), **shown)]
+
+
+def _read_part(
+    read: Callable[..., Reading], pairs: Sequence[tuple[Path, Path | Drawing]]
+) -> tuple[list[Reading], dict[Stored, tuple[Any, Any]]]:
+    """Some images and masks, in a process of its own; and what `UsedRange.merge` takes."""
+    used: Used = defaultdict(UsedRange)
+    readings = [read(*pair, used=used) for pair in pairs]
+    return readings, {form: (found.counts, found.limits) for form, found in used.items()}
 
 
 def _read(

@@ -25,9 +25,7 @@ import io
 import json
 import os
 import shutil
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -38,6 +36,7 @@ import numpy as np
 from fcn_jax.classes import VOID, ClassTable
 from fcn_jax.data.bands import UsedRange
 from fcn_jax.data.images import Encoded, encode_png
+from fcn_jax.data.processes import suitable, working
 from fcn_jax.data.records import (
     Contents,
     Entry,
@@ -48,9 +47,6 @@ from fcn_jax.data.records import (
     size_of,
     stored_as,
 )
-
-FEW = 600
-"""Images that one process prepares alone, as others take seconds to start."""
 
 SMALLEST_SHARD = 250
 """Examples. So many at most are read once more after a kill."""
@@ -253,11 +249,7 @@ def _write_shards(
     images = sum(len(shard.rows) for shard in left)
     if images < total:
         _tell(f"{work.data_set}: goes on after {total - images:,} of {total:,} images")
-    if processes is None and images > FEW:
-        import loky
-
-        processes = loky.cpu_count()  # it knows of containers and affinity
-    processes = max(1, min(processes or 1, len(left)))
+    processes = max(1, min(processes or suitable(images), len(left)))
     begun = time.monotonic()
     with _Progress(work.data_set, total, total - images) as progress:
         if processes == 1:
@@ -322,15 +314,12 @@ def _write_in_processes(
     progress: _Progress,
 ) -> None:
     """The error of an example is that of the first one, as if there were one process."""
-    # Unlike those of the standard library its processes do not run the main script once more.
-    from loky import ProcessPoolExecutor
-
     counts = np.lib.format.open_memmap(
         work.incomplete / "parts/counts.npy", "w+", np.int64, (len(shards),)
     )
     before = progress.done
-    pool = ProcessPoolExecutor(processes, initializer=_begin_process)
-    try:
+    remedy = "the same command goes on with the images that are left"
+    with working(processes, work.data_set, remedy) as pool:
         futures = [
             pool.submit(
                 _count_shard,
@@ -346,27 +335,6 @@ def _write_in_processes(
                 concurrent.futures.wait([future], timeout=0.2)
                 progress.add(before + int(counts.sum()) - progress.done)
             future.result()
-    except concurrent.futures.BrokenExecutor as error:
-        raise OSError(
-            f"{work.data_set}: a process that prepared images was killed, perhaps for want of "
-            "memory; the same command goes on with the images that are left (fewer processes: "
-            "LOKY_MAX_CPU_COUNT=2)"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, kill_workers=True)
-
-
-def _begin_process() -> None:
-    """Ctrl-C is for the first process, which ends the others; they end when it is killed, too."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    first = os.getppid()
-
-    def end_with_it() -> None:
-        while os.getppid() == first:  # an orphan gets another parent
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=end_with_it, daemon=True).start()
 
 
 def _count_shard(place: int, work: _Work, shard: _Shard, entries: Sequence[Entry]) -> None:
