@@ -328,10 +328,10 @@ def agreement(place: Place) -> list[str]:
 # ======================================================================== all of them
 
 PARTS = (
-    timings("batch16", 240, shapes="16x500x500"),
+    timings("batch16", 270, shapes="16x500x500"),
     Part("quickstart", 110, quickstart, lambda place: scores(place, "quickstart")),
-    Part("killed", 120, killed, agreement),
-    Part("profile", 90, profile, lambda place: printed_tables(place, "profile")),
+    Part("killed", 110, killed, agreement),
+    Part("profile", 75, profile, lambda place: printed_tables(place, "profile")),
     timings("batch1", 170, shapes="1x500x500"),
     timings("reference16", 200, shapes="16x500x500", padding="reference"),
     timings("reference1", 170, shapes="1x500x500", padding="reference"),
