@@ -17,7 +17,7 @@ FEW = 600
 """Images that one process reads alone, as others take seconds to start."""
 
 
-def suitable(images: int) -> int:
+def processes_for(images: int) -> int:
     """How many processes should share so many images: 1, or one for each core."""
     if images <= FEW:
         return 1
@@ -27,7 +27,7 @@ def suitable(images: int) -> int:
 
 
 @contextlib.contextmanager
-def working(number: int, name: str, remedy: str) -> Iterator[concurrent.futures.Executor]:
+def worker_processes(number: int, name: str, remedy: str) -> Iterator[concurrent.futures.Executor]:
     """So many processes, which end when the block does, or this process is killed.
 
     Raises:

@@ -24,7 +24,7 @@ from fcn_jax.data.bands import Alpha, UsedRange
 from fcn_jax.data.images import LabelKind, encoded_image, read_image, read_mask
 from fcn_jax.data.labelme import image_source
 from fcn_jax.data.layouts import Drawing, DrawingError
-from fcn_jax.data.processes import suitable, working
+from fcn_jax.data.processes import processes_for, worker_processes
 from fcn_jax.data.records import Stored, digest_of, size_of, stored_as
 
 READERS = 4
@@ -128,11 +128,11 @@ def read_all(
     shown |= {"console": console, "disable": not console.is_terminal}
     read = functools.partial(_read, root=root, colors=colors, kind=kind, alpha=alpha)
     drawn = not all(isinstance(mask, Path) for _, mask in pairs)
-    processes = 1 if drawn else suitable(len(pairs))
+    processes = 1 if drawn else processes_for(len(pairs))
     if processes == 1:  # decoding leaves Python's lock
         with concurrent.futures.ThreadPoolExecutor(READERS) as threads:
             return [*track(threads.map(lambda pair: read(*pair, used=used), pairs), **shown)]
-    with working(processes, str(root), "give the command again") as pool:
+    with worker_processes(processes, str(root), "give the command again") as pool:
         parts = [pairs[at : at + PART] for at in range(0, len(pairs), PART)]
         found = pool.map(functools.partial(_read_part, read), parts)
 

@@ -36,7 +36,7 @@ import numpy as np
 from fcn_jax.classes import VOID, ClassTable
 from fcn_jax.data.bands import UsedRange
 from fcn_jax.data.images import Encoded, encode_png
-from fcn_jax.data.processes import suitable, working
+from fcn_jax.data.processes import processes_for, worker_processes
 from fcn_jax.data.records import (
     Contents,
     Entry,
@@ -249,7 +249,7 @@ def _write_shards(
     images = sum(len(shard.rows) for shard in left)
     if images < total:
         _tell(f"{work.data_set}: goes on after {total - images:,} of {total:,} images")
-    processes = max(1, min(processes or suitable(images), len(left)))
+    processes = max(1, min(processes or processes_for(images), len(left)))
     begun = time.monotonic()
     with _Progress(work.data_set, total, total - images) as progress:
         if processes == 1:
@@ -319,7 +319,7 @@ def _write_in_processes(
     )
     before = progress.done
     remedy = "the same command goes on with the images that are left"
-    with working(processes, work.data_set, remedy) as pool:
+    with worker_processes(processes, work.data_set, remedy) as pool:
         futures = [
             pool.submit(
                 _count_shard,

@@ -1,6 +1,6 @@
 """FCN-8s on CamVid at half size in straightforward PyTorch, from the weights that ours start from.
 
-    python benchmarks/camvid.py --data=CamVid --weights=vgg16.npz --data_dir=DIR [--seeds=0,1,2]
+    python benchmarks/torch_camvid.py --data=CamVid --weights=vgg16.npz --data_dir=DIR [--seeds=0,1]
 
 The peer of the trainings in docs/results.md: the same images and epochs, AdamW at 1e-4 with a
 falling rate, batches of 4, mirrored images. Prints the scores on the 101 validation images at their
