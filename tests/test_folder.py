@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import shutil
-from collections import Counter
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +17,11 @@ import pytest
 from dataset_trees import send_entries
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from test_writing import bytes_of
 
 from fcn_jax.cli import check
-from fcn_jax.data import Source, folder, open_source, prepare
+from fcn_jax.data import Source, folder, open_source, prepare, readings
+from fcn_jax.data.bands import UsedRange
 from fcn_jax.data.source import split_sizes
 
 NAMES = ("ground", "cat", "dog")
@@ -333,6 +340,169 @@ def test_an_unchanged_folder_is_opened_without_a_look_at_what_belongs_together(
     assert len(Source(prepare("folder", **where), "train")) == 2
 
 
+# ======================================================================== a survey that goes on
+
+
+class Counted:
+    """Counts the images that are read, and stops at one of them as Ctrl-C would."""
+
+    def __init__(self, monkeypatch, stop: int = -1) -> None:
+        self.read, self.stop, self.then = [], stop, lambda image: None
+        monkeypatch.setattr(readings, "READERS", 1)
+        monkeypatch.setattr(readings, "_read", functools.partial(self._read, readings._read))
+
+    def _read(self, read, image, *others):
+        if len(self.read) == self.stop:
+            raise KeyboardInterrupt
+        self.read.append(image)
+        self.then(image)
+        return read(image, *others)
+
+
+def write_many(root: Path, kind: str) -> None:
+    """16 images with masks in a palette, with 16 bits, or with annotations of COCO."""
+    rng, images, annotations = np.random.default_rng(0), [], []
+    for place in ("images", "masks"):
+        (root / place).mkdir(parents=True)
+    for number in range(16):
+        name, width = f"images/{number}.png", 12 + number
+        image = rng.integers(0, 4000, (11, width)).astype(np.uint16)
+        image = image if kind == "16 bits" else image.astype(np.uint8)
+        Image.fromarray(image).save(root / name)
+        images.append({"id": number, "file_name": name, "height": 11, "width": width})
+        runs = {"size": [11, width], "counts": [0, 5, 11 * width - 5]}
+        one = {"id": number, "image_id": number, "category_id": 1, "segmentation": runs}
+        annotations += [one, {**one, "id": 99, "segmentation": {**runs, "counts": [11 * width]}}]
+        if kind != "drawn":
+            mask = Image.fromarray((image % 3).astype(np.uint8)).convert("P")
+            mask.putpalette(np.resize(COLORS, (256, 3)).ravel().tolist())
+            mask.save(root / f"masks/{number}.png")
+    content = {"images": images, "annotations": annotations}
+    if kind == "drawn":
+        content["categories"] = [{"id": 1, "name": "cat"}]
+        (root / "annotations.json").write_text(json.dumps(content))
+    else:
+        (root / "classes.csv").write_text(
+            "name,r,g,b\n"
+            + "".join(f"{n},{r},{g},{b}\n" for n, (r, g, b) in zip(NAMES, COLORS, strict=True))
+        )
+
+
+@pytest.mark.parametrize("harm", ["", "torn"])
+@pytest.mark.parametrize("kind", ["palette", "16 bits", "drawn"])
+def test_a_survey_goes_on_after_a_kill(tmp_path, monkeypatch, capfd, kind, harm):
+    write_many(tmp_path / "m", kind)
+    where = {"data_dir": tmp_path / "d", "manual_dir": tmp_path / "m"}
+    with monkeypatch.context() as patch:
+        Counted(patch, stop=15)
+        with pytest.raises(KeyboardInterrupt):
+            prepare("folder", **where)
+    kept = sorted(tmp_path.glob("d/folder/surveyed-*/*.npz"), key=lambda path: path.stat().st_size)
+    if harm:
+        kept[0].write_bytes(kept[0].read_bytes()[:-20])
+    whole = [len(readings._kept(path, defaultdict(UsedRange)) or ()) for path in kept]
+    assert sum(whole) > 4
+    assert (whole[0] == 0) == bool(harm)
+    capfd.readouterr()
+    counted = Counted(monkeypatch)
+    copy = prepare("folder", **where)
+    assert len(counted.read) == 16 - sum(whole)
+    told = f"Reading images and masks: goes on after {sum(whole)} of 16 images\n"
+    assert told in capfd.readouterr().err
+    assert bytes_of(copy) == bytes_of(prepare("folder", **{**where, "data_dir": tmp_path / "e"}))
+    assert len(list((tmp_path / "d/folder").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["", "mask", "image", "image gone", "annotations", "colour", "alpha", "meanwhile", "version"],
+)
+def test_a_survey_reads_again_what_has_changed(tmp_path, monkeypatch, change):
+    """Here because an image is damaged, and mended; that is read again in any case."""
+    root = tmp_path / "m"
+    write_many(root, "drawn" if change == "annotations" else "palette")
+    where = {"data_dir": tmp_path / "d", "manual_dir": root}
+    sound, status = (root / "images/9.png").read_bytes(), (root / "images/9.png").stat()
+    (root / "images/9.png").write_bytes(bytes(len(sound)))
+    with monkeypatch.context() as patch:
+        counted = Counted(patch)
+        if change == "meanwhile":  # and it is changed back
+            here = root / "images/2.png"
+            counted.then = lambda image: image == here and os.utime(here, ns=(1, 1))
+        with pytest.raises(ValueError, match="1 problem"):
+            prepare("folder", **where)
+    (root / "images/9.png").write_bytes(sound)
+    for path in [root / "images/9.png"] + [root / "images/2.png"] * (change == "meanwhile"):
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    if change == "mask":
+        Image.fromarray(np.zeros((11, 14), np.uint8)).save(root / "masks/2.png")
+    elif change == "image":
+        Image.fromarray(np.zeros((11, 14), np.uint8)).save(root / "images/2.png")
+    elif change == "image gone":
+        (root / "images/2.png").unlink()
+        (root / "masks/2.png").unlink()
+    elif change == "annotations":
+        os.utime(root / "annotations.json", ns=(1, 1))
+    elif change == "colour":
+        text = (root / "classes.csv").read_text()
+        (root / "classes.csv").write_text(text.replace("0,200,100", "0,200,101"))
+    elif change == "version":
+        monkeypatch.setattr(readings, "__version__", "0")
+    counted = Counted(monkeypatch)
+    options = {"alpha": "drop"} if change == "alpha" else {}
+    copy = prepare("folder", **where, **options)
+    again = {path.stem for path in counted.read}
+    everything = change in ("annotations", "colour", "alpha", "version")
+    assert "9" in again
+    assert (len(again) == 16) == everything
+    assert ("2" in again) == (everything or change in ("mask", "image", "meanwhile"))
+    anew = prepare("folder", **{**where, "data_dir": tmp_path / "e"}, **options)
+    assert bytes_of(copy) == bytes_of(anew)
+    assert not list(tmp_path.glob("d/folder/surveyed-*"))
+
+
+KILLED = """
+import sys
+from fcn_jax.data import prepare, processes
+
+if __name__ == "__main__":
+    processes.FEW = 3
+    prepare("folder", data_dir=sys.argv[1], manual_dir=sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_what_processes_read_is_kept_when_all_are_killed(tmp_path, monkeypatch, capfd):
+    write_many(tmp_path / "m", "palette")
+    here = tmp_path / "m/images/7.png"
+    sound = here.read_bytes()
+    here.unlink()
+    os.mkfifo(here)  # at which its process stays
+    (tmp_path / "prepare.py").write_text(KILLED)
+    command = [sys.executable, tmp_path / "prepare.py", tmp_path / "d", tmp_path / "m"]
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(command, env={**environ, "LOKY_MAX_CPU_COUNT": "2"})
+    end = time.monotonic() + 100
+    pairs = [(tmp_path / f"m/images/{i}.png", here) for i in range(16)]
+    parts = [*readings._parts(pairs, tmp_path / "m")]
+    while len(list(tmp_path.glob("d/folder/surveyed-*/*.npz"))) < len(parts) - 1:
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    here.unlink()
+    here.write_bytes(sound)
+    counted = Counted(monkeypatch)
+    monkeypatch.setattr(readings, "READERS", 4)  # of which the size of parts follows
+    where = {"manual_dir": tmp_path / "m"}
+    copy = prepare("folder", data_dir=tmp_path / "d", **where)
+    assert here in counted.read
+    assert len(counted.read) < 5
+    assert "goes on after" in capfd.readouterr().err
+    assert bytes_of(copy) == bytes_of(prepare("folder", data_dir=tmp_path / "e", **where))
+
+
 @pytest.mark.slow
 def test_several_processes_survey_what_one_does(tmp_path, monkeypatch, rng):
     """Of 16 bits, of a split each and none, with a file that is damaged and a mask of no class."""
@@ -348,7 +518,7 @@ def test_several_processes_survey_what_one_does(tmp_path, monkeypatch, rng):
     Image.fromarray(np.full((11, 17), 7, np.uint8)).save(tmp_path / "masks/5.png")
     (tmp_path / "classes.txt").write_text("\n".join(NAMES))
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "2")
-    monkeypatch.setattr("fcn_jax.data.survey.PART", 2)
+    monkeypatch.setattr("fcn_jax.data.readings.PART", 2)
 
     def surveyed(few):
         monkeypatch.setattr("fcn_jax.data.processes.FEW", few)

@@ -71,7 +71,8 @@ def drawn(found, size):
     """The label map of the first image of what is found, and the notes."""
     assert not found.problems
     ((_, drawing),) = (pair for pairs in found.splits.values() for pair in pairs.values())
-    return found.classes.to_labels(drawing(size)), found.notes
+    label = found.classes.to_labels(drawing(size, found.told))
+    return label, [*found.notes, *polygons.notes_of(found.told)]
 
 
 def shape(points, label="plate", kind="polygon", **fields):
@@ -335,10 +336,8 @@ def test_coco_images_that_are_not_there_or_not_listed(tmp_path):
     (one.place / "b.png").rename(one.place / "d.png")
     found = one.find()
     assert problems(found) == ["images that are not there: 1 (b.png)"]
-    assert found.notes == [
-        "images without an annotation, which are background: 1 (c.png)",
-        "images that no file lists, left out: 1 (images/d.png)",
-    ]
+    assert found.notes == ["images that no file lists, left out: 1 (images/d.png)"]
+    assert found.told == [("images without an annotation, which are background", "c.png")]
 
 
 def test_coco_never_takes_an_image_of_another_split_or_folder(tmp_path):
@@ -423,7 +422,7 @@ def test_coco_files_may_number_the_same_classes_differently(tmp_path):
     found = val.find()
     assert found.classes.names == ("background", "plate", "table")
     of = {split: next(iter(ids.values()))[1] for split, ids in found.splits.items()}
-    assert [found.classes.to_labels(of[s]((20, 20)))[0, 0] for s in ("train", "val")] == [1, 2]
+    assert [found.classes.to_labels(of[s]((20, 20), []))[0, 0] for s in ("train", "val")] == [1, 2]
 
 
 def test_coco_class_file_names_and_orders(tmp_path):
@@ -651,7 +650,7 @@ def test_labelme_images_are_found(tmp_path, place, image, stated):
     assert [*found.splits[UNCUT]] == ["a"]
     assert drawn(found, (20, 20))[0].sum() == 9
     assert found.unlabeled == []
-    assert len(found.notes) == (image == "before_it_was_renamed.jpg")
+    assert len(found.told) == (image == "before_it_was_renamed.jpg")
 
 
 def test_labelme_image_in_the_file(tmp_path):
@@ -768,7 +767,7 @@ def test_messages_are_one_line_whatever_a_file_holds(tmp_path):
     found = one.add([square(0, 0, 4, 4)]).add([], id="\n" * 999).find()
     ((_, drawing),) = found.splits[UNCUT].values()
     with pytest.raises(ValueError, match="no number of pixels") as caught:
-        drawing((20, 20))
+        drawing((20, 20), [])
     write_labelme(tmp_path / "l", [shape([[1]], "x\ud800")], image="b\n" * 999)
     with pytest.raises(ValueError, match="control characters") as refused:
         labelme.find(tmp_path / "l", None)
@@ -780,9 +779,7 @@ def test_messages_are_one_line_whatever_a_file_holds(tmp_path):
 
 
 def test_notes_count_objects_once_in_any_order():
-    notes = ["another"]
-    told = polygons.Told(notes)
-    for number in (np.random.default_rng(0).permutation(1000) % 500).tolist():
-        told.add("hidden", f"a{number:03}")
-        told.add("outside", "b")
-    assert notes == ["another", "hidden: 500 (a000, a001, a002, ...)", "outside: 1 (b)"]
+    numbers = (np.random.default_rng(0).permutation(1000) % 500).tolist()
+    told = [pair for i in numbers for pair in (("hidden", f"a{i:03}"), ("outside", "b"))]
+    notes = polygons.notes_of(told)
+    assert notes == ["hidden: 500 (a000, a001, a002, ...)", "outside: 1 (b)"]

@@ -19,8 +19,8 @@ from jaxtyping import Int32, Int64
 from fcn_jax.classes import NO_ID, ClassTable
 from fcn_jax.data import polygons
 from fcn_jax.data.images import stored_size
-from fcn_jax.data.layouts import Drawing, DrawingError, Found, files_below
-from fcn_jax.data.polygons import NO_OBJECT, Frame, Images, Told, named, shown
+from fcn_jax.data.layouts import Drawing, DrawingError, Found, Told, files_below
+from fcn_jax.data.polygons import NO_OBJECT, Frame, Images, named, shown
 
 KEPT = (
     *("images", "annotations", "categories", "id", "file_name", "height", "width", "name"),
@@ -79,7 +79,7 @@ def find(root: Path, table: ClassTable | None) -> Found | None:
     names = sorted(first, key=first.__getitem__)
     found.classes, ids = polygons.class_ids(names, table, root)
 
-    images, told = Images(root, below), Told(found.notes)
+    images = Images(root, below)
     drawings: dict[str, dict[Path, Drawing]] = collections.defaultdict(dict)
     for path, content in contents.items():
         wrong: dict[str, list[object]] = collections.defaultdict(list)
@@ -93,10 +93,9 @@ def find(root: Path, table: ClassTable | None) -> Found | None:
                 wrong["images listed before"].append(entry.name)
             else:
                 if not entry.objects:
-                    told.add("images without an annotation, which are background", entry.name)
-                drawings[split][places[0]] = functools.partial(
-                    _draw, at[path], places[0], entry, told
-                )
+                    text = "images without an annotation, which are background"
+                    found.told.append((text, entry.name))
+                drawings[split][places[0]] = functools.partial(_draw, at[path], places[0], entry)
         found.problems += [(f"{text}: {named(items)}", path) for text, items in wrong.items()]
     polygons.gather(found, drawings)
     listed = {path for drawn in drawings.values() for path in drawn}
@@ -221,7 +220,7 @@ def _entries(
 
 
 def _draw(
-    at: str, image: Path, entry: _Entry, told: Told, size: tuple[int, int]
+    at: str, image: Path, entry: _Entry, size: tuple[int, int], told: Told
 ) -> Int32[np.ndarray, "h w"]:
     """The class ids of an image of this size: a `fcn_jax.data.layouts.Drawing`."""
     try:
@@ -240,7 +239,7 @@ def _draw(
         if area := int(counts[1::2].sum()):
             drawn.append((area, counts, found.label, where))
         else:
-            told.add("covers no pixel", where)
+            told.append(("covers no pixel", where))
     drawn.sort(key=lambda one: -one[0])  # in a stable way
     objects = np.zeros(size[0] * size[1], np.int32)
     for number, (_, counts, _, _) in enumerate(drawn, start=1):
@@ -270,7 +269,7 @@ def _from_polygons(
     if any(len(outline) < 2 for outline in outlines):
         raise ValueError("a polygon needs a list of at least three x, y, but one has less than two")
     if any(len(outline) == 2 for outline in outlines):
-        told.add("has polygons of only 2 points, which cover nothing", where)
+        told.append(("has polygons of only 2 points, which cover nothing", where))
         outlines = [outline for outline in outlines if len(outline) > 2]
     if not outlines:
         return np.array([frame.size[0] * frame.size[1]])

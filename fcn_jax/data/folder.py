@@ -29,6 +29,7 @@ import collections
 import csv
 import functools
 import hashlib
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,8 +49,9 @@ from fcn_jax.data.bands import Alpha, UsedRange, check_range
 from fcn_jax.data.files import fingerprint
 from fcn_jax.data.images import LabelKind, encoded_image
 from fcn_jax.data.layouts import Drawing, Found
+from fcn_jax.data.readings import Reader, Reading, Used, read_all, read_values
 from fcn_jax.data.records import Contents, Entry, Part, file_entry, read_labels, size_of
-from fcn_jax.data.survey import Reading, Survey, Used, examples, ranges, read_all, read_values
+from fcn_jax.data.survey import Survey, examples, ranges
 
 FINDERS: tuple[layouts.Finder, ...] = (
     *(exports.find_roboflow, exports.find_voc, exports.find_supervisely),
@@ -65,6 +67,8 @@ class FolderPlan:
     """What lies in a folder, before any picture has been read: a `fcn_jax.data.records.Plan`.
 
     Args:
+        data_dir: Where prepared data lie, and what is read of a folder until it is prepared, so
+            that a survey goes on after a kill; None keeps nothing.
         classes: The class file, relative to `manual_dir` or the working directory.
         images: Glob of the images, relative to `manual_dir`; may hold `{split}`.
         masks: Glob of the masks.
@@ -87,6 +91,7 @@ class FolderPlan:
         self,
         manual_dir: Path | None,
         *,
+        data_dir: Path | None = None,
         classes: str | Path | None = None,
         images: str | None = None,
         masks: str | None = None,
@@ -114,6 +119,8 @@ class FolderPlan:
         self.alpha: Alpha = alpha
         self.value_range = check_range(value_range)
         self.root = root = existing(manual_dir)
+        name = hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
+        self.kept_in = data_dir and data_dir / f"folder/surveyed-{name}"
         self.mask_kind: LabelKind = mask_kind
         self.class_file = _class_file(root, classes)
         own = load_class_table(self.class_file, first_id or 0) if self.class_file else None
@@ -162,7 +169,10 @@ class FolderPlan:
         ]
         pairs = [(image, mask) for _, _, image, mask in tasks]
         used: Used = collections.defaultdict(UsedRange)
-        read = read_all(pairs, self.root, self.colors, self.mask_kind, self.alpha, used)
+        # Of a layout that brings its classes, files are what masks are drawn from.
+        drawn_from = fingerprint(self.found.files, self.found.classes)
+        how = self.root, self.colors, self.mask_kind, self.alpha, drawn_from
+        read = read_all(pairs, Reader(*how, self.kept_in), used)
         uncut = {
             name: reading.digest or name
             for (split, name, *_), reading in zip(tasks, read, strict=True)
@@ -195,7 +205,9 @@ class FolderPlan:
         leftover = [self._short(path) for path in self.found.leftover]
         if leftover:
             survey.warnings.append(f"{len(leftover)} masks without an image: {examples(leftover)}")
-        survey.notes += [*self.found.notes, *layouts.aside(self.root, self.found)]
+        told = [*self.found.told, *(one for reading in read for one in reading.told)]
+        survey.notes += [*self.found.notes, *polygons.notes_of(told)]
+        survey.notes += layouts.aside(self.root, self.found)
         survey.proposals |= self.found.proposals
         if pairs and all(isinstance(mask, Path) for _, mask in pairs):
             survey.notes += polygons.unread(self.root, self.found.files)
@@ -231,6 +243,7 @@ class FolderPlan:
             str(self.root),
             (*survey.notes,),
             value_range=self.value_range,
+            kept_in=self.kept_in,
         )
 
     def _entry(self, name: str, image: Path, mask: Path | Drawing) -> Entry:
@@ -246,7 +259,7 @@ class FolderPlan:
 
 def _draw(image: Path, mask: Drawing, classes: ClassTable, alpha: Alpha) -> dict[str, Part]:
     picture = encoded_image(labelme.image_source(image), str(image), alpha)
-    return {"image": picture, "label": classes.to_labels(mask(size_of(picture)))}
+    return {"image": picture, "label": classes.to_labels(mask(size_of(picture), []))}
 
 
 plan = FolderPlan

@@ -20,8 +20,8 @@ from jaxtyping import Bool, Float64, Int32, Int64
 from fcn_jax.classes import ClassTable, load_class_table
 from fcn_jax.data import polygons
 from fcn_jax.data.images import IMAGE_SUFFIXES, read_label, stored_size
-from fcn_jax.data.layouts import Drawing, DrawingError, Found, files_below
-from fcn_jax.data.polygons import NO_OBJECT, Frame, Images, Told, named, shown
+from fcn_jax.data.layouts import Drawing, DrawingError, Found, Told, files_below
+from fcn_jax.data.polygons import NO_OBJECT, Frame, Images, named, shown
 
 AREAS = ("polygon", "rectangle", "circle", "oriented_rectangle", "rotation", "mask")
 """The shapes that cover pixels; points and lines do not."""
@@ -91,7 +91,7 @@ def find(root: Path, table: ClassTable | None) -> Found | None:
         text = f"the class file lacks the label {label!r:.80} of {named(used[label])}"
         found.problems.append((text, root))
 
-    images, told = Images(root, below), Told(found.notes)
+    images = Images(root, below)
     drawings: dict[str, dict[Path, Drawing]] = collections.defaultdict(dict)
     for file in files:
         split = polygons.split_of(file.path.parent, root)
@@ -102,7 +102,8 @@ def find(root: Path, table: ClassTable | None) -> Found | None:
             names = [f"{file.path.stem}{suffix}" for suffix in IMAGE_SUFFIXES]
             places = [path for name in names for path in images.find(name, file.path, split)]
             if len(places) == 1:
-                told.add("imagePath is not there; took the image of the file's name", file.name)
+                text = "imagePath is not there; took the image of the file's name"
+                found.told.append((text, file.name))
         if len(places) != 1:
             text = "may be one of several files" if places else "is not there"
             found.problems.append((f"its image {file.image!r:.80} {text}", file.path))
@@ -112,7 +113,7 @@ def find(root: Path, table: ClassTable | None) -> Found | None:
             )
         else:
             split = split or polygons.split_of(places[0].parent, root)
-            drawings[split][places[0]] = functools.partial(_draw, file, places[0], ids, told)
+            drawings[split][places[0]] = functools.partial(_draw, file, places[0], ids)
     polygons.gather(found, drawings)
     taken = {path for drawn in drawings.values() for path in drawn}
     found.unlabeled = [path for path in images.paths.values() if path not in taken]
@@ -158,7 +159,7 @@ def _read(path: Path, root: Path) -> _File | None:
 
 
 def _draw(
-    file: _File, image: Path, ids: Mapping[str, int], told: Told, size: tuple[int, int]
+    file: _File, image: Path, ids: Mapping[str, int], size: tuple[int, int], told: Told
 ) -> Int32[np.ndarray, "h w"]:
     """The class ids of an image of this size: a `fcn_jax.data.layouts.Drawing`."""
     from PIL import Image
@@ -177,7 +178,7 @@ def _draw(
     for shape in file.shapes:
         where = f"{file.name} {shape.name}"
         if shape.kind not in AREAS:
-            told.add(f"a {shown(shape.kind)} covers no pixels and is not drawn", where)
+            told.append((f"a {shown(shape.kind)} covers no pixels and is not drawn", where))
             continue
         try:
             if _paint(objects, len(names), shape, frame, told, where):
@@ -200,7 +201,7 @@ def _paint(objects: Any, number: int, shape: _Shape, frame: Frame, told: Told, w
     if counts and len(points) not in counts:
         raise ValueError(f"a {shape.kind} has {counts[0]} points, but this one {len(points)}")
     if not counts and len(points) < 3:
-        told.add("a polygon of fewer than 3 points covers no pixel", where)
+        told.append(("a polygon of fewer than 3 points covers no pixel", where))
         return False
     if len(points) * objects.height > MAX_WORK:
         raise ValueError(f"a polygon of {len(points)} points takes too long to draw")
@@ -223,7 +224,7 @@ def _paint(objects: Any, number: int, shape: _Shape, frame: Frame, told: Told, w
             draw.polygon(points.ravel().tolist(), **ink)
         return True
     if not mask.any():
-        told.add("covers no pixel", where)
+        told.append(("covers no pixel", where))
         return False
     objects.paste(number, corner, Image.fromarray(mask * np.uint8(255)))
     return True

@@ -37,8 +37,14 @@ UNCUT = ""
 
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 
-Drawing: TypeAlias = Callable[[tuple[int, int]], Integer[np.ndarray, "h w"]]
-"""Makes the ids of an image of a (height, width), or raises a `DrawingError`."""
+Told: TypeAlias = list[tuple[str, str]]
+"""What a person should know of objects: a text, and the object of which it is true."""
+
+Drawing: TypeAlias = Callable[[tuple[int, int], Told], Integer[np.ndarray, "h w"]]
+"""Makes the ids of an image of a (height, width), or raises a `DrawingError`.
+
+What is odd about an object, it adds to what is `Told`.
+"""
 
 
 class DrawingError(ValueError):
@@ -65,7 +71,8 @@ class Found:
         classes: The classes of the masks, where the layout brings them; None: the class file's.
         colored: Whether the colours of `classes` are those of colour masks.
         problems: What is wrong, each with the file that it is true of.
-        notes: What a person should know. Drawings may add to it.
+        notes: What a person should know.
+        told: What of single objects; drawings tell more.
         files: Further files on which the prepared copy depends.
         proposals: Options with which more may be found.
     """
@@ -78,6 +85,7 @@ class Found:
     colored: bool = False
     problems: list[tuple[str, Path]] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
+    told: Told = dataclasses.field(default_factory=list)
     files: list[Path] = dataclasses.field(default_factory=list)
     proposals: dict[str, str] = dataclasses.field(default_factory=dict)
 

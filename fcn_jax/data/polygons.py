@@ -12,7 +12,6 @@ import json
 import mmap
 import os
 import re
-import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
@@ -23,7 +22,7 @@ from jaxtyping import Float64, Int32, Int64
 
 from fcn_jax.classes import MAX_CLASSES, NO_ID, ClassRow, ClassTable, voc_color
 from fcn_jax.data.images import IMAGE_SUFFIXES
-from fcn_jax.data.layouts import SPLITS, UNCUT, Drawing, Found, by_name, files_below, plain
+from fcn_jax.data.layouts import SPLITS, UNCUT, Drawing, Found, Told, by_name, files_below, plain
 
 MAX_JSON = 1 << 30  # bytes; COCO's largest has 450 MB
 MAX_SIDE = 10**6  # pixels; also how far from an image a coordinate may lie
@@ -143,39 +142,17 @@ class Images:
         return of_split or [path for path in paths if split_of(path.parent, self.root) == UNCUT]
 
 
-class Told:
-    """Notes that are each of many objects: how many, and the first few of them.
-
-    Drawings, in any number of threads, tell here what is true of an object; twice counts once.
-    """
-
-    def __init__(self, notes: list[str]) -> None:
-        self._notes = notes
-        self._objects: dict[str, set[str]] = collections.defaultdict(set)
-        self._first: dict[str, list[str]] = {}  # of these, in the order of the alphabet
-        self._now: dict[str, str] = {}  # the note of every text as it stands in `notes`
-        self._lock = threading.Lock()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Told, ([],)  # in another process it tells nobody
-
-    def add(self, text: str, where: str) -> None:
-        """Adds the object `where` to those of which `text` is true."""
-        with self._lock:
-            self._objects[text].add(where)
-            self._first[text] = sorted({where, *self._first.get(text, ())})[:3]
-            note = f"{text}: {named(self._first[text], len(self._objects[text]))}"
-            if text in self._now:
-                self._notes[self._notes.index(self._now[text])] = note
-            else:
-                self._notes.append(note)
-            self._now[text] = note
+def notes_of(told: Iterable[tuple[str, str]]) -> list[str]:
+    """A note for each text that is `Told`: of how many objects it is true, and three of them."""
+    objects: dict[str, set[str]] = collections.defaultdict(set)  # twice counts once
+    for text, where in told:
+        objects[text].add(where)
+    return [f"{text}: {named(sorted(places))}" for text, places in objects.items()]
 
 
-def named(items: Sequence[object], count: int | None = None) -> str:
-    """How many there are, and the first three; `count` where not all are given."""
-    count = count or len(items)
-    return f"{count} ({', '.join(map(shown, items[:3]))}{', ...' if count > 3 else ''})"
+def named(items: Sequence[object]) -> str:
+    """How many there are, and the first three."""
+    return f"{len(items)} ({', '.join(map(shown, items[:3]))}{', ...' if len(items) > 3 else ''})"
 
 
 def shown(value: object) -> str:
@@ -280,9 +257,13 @@ class Frame(NamedTuple):
     def tell(self, told: Told, where: str) -> None:
         """Tells what is surprising about the frame of the file or entry `where`."""
         if self.turned:
-            told.add("states the size without EXIF orientation; drawn on the upright image", where)
+            told.append(
+                ("states the size without EXIF orientation; drawn on the upright image", where)
+            )
         if (self.height, self.width) != self.size:
-            told.add("drawn on a picture of another size, and scaled to that of the image", where)
+            told.append(
+                ("drawn on a picture of another size, and scaled to that of the image", where)
+            )
 
     def check(self, points: Float64[np.ndarray, "n 2"], told: Told, where: str) -> None:
         """Tells if points lie outside; a ValueError if all do, or if the picture may be another."""
@@ -296,7 +277,7 @@ class Frame(NamedTuple):
                     f"leaves the upright picture of {self.width}x{self.height}; if it was drawn on "
                     "the picture without its EXIF orientation, take that out of the image"
                 )
-            told.add("reaches beyond its picture, where it is cut off", where)
+            told.append(("reaches beyond its picture, where it is cut off", where))
 
 
 def _side(value: object) -> int:
@@ -359,5 +340,5 @@ def classes_of(
     """
     seen = np.bincount(objects.ravel(), minlength=len(ids))
     for i in (np.flatnonzero(seen[1:] == 0) + 1).tolist():
-        told.add("hidden by objects on top of it", names[i])
+        told.append(("hidden by objects on top of it", names[i]))
     return np.array(ids, np.int32)[objects]

@@ -67,6 +67,7 @@ class Contents:
         modalities: What the inputs are, by name; "image" before others.
         value_range: The values of images that are black and white; None finds the range that the
             training images use, where they are not of 8 bits.
+        kept_in: A folder of what was kept to go on after a kill, of no use once all is written.
     """
 
     splits: Mapping[str, Sequence[Entry]]
@@ -75,6 +76,7 @@ class Contents:
     notes: tuple[str, ...] = ()
     modalities: Mapping[str, Kind] = dataclasses.field(default_factory=lambda: PICTURE)
     value_range: tuple[float, float] | None = None
+    kept_in: Path | None = None
 
 
 class Plan(NamedTuple):

@@ -1,46 +1,28 @@
-"""What a person's images and masks hold, from one reading of all of them.
+"""What a person's images and masks mean: classes, counts, and what is wrong.
 
 `fcn_jax.data.folder` refuses data in which a `Survey` finds problems, and ``fcn-jax check`` prints
-what it finds. Nothing is kept of an image but numbers.
+what it finds. Nothing is kept of an image but numbers, its `fcn_jax.data.readings.Reading`.
 """
 
 from __future__ import annotations
 
 import collections
-import concurrent.futures
-import dataclasses
-import functools
 import re
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeAlias
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Integer
 
 from fcn_jax.classes import NO_ID, VOID, VOID_COLOR, ClassTable
-from fcn_jax.data.bands import Alpha, UsedRange
-from fcn_jax.data.images import LabelKind, encoded_image, read_image, read_mask
-from fcn_jax.data.labelme import image_source
-from fcn_jax.data.layouts import Drawing, DrawingError
-from fcn_jax.data.processes import processes_for, worker_processes
-from fcn_jax.data.records import Stored, digest_of, size_of, stored_as
+from fcn_jax.data.images import LabelKind
+from fcn_jax.data.readings import Color, Reading, Used
+from fcn_jax.data.records import stored_as
 
-READERS = 4
-PART = 50  # images that a process reads at a time
-STRIP = 1 << 20  # pixels
 SHOWN = 3  # examples of a problem
 RARE = 1e-3  # of the pixels that count
 MUCH_VOID = 0.5
 MANY_IDS = 20  # of no class; more are no ids
-MANY = 1000  # colours; more are a photograph's
 BACKGROUNDS = ("background", "bg", "void", "unlabeled", "unlabelled", "none", "other", "others")
-
-Color: TypeAlias = tuple[int, int, int]
-
-Used: TypeAlias = defaultdict[Stored, UsedRange]
-"""The range that images use, for each combination of bands and type."""
 
 
 class Problems:
@@ -77,199 +59,6 @@ def examples(names: Collection[str]) -> str:
     """The first of many names, and how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(list(names)[:SHOWN]) + more
-
-
-@dataclasses.dataclass(frozen=True)
-class Reading:
-    """An image with its mask, as they were read.
-
-    Attributes:
-        image: The image's path, as messages show it.
-        mask: The mask's path; the image's where masks are drawn.
-        digest: See `fcn_jax.data.images.pixel_digest`; empty if the image cannot be read.
-        form: The image's bands and type, if it can be read.
-        ids: The pixels of every id in the mask.
-        colors: See `fcn_jax.data.images.Mask`.
-        stored: Whether the mask's numbers are its ids; they are not where colours were looked up.
-        problems: What is wrong with either, as `Problems.add` takes it.
-    """
-
-    image: str
-    mask: str
-    digest: str
-    form: Stored | None
-    ids: Mapping[int, int]
-    colors: Mapping[int, Color] | None
-    stored: bool
-    problems: tuple[tuple[str, ...], ...]
-
-
-def read_all(
-    pairs: Sequence[tuple[Path, Path | Drawing]],
-    root: Path,
-    colors: ClassTable | None,
-    kind: LabelKind,
-    alpha: Alpha,
-    used: Used,
-) -> list[Reading]:
-    """Reads all images and masks: many of them in processes, few in threads.
-
-    Masks that are drawn are read in threads, as drawing tells of what it meets (`layouts.Found`).
-    Images that are not of 8 bits are added to ``used``.
-
-    Raises:
-        OSError: If a process is killed.
-    """
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    shown = {"description": "Reading images and masks", "total": len(pairs), "transient": True}
-    shown |= {"console": console, "disable": not console.is_terminal}
-    read = functools.partial(_read, root=root, colors=colors, kind=kind, alpha=alpha)
-    drawn = not all(isinstance(mask, Path) for _, mask in pairs)
-    processes = 1 if drawn else processes_for(len(pairs))
-    if processes == 1:  # decoding leaves Python's lock
-        with concurrent.futures.ThreadPoolExecutor(READERS) as threads:
-            return [*track(threads.map(lambda pair: read(*pair, used=used), pairs), **shown)]
-    with worker_processes(processes, str(root), "give the command again") as pool:
-        parts = [pairs[at : at + PART] for at in range(0, len(pairs), PART)]
-        found = pool.map(functools.partial(_read_part, read), parts)
-
-        def readings() -> Iterator[Reading]:
-            for of_part, ranges in found:
-                for form, one in ranges.items():
-                    used[form].merge(*one)
-                yield from of_part
-
-        return [*track(readings(), **shown)]
-
-
-def _read_part(
-    read: Callable[..., Reading], pairs: Sequence[tuple[Path, Path | Drawing]]
-) -> tuple[list[Reading], dict[Stored, tuple[Any, Any]]]:
-    """Some images and masks, in a process of its own; and what `UsedRange.merge` takes."""
-    used: Used = defaultdict(UsedRange)
-    readings = [read(*pair, used=used) for pair in pairs]
-    return readings, {form: (found.counts, found.limits) for form, found in used.items()}
-
-
-def _read(
-    image: Path,
-    mask: Path | Drawing,
-    root: Path,
-    colors: ClassTable | None,
-    kind: LabelKind,
-    alpha: Alpha,
-    used: Used,
-) -> Reading:
-    names = _short(image, root), _short(mask if isinstance(mask, Path) else image, root)
-    problems = []
-    size, digest, form = None, "", None
-    ids, palette, by_color = np.zeros((0, 0), np.int32), None, not isinstance(mask, Path)
-    try:
-        picture = encoded_image(image_source(image), str(image), alpha)
-        size, digest, form = size_of(picture), digest_of(picture), stored_as(picture)
-        if isinstance(picture, np.ndarray) and picture.dtype != np.uint8:
-            used[form].add(picture)
-        del picture
-    except (ValueError, OSError) as error:
-        problems.append((_without_path(error, image), names[0]))
-    try:
-        if isinstance(mask, Path):
-            ids, palette, by_color = read_mask(mask, colors, kind)
-        elif size:
-            ids = mask(size)
-    except DrawingError as error:
-        problems.append((error.what, error.where))
-    except (ValueError, OSError) as error:
-        what, colon, found = _without_path(error, mask).partition("colours of no class: ")
-        alone = f"{names[1]}: {what}{colon}{found}"
-        place = f"{names[1]} ({found})" if found else names[1]
-        problems.append(((what + colon).removesuffix(": "), place, alone))
-    else:
-        if size and ids.shape != size:
-            own, other = ("{1}x{0}".format(*shape) for shape in (ids.shape, size))
-            turned = " (width and height are exchanged)" if ids.shape == size[::-1] else ""
-            problems.append(
-                (
-                    f"masks of another size than their image{turned}",
-                    f"{names[1]} ({own}, not {other})",
-                    f"{names[1]}: {own} pixels, but its image {names[0]} has {other}{turned}",
-                )
-            )
-    return Reading(*names, digest, form, _counts(ids), palette, not by_color, tuple(problems))
-
-
-def read_values(
-    files: Collection[Path], kind: LabelKind
-) -> tuple[dict[int, Color | None], set[Color]]:
-    """The values in masks, without a class table.
-
-    Returns:
-        The ids, with the colours that palettes give them; and the colours, where masks are RGB or
-        palettes differ, else none.
-    """
-    ids: dict[int, Color | None] = {}
-    colors: set[Color] = set()
-    in_colors = False
-    with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
-        for values in pool.map(lambda path: _values(path, kind), files):
-            if isinstance(values, set):
-                in_colors, colors = True, (colors | values if len(colors) < MANY else colors)
-                continue
-            for raw_id, color in values.items():
-                known = ids.get(raw_id)
-                in_colors = in_colors or (None not in (known, color) and known != color)
-                grey = raw_id % 256
-                colors.add(color or (grey, grey, grey))
-                ids[raw_id] = color or known
-    return ids, (colors if in_colors else set())
-
-
-def _values(path: Path, kind: LabelKind) -> dict[int, Color | None] | set[Color]:
-    """The ids of a mask with their colours in a palette, or the colours of an RGB mask."""
-    try:
-        if kind != "color":
-            mask = read_mask(path, None, kind)
-            return {raw_id: (mask.colors or {}).get(raw_id) for raw_id in _counts(mask.ids)}
-    except ValueError as error:
-        if "RGB mask" not in str(error):
-            raise
-    codes: set[int] = set()
-    pixels = read_image(path).reshape(-1, 3)
-    for start in range(0, len(pixels), STRIP):
-        strip = pixels[start : start + STRIP].astype(np.int32)
-        codes.update(np.unique(strip @ np.array([1 << 16, 1 << 8, 1], np.int32))[:MANY].tolist())
-    red_green_blue = ((code >> 16, code >> 8 & 255, code & 255) for code in codes)
-    return set(red_green_blue)
-
-
-def _short(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
-
-
-def _without_path(error: Exception, path: Path | Drawing) -> str:
-    return str(error).removeprefix(f"{path}: ")
-
-
-def _counts(ids: Integer[np.ndarray, "h w"]) -> dict[int, int]:
-    """The pixels of every id; a strip at a time, as counting takes 8 bytes a pixel."""
-    pixels: collections.Counter[int] = collections.Counter()
-    flat = ids.reshape(-1)
-    for start in range(0, flat.size, STRIP):
-        strip = flat[start : start + STRIP]
-        if strip.min() >= 0 and strip.max() < 65536:
-            counts = np.bincount(strip)
-            values = np.flatnonzero(counts)
-            counts = counts[values]
-        else:
-            values, counts = np.unique(strip, return_counts=True)
-        pixels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
-    return dict(pixels)
-
-
-# ======================================================================== what it means
 
 
 class Survey:

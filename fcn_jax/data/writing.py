@@ -19,13 +19,11 @@ that opening it costs the same for any number of examples.
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import errno
 import io
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +34,7 @@ import numpy as np
 from fcn_jax.classes import VOID, ClassTable
 from fcn_jax.data.bands import UsedRange
 from fcn_jax.data.images import Encoded, encode_png
-from fcn_jax.data.processes import processes_for, worker_processes
+from fcn_jax.data.processes import Progress, processes_for, tell, worker_processes
 from fcn_jax.data.records import (
     Contents,
     Entry,
@@ -207,7 +205,8 @@ def write(
             shutil.rmtree(incomplete, ignore_errors=True)
         raise
     (incomplete / "copy").rename(path)
-    shutil.rmtree(incomplete, ignore_errors=True)
+    for folder in filter(None, (incomplete, contents.kept_in)):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _cut(split: str, length: int) -> list[_Shard]:
@@ -248,10 +247,10 @@ def _write_shards(
     total = sum(len(shard.rows) for shard in shards)
     images = sum(len(shard.rows) for shard in left)
     if images < total:
-        _tell(f"{work.data_set}: goes on after {total - images:,} of {total:,} images")
+        tell(f"{work.data_set}: goes on after {total - images:,} of {total:,} images")
     processes = max(1, min(processes or processes_for(images), len(left)))
     begun = time.monotonic()
-    with _Progress(work.data_set, total, total - images) as progress:
+    with Progress(work.data_set, total, total - images) as progress:
         if processes == 1:
             for shard in left:
                 entries = splits[shard.split][shard.rows.start : shard.rows.stop]
@@ -261,11 +260,7 @@ def _write_shards(
     seconds = time.monotonic() - begun
     several = f"{processes} processes" if processes > 1 else "1 process"
     rate = f"{images / max(seconds, 1e-3):.0f} images/s, {several}"
-    _tell(f"{work.data_set}: {images:,} images prepared in {seconds:.1f} s ({rate})")
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr)
+    tell(f"{work.data_set}: {images:,} images prepared in {seconds:.1f} s ({rate})")
 
 
 def _is_complete(work: _Work, shard: _Shard, entries: Sequence[Entry]) -> bool:
@@ -280,38 +275,12 @@ def _is_complete(work: _Work, shard: _Shard, entries: Sequence[Entry]) -> bool:
         return size == file.stat().st_size and lists["ids"].tolist() == ids
 
 
-class _Progress(contextlib.AbstractContextManager["_Progress"]):
-    """Images done: a bar on a terminal, elsewhere a line each minute."""
-
-    def __init__(self, data_set: str, total: int, done: int) -> None:
-        from tensorflow_datasets.core.utils import tqdm_utils
-
-        self.done, self._total, self._before = done, total, done
-        self._begun = self._told = time.monotonic()
-        self._data_set = data_set
-        self._bar = tqdm_utils.tqdm(
-            total=total, initial=done, desc=data_set, unit=" images", disable=None
-        )
-
-    def add(self, images: int) -> None:
-        self.done += images
-        self._bar.update(images)
-        now = time.monotonic()
-        if self._bar.disable and now - self._told > 60:
-            self._told = now
-            rate = (self.done - self._before) / (now - self._begun)
-            _tell(f"{self._data_set}: {self.done:,} of {self._total:,} images, {rate:.0f} images/s")
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-
 def _write_in_processes(
     work: _Work,
     shards: Sequence[_Shard],
     splits: Mapping[str, Sequence[Entry]],
     processes: int,
-    progress: _Progress,
+    progress: Progress,
 ) -> None:
     """The error of an example is that of the first one, as if there were one process."""
     counts = np.lib.format.open_memmap(
