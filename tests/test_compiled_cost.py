@@ -44,7 +44,8 @@ UNOPTIMISED = {
 QUICK_CASES = [("inference", "reference"), ("training", "same")]
 SLOW_CASES = [("inference", "same"), ("training", "reference")]
 CASES = [*QUICK_CASES, *SLOW_CASES]
-MARKED = [*QUICK_CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_CASES)]
+PREDICTION = [("prediction", "same"), ("prediction", "reference")]  # by a Predictor
+slow = [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_CASES]
 
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="recorded on a CPU")
 
@@ -103,8 +104,13 @@ def compiled_for_cpu(task: str, padding: Any) -> dict[str, float]:
     model = fcn_jax.create_model(
         "fcn8s", backbone=few_layers, padding=padding, fc_width=64, learned_upsampling="none"
     )
-    run, arguments = program(model, task, (2, 96, 96))
-    compiled = run.lower(*arguments).compile(UNOPTIMISED)
+    if task == "prediction":  # the kernels prepared
+        predictor = fcn_jax.Predictor(model, abstract_params(model), INPUTS, batch_size=2)
+        lowered = predictor.lower((96, 96))
+    else:
+        run, arguments = program(model, task, (2, 96, 96))
+        lowered = run.lower(*arguments)
+    compiled = lowered.compile(UNOPTIMISED)
     return {
         "flops": compiled.cost_analysis()["flops"],
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
@@ -127,23 +133,25 @@ def assert_not_grown(found: dict[str, float], kind: str, case: str) -> None:
         )
 
 
-@pytest.mark.parametrize(("task", "padding"), MARKED)
+@pytest.mark.parametrize(("task", "padding"), [*QUICK_CASES, *slow])
 def test_the_arithmetic_does_not_grow(task, padding):
     assert_not_grown(arithmetic(task, padding), "arithmetic", f"{task} {padding}")
 
 
 @on_cpu
-@pytest.mark.parametrize(("task", "padding"), MARKED)
+@pytest.mark.parametrize(("task", "padding"), [*QUICK_CASES, *slow, *PREDICTION])
 def test_the_compiled_program_does_not_grow(task, padding):
     assert_not_grown(compiled_for_cpu(task, padding), "compiled", f"{task} {padding}")
 
 
 def record() -> None:
-    """Writes what the programs cost now."""
-    content = {"jax": release()} | {
-        kind: {" ".join(case): costs(*case) for case in CASES}
-        for kind, costs in (("arithmetic", arithmetic), ("compiled", compiled_for_cpu))
-    }
+    """Writes the costs of this code."""
+    content: dict[str, Any] = {"jax": release()}
+    for kind, costs, cases in (
+        ("arithmetic", arithmetic, CASES),
+        ("compiled", compiled_for_cpu, [*CASES, *PREDICTION]),
+    ):
+        content[kind] = {f"{task} {padding}": costs(task, padding) for task, padding in cases}
     RECORD.write_text(json.dumps(content, indent=2) + "\n")
 
 

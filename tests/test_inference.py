@@ -14,9 +14,12 @@ from PIL import Image
 from random_parameters import random_parameters
 
 import fcn_jax
+from fcn_jax import ops
 from fcn_jax.canvas import canvas_side, exactly
 from fcn_jax.data.transforms import resize_image
+from fcn_jax.geometry import Window
 from fcn_jax.inference.predictor import Predictor
+from fcn_jax.models.backbones import Backbone, Conv, Padding, Pool
 from fcn_jax.models.fcn import create_model
 from fcn_jax.models.inputs import CAFFE, Inputs, Preprocessing
 
@@ -321,6 +324,42 @@ def test_a_classifier_sees_images_of_mixed_sizes():
         np.testing.assert_allclose(result, expected, atol=1e-5 * np.abs(expected).max())
         np.testing.assert_array_equal(got, result.argmax(-1))
         assert got.min() > 255
+
+
+def wide(padding: Padding, width: float, fc_width: int) -> Backbone:
+    """Layers whose kernels are prepared, one without ReLU, and others between them."""
+    del width
+    border = 16 if padding == "reference" else 2
+    layers = (
+        Conv("stem", 32, Window(5, pad=border)),
+        Conv("first", 32, Window(3, pad=1)),
+        Pool("pool1", Window(2, stride=2, ceil=True)),
+        Conv("second", 96, Window(3, pad=1), relu=False),
+        Conv("apart", 64, Window(3, pad=1), groups=2),
+        Conv("wide", 64, Window(3, pad=2, dilation=2)),
+        Conv("third", 32, Window(3, pad=1)),
+        Pool("pool2", Window(2, stride=2, ceil=True)),
+        Conv("top", fc_width, Window(3, pad=1), dropout=True),
+    )
+    return Backbone(layers, skips=("pool1",))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="kernels are prepared for the CPU")
+@pytest.mark.parametrize("padding", ["same", "reference"])
+def test_kernels_are_prepared_for_the_same_logits(padding):
+    """On a canvas larger than the images, whose stem has the fast forms' border."""
+    model = create_model("fcn16s", backbone=wide, padding=padding, num_classes=3, fc_width=8)
+    params = random_parameters(model, 0)
+    images = [random_image(53, 90), random_image(61, 83, seed=1)]
+    with ops.plain_forms(False):
+        predictor = Predictor(model, {"params": params})
+        logits = predictor.logits(images)
+    assert list(predictor.on_device["prepared"]) == ["first", "second", "third"]
+    for image, result in zip(images, logits, strict=True):
+        expected = np.asarray(model.apply({"params": params}, CAFFE.apply(image[None])))[0]
+        np.testing.assert_allclose(result, expected, atol=1e-5 * np.abs(expected).max())
+    first_and_third = 6 * 6 * 4 * (32 * 32 + 64 * 32)
+    assert list(model.prepared(params, most=first_and_third)) == ["first", "third"]
 
 
 @pytest.mark.usefixtures("unchecked_annotations")  # jax lowers with no arrays in its trees

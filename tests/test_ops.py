@@ -228,6 +228,37 @@ def test_winograd_of_rectified_inputs_is_nearly_as_exact_as_a_sum():
     assert_close(value_and_gradients(convolve, x, kernel), in_float64(convolve, x, kernel), 5e-6)
 
 
+@only_on_the_cpu
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("case", [case for case in CONVOLUTIONS if case.startswith("winograd, ")])
+def test_a_prepared_kernel_gives_the_same_convolution(case, relu):
+    x_shape, kernel_shape, padding, *_ = CONVOLUTIONS[case]
+    x, kernel, bias = random_arrays(x_shape, kernel_shape, kernel_shape[3:])
+
+    def layer(x, kernel, bias):
+        out = convolve(x, kernel, padding) + bias[None, None, None]
+        return jax.nn.relu(out) if relu else out
+
+    assert ops.takes_prepared_kernel(jnp.asarray(x), padding)
+    prepared = ops.prepared_kernel(kernel)
+    run = functools.partial(ops.convolution_prepared, padding=padding, relu=relu)
+    assert_close([jax.jit(run)(x, prepared, bias)], in_float64(layer, x, kernel, bias)[:1], 1e-5)
+
+
+def test_which_kernels_are_prepared():
+    def shape(*sides, dtype=np.float32):
+        return jax.ShapeDtypeStruct(sides, dtype)
+
+    assert ops.prepared_kernel(shape(3, 3, 32, 40)) == shape(6, 6, 32, 40)
+    others = [(3, 3, 31, 32), (3, 3, 32, 31), (1, 1, 64, 64), (7, 7, 64, 64), (3, 5, 64, 64)]
+    assert [ops.prepared_kernel(shape(*sides)) for sides in others] == [None] * 5
+    assert ops.prepared_kernel(shape(3, 3, 64, 64, dtype=jnp.bfloat16)) is None
+    few, enough = (jnp.zeros((1, side, 16, 32)) for side in (12, 13))
+    assert [ops.takes_prepared_kernel(x, SAME) for x in (few, enough)] == [False, True]
+    with ops.plain_forms():
+        assert not ops.takes_prepared_kernel(enough, SAME)
+
+
 @pytest.mark.parametrize(("kernel", "stride"), [((3, 5), 1), ((3, 3), 2)], ids=str)
 def test_other_convolutions_stay_plain(kernel, stride, called):
     arrays = random_arrays((4, 32, 32, 32), (*kernel, 32, 32))

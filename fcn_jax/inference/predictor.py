@@ -532,9 +532,10 @@ class Predictor:
     def on_device(self) -> Any:
         """The variables on all devices of the mesh, as its programs want them.
 
-        Rounded once to the type that the layers compute in, which gives the same results.
+        Rounded once to the type that the layers compute in, which gives the same results; on a CPU
+        with kernels prepared (`fcn_jax.FCN.prepared`).
         """
-        variables = self._rounded(self.variables)
+        variables = self._prepared(self._rounded(self.variables))
         return jax.device_put(variables, ops.kernel_formats(variables, shardings(self.mesh)[1]))
 
     def _rounded(self, variables: Any) -> Any:
@@ -542,6 +543,16 @@ class Predictor:
         if isinstance(self.model, FCN):
             variables = {**variables, "params": self.model.rounded(variables["params"])}
         return variables
+
+    def _prepared(self, variables: Any) -> Any:
+        """Variables, or their shapes, with what the model prepares of them for the platform."""
+        if not isinstance(self.model, FCN) or self._platform != "cpu":
+            return variables
+        return {**variables, "prepared": self.model.prepared(variables["params"])}
+
+    @property
+    def _platform(self) -> str:
+        return jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
 
     def lower(self, size: Size, kind: Result = "labels") -> jax.stages.Lowered:
         """The program for full batches of images of a size, lowered and not yet compiled.
@@ -562,9 +573,9 @@ class Predictor:
         grouped = canvases.group_by_canvas(parts, self.batch_size, shards, self.tile**2)
         images, rows = next(grouped)
         batches = tuple(canvases.batch_of(images, rows, v) for v in range(len(self.views)))
-        variables = jax.eval_shape(self._rounded, self.variables)
+        variables = self._prepared(jax.eval_shape(self._rounded, self.variables))
         return compute_batch.lower(
-            jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform,
+            self._platform,
             (ops.kernel_formats(variables, whole), split),
             *(variables, batches),
             network=self.network,

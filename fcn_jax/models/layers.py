@@ -85,18 +85,26 @@ class Convolution(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w i"], window: Window) -> Float[Array, "b h2 w2 o"]:
-        """The same weights may run through windows of other padding."""
+        """The same weights may run through windows of other padding.
+
+        For prediction on a CPU the collection ``prepared`` may have the kernel in another form
+        (`fcn_jax.FCN.prepared`).
+        """
         shape = (window.kernel, window.kernel, x.shape[-1] // self.groups, self.channels)
         kernel = self.param("kernel", self.kernel_init, shape)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.channels,))
         if self.frozen:
             kernel, bias = lax.stop_gradient((kernel, bias))
+        padding = ((window.pad, window.pad),) * 2
+        prepared = self.get_variable("prepared", "kernel")
+        if prepared is not None and ops.takes_prepared_kernel(x, padding):
+            return ops.convolution_prepared(x, prepared, bias, padding, self.relu)
         dtype = self.dtype or jnp.promote_types(x.dtype, kernel.dtype)
         out = ops.convolution(
             x.astype(dtype),
             jnp.asarray(kernel, dtype),
             window.stride,
-            ((window.pad, window.pad),) * 2,
+            padding,
             self.groups,
             self.precision,
             window.dilation,

@@ -14,7 +14,13 @@ Hessian-vector products); `fcn_jax.ops.multilinear` says how.
 images of any size (`jax.export`), forms that depend on sizes are plain.
 """
 
-from fcn_jax.ops.convolutions import convolution, kernel_formats
+from fcn_jax.ops.convolutions import (
+    convolution,
+    convolution_prepared,
+    kernel_formats,
+    prepared_kernel,
+    takes_prepared_kernel,
+)
 from fcn_jax.ops.dispatch import plain_chosen, plain_forms, sizes_known
 from fcn_jax.ops.pooling import average_pool, local_response_norm, max_pool
 from fcn_jax.ops.upsampling import (
@@ -29,12 +35,15 @@ __all__ = [
     "bilinear_kernel",
     "conv_transpose",
     "convolution",
+    "convolution_prepared",
     "interpolate_on_canvas",
     "kernel_formats",
     "local_response_norm",
     "max_pool",
     "plain_chosen",
     "plain_forms",
+    "prepared_kernel",
     "resize_bilinear_on_canvas",
     "sizes_known",
+    "takes_prepared_kernel",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -244,6 +244,49 @@ def kernel_formats(tree: Any, where: Any) -> Any:
     return jax.tree.map(of_array, tree, jax.tree.broadcast(where, tree))
 
 
+def prepared_kernel(kernel: Any) -> Any:
+    """A 3x3 kernel as the CPU computes with it, `fcn_jax.ops.winograd`; None: as it is.
+
+    Otherwise each pass turns it anew: a fifth of the time of VGG16 at 500x375. Four times the size.
+
+    Args:
+        kernel: (3, 3, in, out) of a convolution of stride 1 without groups, or its shape.
+    """
+    if kernel.shape[:2] != (3, 3) or kernel.dtype != np.float32 or min(kernel.shape[2:]) < 32:
+        return None
+    if isinstance(kernel, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct((6, 6, *kernel.shape[2:]), kernel.dtype)
+    return winograd.kernel_at_points(np.asarray(kernel))
+
+
+def takes_prepared_kernel(x: Array, padding: Padding) -> bool:
+    """Whether `convolution_prepared` is faster for these maps.
+
+    Gains at 16 tiles: conv5_2 (512 channels, 4 maps of 8x8) 0.55.
+    """
+    known = sizes_known(x) and x.dtype == jnp.float32
+    return known and not plain_chosen() and _tiles((x.shape[0], *_output_size(x, 3, padding))) >= 16
+
+
+def convolution_prepared(
+    x: Float[Array, "b h w i"],
+    prepared: Float[Array, "p p i o"],
+    bias: Float[Array, " o"],
+    padding: Padding,
+    relu: bool,
+) -> Float[Array, "b h2 w2 o"]:
+    """`convolution` of stride 1 with bias and ReLU, by a `prepared_kernel`; on the CPU.
+
+    Gains over `convolution`, bias and ReLU: conv4_2 0.54, conv3_2 0.8 (same padding).
+    """
+
+    def finish(rows: Array) -> Array:
+        rows = rows + bias[None, None, None]
+        return jax.nn.relu(rows) if relu else rows
+
+    return winograd.convolve_at_points(x, prepared, padding, finish)
+
+
 def _shapes(first: Any, second: Any, of: str, padding: Padding) -> dict[str, tuple[int, ...]]:
     """The shapes of ``x``, ``kernel`` and ``y``, of which ``of`` is not given."""
     given = [part for part in PARTS if part != of]
@@ -297,8 +340,13 @@ def _winograd_gains(shapes: Mapping[str, tuple[int, ...]]) -> bool:
     size, _, inputs, outputs = shapes["kernel"]
     if size != 3 or min(inputs, outputs) < 32:
         return False
-    batch, rows, columns, _ = shapes["y"]
-    return batch * -(-rows // winograd.TILE) * -(-columns // winograd.TILE) >= 64
+    return _tiles(shapes["y"][:3]) >= 64
+
+
+def _tiles(shape: Sequence[int]) -> int:
+    """Winograd's tiles of maps (b, h, w)."""
+    batch, rows, columns = shape
+    return batch * -(-rows // winograd.TILE) * -(-columns // winograd.TILE)
 
 
 def kernel_gradient_by_patches(

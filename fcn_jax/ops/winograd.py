@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import jax.numpy as jnp
@@ -93,7 +93,27 @@ def convolve(
     x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"], padding: Padding
 ) -> Float[Array, "b h2 w2 o"]:
     """Convolution of stride 1, in float32."""
-    return _convolve(x, _transform(_KERNEL, kernel), "pqbyxi,pqio->pqbyxo", padding)
+    return convolve_at_points(x, _transform(_KERNEL, kernel), padding)
+
+
+def convolve_at_points(
+    x: Float[Array, "b h w i"],
+    kernel: Float[Array, "p p i o"],
+    padding: Padding,
+    finish: Callable[[Array], Array] = lambda rows: rows,
+) -> Float[Array, "b h2 w2 o"]:
+    """Convolution with a kernel that is given at the points (`kernel_at_points`).
+
+    ``finish`` is applied to each strip of the result while it is in the cache: bias and ReLU.
+    """
+    return _convolve(x, kernel, "pqbyxi,pqio->pqbyxo", padding, finish)
+
+
+def kernel_at_points(kernel: Float[np.ndarray, "k k i o"]) -> Float[np.ndarray, "p p i o"]:
+    """The values of a float32 kernel at the points, four times its size; on the host."""
+    both_axes = np.kron(_KERNEL, _KERNEL).astype(np.float32)
+    values = (both_axes @ kernel.reshape(9, -1)).reshape(_POINTS, _POINTS, *kernel.shape[2:])
+    return values.transpose(1, 0, 2, 3)  # as `_transform` leaves its axes
 
 
 def input_gradient(
@@ -105,7 +125,13 @@ def input_gradient(
     return _convolve(gradient, rotated, "pqbyxo,pqio->pqbyxi", border)
 
 
-def _convolve(x: Array, kernel: Array, products: str, padding: Padding) -> Array:
+def _convolve(
+    x: Array,
+    kernel: Array,
+    products: str,
+    padding: Padding,
+    finish: Callable[[Array], Array] = lambda rows: rows,
+) -> Array:
     """Convolution with a kernel given at the points, by an einsum of the values there."""
     batch = x.shape[0]
     height, width = (size + sum(pads) - 2 for size, pads in zip(x.shape[1:3], padding, strict=True))
@@ -116,7 +142,7 @@ def _convolve(x: Array, kernel: Array, products: str, padding: Padding) -> Array
         values = jnp.einsum(products, _tiles_at_points(_INPUT, rows, strips), kernel)
         tiles = _transform(_OUTPUT, values)  # (row, column, b, y, x, o)
         tiles = tiles.transpose(2, 3, 0, 4, 1, 5)
-        return tiles.reshape(batch, strips.rows, -1, tiles.shape[-1])[:, :, :width]
+        return finish(tiles.reshape(batch, strips.rows, -1, tiles.shape[-1])[:, :, :width])
 
     if strips.count == 1:
         return outputs_of(x)[:, :height]
