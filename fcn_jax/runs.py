@@ -1,8 +1,9 @@
 """The folder of a run: its config, and for each stage its last two checkpoints and the best.
 
 Each checkpoint holds the train state, the position in the data, the config and the metrics, so
-that it alone suffices to go on or to predict; and a digest of every array and of all else that is
-read of it, so that what is damaged is never taken for what was saved.
+that it alone suffices to predict; and a digest of every array and of all else that is read of it,
+so that what is damaged is never taken for what was saved. The images of the run are listed once,
+in a file that is called by its digest, which the checkpoints name.
 """
 
 from __future__ import annotations
@@ -505,7 +506,8 @@ class Run:
         config: The run's config.
         stage: The stage it comes from.
         step: The step within the stage.
-        trained_on: Digests of all images that it, or a run that it started from, was trained on.
+        workdir: The run's folder.
+        data: What the checkpoint says of its images (`keep_images`).
     """
 
     model: FCN
@@ -515,7 +517,17 @@ class Run:
     config: Config
     stage: str
     step: int
-    trained_on: frozenset[str] = frozenset()
+    workdir: Path
+    data: Mapping[str, Any] | None = None
+
+    @functools.cached_property
+    def trained_on(self) -> frozenset[str]:
+        """Digests of all images that it, or a run that it started from, was trained on.
+
+        Raises:
+            Damaged: If the file that lists them is not what was saved.
+        """
+        return trained_on(read_images(self.workdir, self.data))
 
 
 def build_model(
@@ -538,8 +550,7 @@ def describe_run(
 ) -> dict[str, Any]:
     """What a checkpoint holds besides arrays, as plain values.
 
-    ``data`` tells the images: ``{"name": …, "train": {"ids": […], "digests": […], …}, "eval": …,
-    "earlier": [digests of others that it was trained on]}`` (`training.identity.describe_data`).
+    ``data`` tells the images, as `keep_images` returns.
     """
     return {
         "config": to_plain(config),
@@ -550,10 +561,56 @@ def describe_run(
     }
 
 
-def trained_on(run: Mapping[str, Any]) -> frozenset[str]:
-    """Digests of all images that what `describe_run` describes was trained on."""
-    data = run.get("data") or {"train": {"digests": ()}, "earlier": ()}
-    return frozenset((*data["train"]["digests"], *data["earlier"]))
+def keep_images(workdir: str | Path, images: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists the images of a run in its folder, once for all checkpoints that are of these images.
+
+    Args:
+        workdir: The run's folder.
+        images: Plain values: ``{"name": …, "train": {"ids": […], "digests": […], …}, "eval": …,
+            "earlier": [digests of others that it was trained on]}``
+            (`training.identity.describe_data`).
+
+    Returns:
+        What a checkpoint says of them: the file, and the number of training images.
+    """
+    file = images_file(images)
+    path = Path(workdir) / file
+    if jax.process_index() == 0 and not _is_whole(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(images))
+    return {"file": file, "train": len(images["train"]["ids"])}
+
+
+def images_file(images: Mapping[str, Any]) -> str:
+    """The name of the file that lists these images in a run's folder."""
+    return f"images/{hashlib.sha256(json.dumps(images).encode()).hexdigest()[:32]}.json"
+
+
+def read_images(workdir: str | Path, data: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The images of which a checkpoint says ``data``; None where they were not recorded.
+
+    Raises:
+        Damaged: If the file is not what was saved.
+    """
+    if data is None or "file" not in data:  # checkpoints of before list them
+        return data
+    path = Path(workdir) / data["file"]
+    if not _is_whole(path):
+        what = "damaged" if path.exists() else "missing"
+        raise Damaged(
+            f"{path}, which lists the images of the run, is {what}; bring it back from a copy, or "
+            "give the command of the training once more: of the same images it writes it again"
+        )
+    return json.loads(path.read_bytes())
+
+
+def _is_whole(path: Path) -> bool:
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest()[:32] == path.stem
+
+
+def trained_on(images: Mapping[str, Any] | None) -> frozenset[str]:
+    """Digests of all images that a run was trained on, of what `read_images` gives."""
+    return frozenset((*images["train"]["digests"], *images["earlier"]) if images else ())
 
 
 class LastCheckpoint(NamedTuple):
@@ -678,4 +735,5 @@ def load_run(
     backbone = find_trusted(config.backbone, fields.get("code"), allow_code, str(workdir))
     model = build_model(config, stage, heads, inputs, backbone=backbone)
     variables = {"params": params}
-    return Run(model, variables, inputs, heads, config, stage, step, trained_on(fields))
+    place = Path(workdir).expanduser()
+    return Run(model, variables, inputs, heads, config, stage, step, place, fields.get("data"))

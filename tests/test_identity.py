@@ -21,7 +21,15 @@ from fcn_jax.classes import ClassRow, ClassTable, table_from_names
 from fcn_jax.cli import eval as eval_command
 from fcn_jax.models import fcn
 from fcn_jax.models.inputs import CAFFE, Inputs
-from fcn_jax.runs import LastCheckpoint, describe_run, last_checkpoint, load_run
+from fcn_jax.runs import (
+    Damaged,
+    LastCheckpoint,
+    describe_run,
+    keep_images,
+    last_checkpoint,
+    load_run,
+    read_images,
+)
 from fcn_jax.training import identity, init
 from fcn_jax.weights.arrays import Network
 
@@ -142,8 +150,9 @@ def test_changed_data_are_accepted_and_no_image_is_forgotten(place, short):
     assert "evaluation images removed 2 (val_00000, val_00001); scores of before are not" in text
     last = last_checkpoint(short)
     assert last is not None
-    assert (last.step, len(last.run["data"]["train"]["ids"])) == (9, 11)
-    assert len(last.run["data"]["earlier"]) == 3
+    assert (last.step, last.run["data"]["train"]) == (9, 11)
+    images = read_images(short, last.run["data"]) or {}
+    assert (len(images["train"]["ids"]), len(images["earlier"])) == (11, 3)
     assert load_run(short, which="last", allow_code=True).trained_on > set(shown)
     assert train(place, "short", **fields | {"steps": "(9,)"})[0] == 0  # they are the run's now
 
@@ -235,13 +244,18 @@ def source(digests: str, labels: str | None = None, names: str | None = None) ->
     )
 
 
-def compare(train, *, table=TABLE, former=TABLE, head="label", accept=False):
-    """`check_data` of a run that was trained on the images a to e."""
+def compare(train, workdir=None, *, table=TABLE, former=TABLE, head="label", accept=False):
+    """`check_data` of a run that was trained on the images a to e.
+
+    Its images are listed in the workdir, or as before in the checkpoint.
+    """
     data = identity.describe_data(source("abcde"), source("xy"), ["z"])
+    data = keep_images(workdir, data) if workdir else data
     fields = describe_run(configs.default_config(), {"label": former}, Inputs.of(CAFFE), data)
     last = LastCheckpoint("fcn32s", 3, json.loads(json.dumps(fields)))
     heads = {head: table}
-    return identity.check_data(last, train, source("xy"), heads, Path("runs/a"), accept=accept)
+    workdir = workdir or Path("runs/a")
+    return identity.check_data(last, train, source("xy"), heads, workdir, accept=accept)
 
 
 @pytest.mark.parametrize(
@@ -258,17 +272,56 @@ def compare(train, *, table=TABLE, former=TABLE, head="label", accept=False):
         (source("abcdee"), "in another order"),
     ],
 )
+@pytest.mark.parametrize("listed", ["in a file", "in the checkpoint"])
 @pytest.mark.usefixtures("unchecked_annotations")
-def test_images_are_compared_by_what_they_show(now, difference):
+def test_images_are_compared_by_what_they_show(tmp_path, now, difference, listed):
+    workdir = tmp_path if listed == "in a file" else None
     if not difference:
-        assert compare(now) == ({"z"}, "")
+        assert compare(now, workdir) == ({"z"}, "")
         return
-    with pytest.raises(ValueError, match=r"runs/a holds a run of other data: ") as caught:
-        compare(now)
+    with pytest.raises(ValueError, match=r" holds a run of other data: ") as caught:
+        compare(now, workdir)
     assert f"training images {difference}" in str(caught.value)
-    earlier, told = compare(now, accept=True)
+    earlier, told = compare(now, workdir, accept=True)
     assert earlier == {*"abcdez"} - set(now.digests)
     assert f"training images {difference}" in told
+
+
+@pytest.mark.parametrize("harm", ["missing", "damaged"])
+@pytest.mark.usefixtures("unchecked_annotations")
+def test_the_list_of_images_is_needed_where_they_are_others(tmp_path, harm):
+    """And is written again where they are the same."""
+    one, other, val = source("abcde"), source("abc"), source("xy")
+    kept = keep_images(tmp_path, identity.describe_data(one, val, ()))
+    assert len(json.dumps(kept)) < 100  # in each checkpoint
+    fields = describe_run(configs.default_config(), {"label": TABLE}, Inputs.of(CAFFE), kept)
+    last = LastCheckpoint("fcn32s", 3, fields)
+    path = tmp_path / kept["file"]
+    content = path.read_bytes()
+    path.write_bytes(content[:-9]) if harm == "damaged" else path.unlink()
+    assert identity.check_data(last, one, val, {"label": TABLE}, tmp_path, accept=False) == (
+        frozenset(),
+        "",
+    )
+    with pytest.raises(Damaged, match=f"{path}, which lists the images of the run, is {harm}; "):
+        identity.check_data(last, other, val, {"label": TABLE}, tmp_path, accept=True)
+    assert keep_images(tmp_path, identity.describe_data(one, val, ())) == kept
+    assert path.read_bytes() == content
+
+
+def test_without_its_list_of_images_a_run_predicts_but_is_not_scored(place, at_once):
+    (path,) = (at_once / "images").iterdir()
+    aside = path.rename(place / "aside")
+    loaded = load_run(at_once, allow_code=True)
+    with pytest.raises(Damaged, match="images of the run, is missing; bring it back from a copy"):
+        _ = loaded.trained_on
+    code, _, errors = run(eval_command.main, ["--allow_code", f"--workdir={at_once}"])
+    assert (code, errors.count("\n")) == (2, 1)
+    assert f"{path}, which lists the images of the run, is missing" in errors
+    code, text, errors = train(place, "once", **ONE, steps="(8,)")
+    assert code == 0, errors
+    assert "finished before" in text
+    assert path.read_bytes() == aside.read_bytes()
 
 
 def changed(number: int, **fields) -> ClassTable:

@@ -36,7 +36,7 @@ from fcn_jax.inference.metrics import BOUNDARY_WIDTH, BY_CLASS, Metrics
 from fcn_jax.inference.outputs import no_formula
 from fcn_jax.inference.page import FURTHER, GROUPS, METRICS, OF_CLASS, PAGE, read_run, write_page
 from fcn_jax.inference.predictor import Predictor, describe_views
-from fcn_jax.runs import Which, available_stages, last_checkpoint, load_run, trained_on
+from fcn_jax.runs import Which, available_stages, last_checkpoint, load_run, read_images, trained_on
 
 QUANTILES = {"min": 0.0, "5%": 0.05, "25%": 0.25, "50%": 0.5, "75%": 0.75, "95%": 0.95, "max": 1.0}
 
@@ -112,7 +112,8 @@ def evaluate_run(
         )
     console = console or Console(soft_wrap=True)
     last = last_checkpoint(workdir)
-    seen = trained_on(last.run) if last else frozenset[str]()
+    data = read_images(workdir, last.run.get("data")) if last else None
+    seen = trained_on(data)
     whole, remark = len(source), ""
     if not include_training_images:
         remedy = "give another --split, or --include_training_images"
@@ -127,7 +128,6 @@ def evaluate_run(
     images |= {"scored": count, "trained_on": len(learned)}
     about: dict[str, Any] = {"split": source.split, "images": images}
     about["boundary_width"] = boundary_width
-    data = last.run.get("data") if last else None
     about["trained"] = {"images": len(data["train"]["ids"])} if data else None
     views = {"flip": flip, "scales": list(scales), "averaged": "probabilities"}
     about["test_time_augmentation"] = views if describe_views(flip, scales) else None

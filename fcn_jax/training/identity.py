@@ -1,6 +1,7 @@
 """What makes a run the same run: its config, its classes and its images, and how they differ.
 
-A checkpoint describes them (`fcn_jax.runs.describe_run`). Before a run goes on they are compared
+A checkpoint describes them (`fcn_jax.runs.describe_run`), and names the file that lists the images
+(`fcn_jax.runs.keep_images`). Before a run goes on they are compared
 with what is given now; nothing of its folder is touched where they differ.
 """
 
@@ -18,7 +19,7 @@ from fcn_jax import config as configs
 from fcn_jax.classes import ClassTable
 from fcn_jax.data import Source
 from fcn_jax.data.source import examples_of
-from fcn_jax.runs import LastCheckpoint, trained_on
+from fcn_jax.runs import LastCheckpoint, images_file, read_images, trained_on
 
 
 def describe_data(train: Source, val: Source, earlier: Collection[str]) -> dict[str, Any]:
@@ -72,7 +73,8 @@ def check_data(
 
     Raises:
         ValueError: If the data are not the run's, unless that is accepted; or if the classes have
-            another number or order, which would change the meaning of the scores.
+            another number or order, which would change the meaning of the scores. If the file that
+            lists the run's images is damaged, and they are not those given now.
     """
     tables = {head: ClassTable.from_dict(table) for head, table in last.run["heads"].items()}
     changed, note = [], ""
@@ -90,9 +92,13 @@ def check_data(
                 f"meaning: {begin_anew(workdir)}"
             )
         changed += _class_differences(head, before, table)
-    if stored := last.run.get("data"):
-        changed += _image_differences("training images", stored["train"], _fingerprint(train))
-        if other := _image_differences("evaluation images", stored["eval"], _fingerprint(val)):
+    now, stored = describe_data(train, val, ()), last.run.get("data")
+    if stored:
+        same = stored.get("file") == images_file(now)
+        stored = now if same else read_images(workdir, stored)
+        assert stored is not None
+        changed += _image_differences("training images", stored["train"], now["train"])
+        if other := _image_differences("evaluation images", stored["eval"], now["eval"]):
             changed += other
             note = "; scores of before are not of the same images, the best checkpoint's too"
     else:
@@ -103,7 +109,7 @@ def check_data(
             f"--accept_changed_data; or {begin_anew(workdir)}"
         )
     told = f"goes on with changed data: {'; '.join(changed)}{note}" if changed else ""
-    return trained_on(last.run) - set(train.digests), told
+    return trained_on(stored) - set(train.digests), told
 
 
 def check_steps(
@@ -116,7 +122,8 @@ def check_steps(
             is finished and the next one began from it.
     """
     former = configs.from_plain(last.run["config"])
-    images_then = len(stored["train"]["ids"]) if (stored := last.run.get("data")) else images
+    train = (last.run.get("data") or {"train": images})["train"]
+    images_then = train if isinstance(train, int) else len(train["ids"])  # of before: a list
     before = configs.stage_steps(former, images_then)
     asked = configs.stage_steps(config, images_then)  # other images alone may make fewer steps
     field = "steps" if config.steps else "epochs"

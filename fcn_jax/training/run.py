@@ -249,8 +249,7 @@ def _train(
         )
     init.drop_other_scores(start, stages[0].model, heads)
     init.check_weights(stages[0].model, config.backbone, start, config.init)
-    identified = identity.describe_data(train_source, eval_source, earlier)
-    description = describe_run(config, heads, inputs, identified)
+    images = identity.describe_data(train_source, eval_source, earlier)
 
     # ---- From here on the folder is this run's
     if jax.process_count() > 1:
@@ -262,6 +261,7 @@ def _train(
         if config.logger == "wandb":
             loggers = [WeightsAndBiases(workdir, configs.to_plain(config))]
         write_whole(workdir / "config.json", json.dumps(configs.to_plain(config), indent=2))
+    description = describe_run(config, heads, inputs, runs.keep_images(workdir, images))
     silent = not first_process
     told_to = {"loggers": loggers, "callbacks": callbacks}
     journal = Journal(workdir, tuple(config.stages), silent=silent, **told_to)
