@@ -53,12 +53,13 @@ class Batch:
     """What a network needs of a batch; the rows beyond the last image are black.
 
     ``arrays`` are uint8 or uint16, by modality, at the network's scale; ``valid_size`` is each
-    image's height and width there, ``original_size`` before it was scaled; ``tile`` is where it
-    lies in the image that it is a tile of, or that it is itself.
+    image's height and width there (None: all fill the canvas, and the network needs no masks),
+    ``original_size`` before it was scaled; ``tile`` is where it lies in the image that it is a tile
+    of, or that it is itself.
     """
 
     arrays: Mapping[str, Shaped[Array | np.ndarray, "b h w *c"]]
-    valid_size: Int[Array | np.ndarray, "b 2"]
+    valid_size: ValidSize
     original_size: Int[Array | np.ndarray, "b 2"]
     tile: Tile
 
@@ -191,10 +192,13 @@ def stack(
     return batch
 
 
-def batch_of(images: Sequence[CanvasImage], rows: int, view: int) -> Batch:
+def batch_of(
+    images: Sequence[CanvasImage], rows: int, view: int, *, filled_apart: bool = False
+) -> Batch:
     """Stacks one view of images of the same canvases, on the host.
 
-    The rows beyond the images have the first one's size.
+    The rows beyond the images have the first one's size. ``filled_apart``: where all images fill
+    their canvas the batch says so, which makes two programs of a canvas.
     """
     canvas = images[0].canvases[1 + view]
     arrays = {
@@ -205,7 +209,10 @@ def batch_of(images: Sequence[CanvasImage], rows: int, view: int) -> Batch:
     sizes = [next(iter(image.views[view].values())).shape[:2] for image in padded]
     originals = [image.original_size for image in padded]
     tile = Tile(*(np.array([i.tiles[view][part] for i in padded], np.int32) for part in (0, 1)))
-    return Batch(arrays, np.array(sizes, np.int32), np.array(originals, np.int32), tile)
+    valid_size = np.array(sizes, np.int32)
+    if filled_apart and (valid_size == canvas).all():
+        valid_size = None
+    return Batch(arrays, valid_size, np.array(originals, np.int32), tile)
 
 
 # ======================================================================== valid sizes

@@ -7,6 +7,7 @@ take the same steps in the same order, and arrays are spread over the devices of
 from __future__ import annotations
 
 import collections
+import contextlib
 import inspect
 import os
 import sys
@@ -340,6 +341,19 @@ def least_memory(platform: str) -> dict[str, str]:
     return options if platform == "cpu" else {}
 
 
+_TARGET = jax.make_user_context("")
+
+
+def compiling_for(platform: str) -> contextlib.AbstractContextManager[None]:
+    """Traces what a ``with`` block calls for devices of a platform: ``cpu``, ``gpu`` or ``tpu``."""
+    return _TARGET(platform)
+
+
+def target_platform() -> str:
+    """The platform that a program is traced for; outside `compiling_for` that of this process."""
+    return _TARGET.value or jax.default_backend()
+
+
 class Programs(Generic[T]):
     """Programs of a function, compiled with `least_memory` for each set of shapes and options.
 
@@ -378,7 +392,8 @@ class Programs(Generic[T]):
         function = self._function
 
         def run(*arrays: Any) -> T:
-            return function(*arrays, **options)
+            with compiling_for(platform):
+                return function(*arrays, **options)
 
         run.__name__ = run.__qualname__ = function.__name__
         return jax.jit(run, in_shardings=in_shardings, compiler_options=least_memory(platform))

@@ -247,6 +247,22 @@ def test_each_image_gets_its_own_logits_in_order(toy, options):
         np.testing.assert_allclose(result, expected, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_images_that_fill_their_canvas_need_no_masks(toy, monkeypatch, scale):
+    """As a GPU computes them, beside others in turn."""
+    monkeypatch.setattr(Predictor, "_platform", "gpu")
+    model, params = toy
+    predictor = Predictor(model, params, scale=scale, canvas=lambda side: -(-side // 8) * 8)
+    for size in (48, 64), (45, 61):
+        image = random_image(*size)
+        expected = alone(model, params, image, scale)
+        atol = 1e-5 * np.abs(expected).max()
+        np.testing.assert_allclose(predictor.logits(image), expected, atol=atol)
+        (part,) = predictor.parts(0, predictor.opened(image))
+        (batch,) = predictor._batches([part], 1)
+        assert (batch.valid_size is None) == (size == (48, 64))
+
+
 def test_labels_are_those_of_the_logits(toy):
     model, params = toy
     images = [random_image(*size, seed=i) for i, size in enumerate(SIZES)]

@@ -169,7 +169,7 @@ def tally(
                 raise ValueError(f"{numbered[1]['id']}: {error}") from error
 
     def start(images: list[CanvasImage], batches: tuple[Batch, ...]) -> Any:
-        rows, canvas = len(batches[0].valid_size), images[0].canvases[0]
+        rows, canvas = len(batches[0].original_size), images[0].canvases[0]
         labels = {
             head: stack([_kept(part, head) for part in images], canvas, rows, VOID)
             for head in heads

@@ -486,7 +486,7 @@ class Predictor:
         # the device busy while the host prepares the next and fetches the last.
         waiting: collections.deque[tuple[list[CanvasImage], Any]] = collections.deque()
         for images, rows in canvases.group_by_canvas(parts, self.batch_size, shards, self.tile**2):
-            batches = tuple(canvases.batch_of(images, rows, v) for v in range(len(self.views)))
+            batches = self._batches(images, rows)
             result = start(images, jax.device_put(batches, split))
             for array in jax.tree.leaves(result):
                 array.copy_to_host_async()
@@ -552,6 +552,7 @@ class Predictor:
 
     @property
     def _platform(self) -> str:
+        """That of the devices which compute: ``cpu``, ``gpu`` or ``tpu``."""
         return jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
 
     def lower(self, size: Size, kind: Result = "labels") -> jax.stages.Lowered:
@@ -572,7 +573,7 @@ class Predictor:
         parts = itertools.chain.from_iterable(self.parts(None, image) for _ in itertools.count())
         grouped = canvases.group_by_canvas(parts, self.batch_size, shards, self.tile**2)
         images, rows = next(grouped)
-        batches = tuple(canvases.batch_of(images, rows, v) for v in range(len(self.views)))
+        batches = self._batches(images, rows)
         variables = self._prepared(jax.eval_shape(self._rounded, self.variables))
         return compute_batch.lower(
             self._platform,
@@ -582,6 +583,13 @@ class Predictor:
             canvas=images[0].canvases[0],
             kind=kind,
         )
+
+    def _batches(self, images: list[CanvasImage], rows: int) -> tuple[Batch, ...]:
+        """A batch of each view, on the host."""
+        # Without masks an H100 moves a fifth less (docs/performance.md), a CPU is no faster.
+        apart = self._platform != "cpu"
+        views = range(len(self.views))
+        return tuple(canvases.batch_of(images, rows, v, filled_apart=apart) for v in views)
 
     def _out_by_head(self, kind: Result, size: Size, out: Any) -> dict[str, Any]:
         """The arrays that were given for an image's results, by head."""
@@ -734,9 +742,10 @@ def _logits(variables: Any, batch: Batch, network: Network, canvas: Size) -> dic
         if number != classes.get(head, number):
             raise ValueError(f"the network has {number} classes, {head} has {classes[head]}")
         if not getattr(model, "classifies", False) and logits.shape[1:3] != canvas:
-            logits = ops.resize_bilinear_on_canvas(
-                logits, batch.valid_size, batch.original_size, *canvas
-            )
+            whole = batch.valid_size
+            if whole is None:
+                whole = jnp.broadcast_to(jnp.array(logits.shape[1:3]), (len(logits), 2))
+            logits = ops.resize_bilinear_on_canvas(logits, whole, batch.original_size, *canvas)
         results[head] = logits
     return results
 

@@ -146,7 +146,8 @@ class FCN(nn.Module):
         if keep_all:
             kept = [layer.name for layer in layers]
         elif not ops.plain_chosen():
-            maps[""] = share_border(image, layers)  # the same function with less arithmetic
+            # The same function with less arithmetic.
+            maps[""] = share_border(image, layers, PRECISIONS[self.precision].products)
         for segment, read_later in decoders.segments(layers, tuple(kept)):
             run = FCN._run_layers
             # The maps after the last pooling or sum are small.

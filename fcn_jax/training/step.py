@@ -16,6 +16,7 @@ from fcn_jax.devices import (
     automatic,
     batch_axis,
     batch_sharding,
+    compiling_for,
     least_memory,
     replicated,
     state_shardings,
@@ -210,7 +211,8 @@ def make_train_step(
         params: Any = state.params
         if shard_parameters:
             params = jax.lax.with_sharding_constraint(params, whole)
-        gradient, losses = gradient_of(params, batch, jax.random.fold_in(key, state.step))
+        with compiling_for(platform):
+            gradient, losses = gradient_of(params, batch, jax.random.fold_in(key, state.step))
         if shard_parameters:
             gradient = jax.lax.with_sharding_constraint(gradient, where.params)
         means = {head: loss.mean for head, loss in losses.items()}
@@ -230,12 +232,13 @@ def make_train_step(
     state = jax.eval_shape(lambda p: init_state(p, optimizer, ema=ema), abstract_params(model))
     where = state_shardings(state, mesh, split=shard_parameters)
     formats = ops.kernel_formats(state, where)
+    platform = mesh.devices.flat[0].platform
     return jax.jit(
         step,
         donate_argnums=0,
         in_shardings=(formats, None),
         out_shardings=(formats, whole),
-        compiler_options=least_memory(mesh.devices.flat[0].platform),
+        compiler_options=least_memory(platform),
     )
 
 
