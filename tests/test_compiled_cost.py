@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,7 @@ from random_parameters import abstract_params, random_parameters
 from toy_backbones import plain
 
 import fcn_jax
-from fcn_jax.devices import data_mesh
+from fcn_jax.devices import compiling_for, data_mesh
 from fcn_jax.geometry import Window
 from fcn_jax.models.backbones import Backbone, Conv, Padding, Pool
 from fcn_jax.models.inputs import CAFFE, Inputs
@@ -90,13 +92,20 @@ def few_layers(padding: Padding, width: float, fc_width: int) -> Backbone:
 def arithmetic(task: str, padding: Any) -> dict[str, float]:
     """FLOPs of VGG16's FCN-8s at full width on 500x375 pixels, as XLA counts them.
 
-    Of the program for a GPU: XLA counts a loop's body once, and the fast forms for the CPU are
-    loops. It is lowered only, so there need be no GPU.
+    And the products and convolutions in which they are. Of the program for a GPU: XLA counts a
+    loop's body once, and the fast forms for the CPU are loops. It is lowered only, so there need be
+    no GPU.
     """
     model = fcn_jax.create_model("fcn8s", padding=padding, learned_upsampling="none")
     run, arguments = program(model, task, (1, 500, 375))
-    lowered = run.trace(*arguments).lower(lowering_platforms=("cuda",))
-    return {"flops": lowered.cost_analysis()["flops"]}
+    # A step is traced for the devices of its mesh, which are here those of a CPU.
+    of_step = mock.patch.object(
+        fcn_jax.training.step, "compiling_for", return_value=compiling_for("gpu")
+    )
+    with of_step, compiling_for("gpu"):
+        lowered = run.trace(*arguments).lower(lowering_platforms=("cuda",))
+    products = re.findall(r"stablehlo\.(convolution|dot_general)", lowered.as_text())
+    return {"flops": lowered.cost_analysis()["flops"], "products": len(products)}
 
 
 def compiled_for_cpu(task: str, padding: Any) -> dict[str, float]:
