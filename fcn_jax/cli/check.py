@@ -151,7 +151,7 @@ def print_classes(survey: Survey) -> None:
         )
     ]
     rows.append((VOID, ranges(held & {*survey.classes.void_ids}), "void"))
-    trained = survey.counts.get("train", np.zeros((0, 256), np.int64))[:, :VOID]
+    trained = survey.counts.get("train", np.zeros((0, 1), np.int64))[:, :-1]
     ways = ("inverse", "median") if trained.any() else ()
     weights = {way: balanced_weights(way, trained) for way in ways}
     columns = f"  weights: {', '.join(ways)}" if ways else ""

@@ -75,7 +75,7 @@ class Survey:
 
     Attributes:
         classes: The classes with the ids that the masks turned out to have.
-        counts: The pixels of every label in each mask of each split.
+        counts: The pixels of each class in each mask of each split; of void in the last column.
         pixels: The pixels of every label in each split.
         masks: The masks that hold the label, likewise.
         unknown: Ids of no class: their pixels, and the masks that hold them.
@@ -137,23 +137,29 @@ class Survey:
     def _count(self) -> list[str]:
         """Counts labels; returns the masks that hold ids of no class."""
         known = {*self.classes.ids, *self.classes.void_ids}
-        label_of = dict(
-            zip(known, self.classes.to_labels(np.array([*known])).tolist(), strict=True)
-        )
-        self.counts = {k: np.zeros((len(of), 256), np.int64) for k, of in self.readings.items()}
+        void = self.classes.num_classes
+        columns = np.minimum(self.classes.to_labels(np.array([*known])), void)
+        column_of = dict(zip(known, columns.tolist(), strict=True))
+        self.counts = {
+            split: np.zeros((len(of), void + 1), np.int64) for split, of in self.readings.items()
+        }
         self.unknown: dict[int, tuple[int, int]] = {}
         holders = []
         for split, readings in self.readings.items():
             for number, reading in enumerate(readings.values()):
                 for raw_id, count in reading.ids.items():
                     if raw_id in known:
-                        self.counts[split][number, label_of[raw_id]] += count
+                        self.counts[split][number, column_of[raw_id]] += count
                     else:
                         pixels, masks = self.unknown.get(raw_id, (0, 0))
                         self.unknown[raw_id] = pixels + count, masks + 1
                 holders += [reading.mask] if reading.ids.keys() - known else []
-        self.pixels = {split: counts.sum(axis=0) for split, counts in self.counts.items()}
-        self.masks = {split: (counts > 0).sum(axis=0) for split, counts in self.counts.items()}
+        self.pixels, self.masks = (
+            {split: np.zeros(256, np.int64) for split in self.counts} for _ in range(2)
+        )
+        for split, counts in self.counts.items():
+            self.pixels[split][[*range(void), VOID]] = counts.sum(axis=0)
+            self.masks[split][[*range(void), VOID]] = (counts > 0).sum(axis=0)
         return holders
 
     def _find_unknown(self, holders: Iterable[str], hint: str) -> None:

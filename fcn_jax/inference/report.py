@@ -377,8 +377,8 @@ def _write_files(
         draw_confusion(folder / f"{file}.png", counts, result.classes, title=stage)
         files += [f"{file}.csv", f"{file}.png"]
         scores: Any = result.metrics
-        table = np.column_stack([scores.per_image_iu, scores.images.iu]).tolist()
-        rows = [[source.ids[index], *map(_finite, row)] for index, row in enumerate(table)]
+        table = np.column_stack([scores.per_image_iu, scores.images.iu])
+        rows = ([source.ids[i], *map(_finite, row.tolist())] for i, row in enumerate(table))
         _write_csv(folder / f"images_{stage}.csv", ["image", "mean IU", *names], rows)
         files.append(f"images_{stage}.csv")
     columns = ["pixels", *BY_CLASS, "images"]

@@ -131,7 +131,7 @@ def resumed(place: Path) -> str:
     from fcn_jax.inference import report
     from fcn_jax.training import run
 
-    def capture(stage: Any, train_step: Any, state: Any, **more: Any) -> None:
+    def capture(stage: Any, train_step: Any, state: Any, seen: Any, **more: Any) -> None:
         position = json.dumps(stage.batches.get_state(), sort_keys=True, default=str)
         position = position.replace(str(place), "")
         step = int(state.step)
