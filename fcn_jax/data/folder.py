@@ -207,10 +207,11 @@ class FolderPlan:
             survey.warnings.append(f"{len(leftover)} masks without an image: {examples(leftover)}")
         told = [*self.found.told, *(one for reading in read for one in reading.told)]
         survey.notes += [*self.found.notes, *polygons.notes_of(told)]
-        survey.notes += layouts.aside(self.root, self.found)
+        files = layouts.files_below(self.root)
+        survey.notes += layouts.aside(self.root, files, self.found)
         survey.proposals |= self.found.proposals
         if pairs and all(isinstance(mask, Path) for _, mask in pairs):
-            survey.notes += polygons.unread(self.root, self.found.files)
+            survey.notes += polygons.unread(self.root, files, {*self.found.files})
         if readings["train"] and not readings["val"]:
             survey.warnings.append(
                 "there is no split val to score on: move some images there, or give eval_split"

@@ -408,11 +408,12 @@ def skipped_files(folder: Path, pattern: str = "*") -> dict[Path, str]:
 
     _ignore_warnings()
     skipped = {}
-    for path in sorted(path for path in folder.glob(pattern) if path.is_file()):
+    paths = folder.glob(pattern)  # most are images, and need no more than their names
+    odd = (p for p in paths if p.name[0] == "." or p.suffix.lower() not in IMAGE_SUFFIXES)
+    for path in sorted(path for path in odd if path.is_file()):
         suffix = path.suffix.lower()
         if suffix in IMAGE_SUFFIXES:
-            if path.name.startswith("."):
-                skipped[path] = "its name begins with a dot"
+            skipped[path] = "its name begins with a dot"
         elif suffix in _OTHER_SUFFIXES:
             skipped[path] = f"{suffix} files are not read; convert it to PNG or TIFF"
         else:

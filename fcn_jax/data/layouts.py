@@ -116,14 +116,14 @@ def plain(path: PurePosixPath | str) -> str:
     return unicodedata.normalize("NFC", str(path))
 
 
-def aside(root: Path, found: Found) -> list[str]:
-    """Notes about the files of a folder that are none of what is `found` in it, and why."""
+def aside(root: Path, files: Iterable[Path], found: Found) -> list[str]:
+    """Notes about those files of a folder that are none of what is `found` in it, and why."""
     pairs = [pair for ids in found.splits.values() for pair in ids.values()]
     used = {path for pair in pairs for path in pair if isinstance(path, Path)}
     used |= {*found.unlabeled, *found.leftover, *found.files}
     places = {path.parent for path in used}
     groups: dict[tuple[str, str], list[Path]] = collections.defaultdict(list)
-    for path in files_below(root):
+    for path in files:
         if path not in used and path.suffix.lower() in IMAGE_SUFFIXES:
             groups[path.parent.relative_to(root).as_posix(), "not of this layout"].append(path)
     for folder in sorted(places):

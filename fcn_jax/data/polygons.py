@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import json
 import mmap
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from jaxtyping import Float64, Int32, Int64
 
 from fcn_jax.classes import MAX_CLASSES, NO_ID, ClassRow, ClassTable, voc_color
 from fcn_jax.data.images import IMAGE_SUFFIXES
-from fcn_jax.data.layouts import SPLITS, UNCUT, Drawing, Found, Told, by_name, files_below, plain
+from fcn_jax.data.layouts import SPLITS, UNCUT, Drawing, Found, Told, by_name, plain
 
 MAX_JSON = 1 << 30  # bytes; COCO's largest has 450 MB
 MAX_SIDE = 10**6  # pixels; also how far from an image a coordinate may lie
@@ -61,11 +62,11 @@ def holds(path: Path, words: Iterable[bytes]) -> bool:
             return all(content.find(word) >= 0 for word in words)
 
 
-def unread(root: Path, files: Iterable[Path]) -> list[str]:
-    """Notes about files that hold annotations, beside the `files` that are read."""
+def unread(root: Path, files: Iterable[Path], read: Collection[Path]) -> list[str]:
+    """Notes about files that hold annotations and are not `read`."""
     found: dict[str, list[Path]] = {"COCO": [], "LabelMe": []}
-    jsons = [path for path in files_below(root) if path.suffix.lower() == ".json"]
-    for path in [path for path in jsons if path not in {*files}][:1000]:
+    jsons = (path for path in files if path.suffix.lower() == ".json" and path not in read)
+    for path in itertools.islice(jsons, 1000):
         if holds(path, (b'"images"', b'"annotations"')):
             found["COCO"].append(path)
         elif holds(path, (b'"shapes"', b'"imagePath"')):

@@ -10,6 +10,7 @@ import json
 import math
 import re
 import shutil
+import tempfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -134,8 +135,14 @@ def evaluate_run(
     drawn = set(np.linspace(0, count - 1, min(pictures, count)).round().astype(int).tolist())
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     results = []
-    packed: dict[tuple[str, str, int], bytes] = {}  # label maps by stage, head and index
-    with Progress(*columns, TextColumn("images"), TimeRemainingColumn(), console=console) as bar:
+    folder = workdir / "report" if output is None else Path(output).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    # Where label maps lie in a file, by stage, head and index: which are drawn is known at last.
+    packed: dict[tuple[str, str, int], tuple[int, int]] = {}
+    with (
+        tempfile.TemporaryFile(dir=folder) as waiting,
+        Progress(*columns, TextColumn("images"), TimeRemainingColumn(), console=console) as bar,
+    ):
         tasks = {stage: bar.add_task(stage, total=count) for stage in stages}
         for stage, task in tasks.items():  # one network in memory at a time
             run = load_run(workdir, stage, which, precision, allow_code=allow_code)
@@ -158,7 +165,8 @@ def evaluate_run(
 
             def keep(example: Example, labels: dict[str, np.ndarray], stage: str = stage) -> None:
                 for head, of_head in labels.items() if pictures else ():
-                    packed[stage, head, example["index"]] = zlib.compress(of_head.tobytes(), 1)
+                    place = waiting.tell(), waiting.write(zlib.compress(of_head.tobytes(), 1))
+                    packed[stage, head, example["index"]] = place
 
             tallies = tally(
                 predictor,
@@ -169,17 +177,16 @@ def evaluate_run(
             )
             for head, table in run.heads.items():
                 results.append(StageResult(stage, head, table, run.step, tallies[head], {}))
-    for number, result in enumerate(results):
-        chosen = {*drawn, *extremes(by_head(results)[result.head][-1])} if pictures else drawn
-        labels = {
-            index: np.frombuffer(
-                zlib.decompress(packed[result.stage, result.head, index]), np.uint8
-            ).reshape(source.sizes[index])
-            for index in sorted(chosen)
-        }
-        of_drawn = {index: labels[index] for index in sorted(drawn)}
-        results[number] = dataclasses.replace(result, labels=of_drawn, gallery=labels)
-    folder = workdir / "report" if output is None else Path(output).expanduser()
+        for number, result in enumerate(results):
+            chosen = {*drawn, *extremes(by_head(results)[result.head][-1])} if pictures else drawn
+            labels = {}
+            for index in sorted(chosen):
+                start, length = packed[result.stage, result.head, index]
+                waiting.seek(start)
+                of_head = np.frombuffer(zlib.decompress(waiting.read(length)), np.uint8)
+                labels[index] = of_head.reshape(source.sizes[index])
+            of_drawn = {index: labels[index] for index in sorted(drawn)}
+            results[number] = dataclasses.replace(result, labels=of_drawn, gallery=labels)
     write(results, source, folder, about, workdir=workdir)
     show(results, source, boundary_width, console)
     console.print(f"report in {folder / PAGE}", markup=False, highlight=False)
