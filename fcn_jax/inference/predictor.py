@@ -824,7 +824,7 @@ def load(
             path, stage = path.parents[1], path.name
         run = load_run(path, stage, which, precision, allow_code=allow_code)
         options = {"scale": run.config.scale, **options}
-        return Predictor(run.model, run.variables, run.inputs, run.heads, **options)
+        return Predictor(run.model, _aligned(run.variables), run.inputs, run.heads, **options)
 
     row = PUBLISHED.get(str(source))
     if row is not None and not row.network:  # before it is fetched
@@ -837,9 +837,24 @@ def load(
     heads = dict(said.heads) if names is None else {}
     heads = heads or {h: classes_of(names or data.usual_names(n)) for h, n in model.heads}
     inputs = weights.usual_inputs(loaded, model, modality or said.modality)
-    params = weights.params_of(loaded, model)
+    params = _aligned(weights.params_of(loaded, model))
     options = {"scale": said.scale or 1.0, **options}
     return Predictor(model, {"params": params}, inputs, heads, **options)
+
+
+def _aligned(arrays: Any) -> Any:
+    """The arrays at addresses of whole cache lines, which jax on a CPU takes without a copy."""
+
+    def of_array(array: Any) -> Any:
+        if not isinstance(array, np.ndarray) or array.ctypes.data % 64 == 0:
+            return array
+        room = np.empty(array.nbytes + 64, np.uint8)
+        start = -room.ctypes.data % 64
+        copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+        copy[...] = array
+        return copy
+
+    return jax.tree.map(of_array, arrays) if jax.default_backend() == "cpu" else arrays
 
 
 def classes_of(names: list[str]) -> ClassTable | tuple[str, ...]:

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 
 from fcn_jax import ops
 from fcn_jax.canvas import Map, Tile, ValidSize, fill_beyond
+from fcn_jax.devices import least_memory
 from fcn_jax.geometry import Cells, TransposedWindow, overlap
 from fcn_jax.models import backbones, decoders
 from fcn_jax.models.border import SharedMap, share_border
@@ -606,7 +607,7 @@ def initial_params(model: FCN, key: Array, names: Sequence[str] | None = None) -
         return params if names is None else {name: flat[name] for name in names}
 
     with ops.plain_forms():  # traces faster, to the same parameters
-        return jax.jit(compute)(key)
+        return jax.jit(compute, compiler_options=least_memory(jax.default_backend()))(key)
 
 
 def multiply_adds(model: FCN, height: int, width: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
@@ -36,7 +37,22 @@ PRECISIONS: dict[str, Precision] = {
     "bfloat16": Precision(jnp.bfloat16, lax.Precision.DEFAULT),
 }
 
-he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+def he_normal(
+    key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+) -> Float[Array, "k k i o"]:
+    """Normal of the variance 2 / inputs of a filter (He et al. 2015, https://arxiv.org/abs/1502.01852).
+
+    A large kernel, such as fc6, is drawn tap by tap: random bits take twice its memory.
+    """
+    height, width, *channels = shape
+    if math.prod(shape) > 2**25:
+        keys = jax.random.split(key, height * width)
+        taps = lax.map(lambda key: jax.random.normal(key, channels, dtype), keys)
+        kernel = taps.reshape(shape)
+    else:
+        kernel = jax.random.normal(key, shape, dtype)
+    return kernel * jnp.array(math.sqrt(2 / math.prod(shape[:3])), dtype)
 
 
 def centred_kernel(

@@ -190,5 +190,7 @@ def params_of(weights: Mapping[str, np.ndarray], model: FCN) -> dict[str, Any]:
     left = [name for name in report.left if name.rpartition("/")[0] not in model.upsampling_layers]
     if left:
         raise ValueError(f"missing in the file: {', '.join(left)}")
+    if not report.left:  # nothing to trace and compile
+        return params
     bilinear = initial_params(model, jax.random.key(0), report.left)
     return unflatten({**flatten(params), **bilinear})
