@@ -39,6 +39,7 @@ from fcn_jax.inference.tiling import Span
 from fcn_jax.models.backbones import Padding
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.inputs import CAFFE, Inputs, Preprocessing
+from fcn_jax.weights.arrays import aligned
 from fcn_jax.weights.published import PUBLISHED
 
 Result: TypeAlias = Literal["labels", "logits", "probabilities"]
@@ -843,14 +844,12 @@ def load(
 
 
 def _aligned(arrays: Any) -> Any:
-    """The arrays at addresses of whole cache lines, which jax on a CPU takes without a copy."""
+    """The arrays as jax on a CPU takes them without a copy (`fcn_jax.weights.arrays.aligned`)."""
 
     def of_array(array: Any) -> Any:
         if not isinstance(array, np.ndarray) or array.ctypes.data % 64 == 0:
             return array
-        room = np.empty(array.nbytes + 64, np.uint8)
-        start = -room.ctypes.data % 64
-        copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+        copy = aligned(array.shape, array.dtype)
         copy[...] = array
         return copy
 
