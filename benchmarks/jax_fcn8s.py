@@ -20,7 +20,7 @@ from cases import (
 )
 
 from fcn_jax import ops
-from fcn_jax.devices import data_mesh
+from fcn_jax.devices import data_mesh, return_memory
 from fcn_jax.inference.predictor import Predictor
 from fcn_jax.models.fcn import FCN, abstract_params, create_model
 from fcn_jax.models.inputs import CAFFE, Inputs
@@ -128,6 +128,8 @@ class Training:
         optimizer = published_optimizer(model)
         self.batch = jax.device_put(case.random_batch())
         self.state = create_state(params, optimizer, mesh)
+        del params  # as in training
+        return_memory()
         inputs, key = Inputs.of(CAFFE), jax.random.key(0)
         step: Any = make_train_step(model, optimizer, inputs, mesh, key=key)
         self.compiled = step.lower(self.state, self.batch).compile()

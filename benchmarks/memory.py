@@ -57,11 +57,10 @@ def measure_ours(case: Case) -> dict[str, float]:
         peaks["parameters"] = peak()
         images = list(case.random_batch()["image"])
         return peaks | measure_passes(lambda passes: predictor(images * passes))
-    params = initial_params(jax_fcn8s.build_model(case), jax.random.key(0))
+    params = [initial_params(jax_fcn8s.build_model(case), jax.random.key(0))]
     jax.block_until_ready(params)
     peaks["parameters"] = peak()
-    side: Any = jax_fcn8s.Training(case, PRECISION.value, params)
-    del params
+    side: Any = jax_fcn8s.Training(case, PRECISION.value, params.pop())
     peaks["compiled"] = peak()
     peaks |= measure_passes(side.run)
     plan = side.compiled.memory_analysis()

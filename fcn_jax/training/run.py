@@ -358,6 +358,7 @@ def _train(
                         listed = (f"{layer} {factor:.3g}" for layer, factor in rates.items())
                         journal.say(f"{stage.name}: factors on rates: {', '.join(listed)}")
                     params, start = {}, {}  # a step need not keep them in memory
+                    devices.return_memory()
                     journal.rewind(stage.name, 0)
 
                 # ---- Its steps
