@@ -46,7 +46,7 @@ UNOPTIMISED = {
 QUICK_CASES = [("inference", "reference"), ("training", "same")]
 SLOW_CASES = [("inference", "same"), ("training", "reference")]
 CASES = [*QUICK_CASES, *SLOW_CASES]
-PREDICTION = [("prediction", "same"), ("prediction", "reference")]  # by a Predictor
+PREDICTION = [("prediction", "same")]  # by a Predictor
 slow = [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_CASES]
 
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="recorded on a CPU")
