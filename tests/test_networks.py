@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import fcn_jax
 from fcn_jax.geometry import Window
 from fcn_jax.models.backbones import Backbone, Concat, Conv
 from fcn_jax.models.decoders import SEGMENTERS
+from fcn_jax.models.layers import he_normal
 from fcn_jax.ops import bilinear_kernel
 
 PADDINGS = ("same", "reference")
@@ -386,3 +388,15 @@ def test_importing_the_package_is_light():
     added = set(result.stdout.split())
     assert "fcn_jax" in added
     assert added.isdisjoint(heavy)
+
+
+@pytest.mark.slow
+def test_a_large_kernel_that_is_drawn_tap_by_tap_is_he_normal():
+    shape = (3, 3, 1024, 4096)
+    assert math.prod(shape) > 2**25
+    kernel = np.asarray(he_normal(jax.random.key(0), shape)) * math.sqrt(9 * 1024 / 2)
+    assert kernel.shape == shape
+    assert abs(kernel.std() - 1) < 1e-3
+    assert abs(kernel.mean()) < 1e-3
+    taps = kernel.reshape(9, -1)
+    assert np.abs(np.corrcoef(taps) - np.eye(9)).max() < 5e-3

@@ -1,8 +1,8 @@
 """What makes a run the same run: its config, its classes and its images, and how they differ.
 
 A checkpoint describes them (`fcn_jax.runs.describe_run`), and names the file that lists the images
-(`fcn_jax.runs.keep_images`). Before a run goes on they are compared
-with what is given now; nothing of its folder is touched where they differ.
+(`fcn_jax.runs.keep_images`). Before a run goes on they are compared with what is given now; nothing
+of its folder is touched where they differ.
 """
 
 from __future__ import annotations
