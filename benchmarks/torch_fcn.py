@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 Maps: TypeAlias = dict[str, torch.Tensor]
 
-NETS = ("fcn32s", "fcn16s", "fcn8s", "fcn8s_atonce")
+NETS = ("fcn32s", "fcn16s", "fcn8s", "fcn8s_atonce", "fcn4s", "fcn2s")
 PADDINGS = ("reference", "same")
 
 # ======================================================================== backbones
@@ -161,6 +161,22 @@ DECODERS: dict[tuple[str, str, str], tuple[Up, ...]] = {
         Up("upscore8", 16, 8, 31),
     ),
     ("alexnet", "reference", "fcn32s"): (Up("upscore", 63, 32, 18),),
+    # Further: pool3 at -95.5, pool2 (stride 4) at -97.5, pool1 (2) at -98.5; fuse_pool3 at -23.5.
+    # upscore_pool3 at -23.5 - 6: 17 cells of 4 after pool2's; upscore4 at -33. Or upscore_pool2
+    # at -32.5: 33 cells of 2 after pool1's; upscore at -34.
+    ("vgg", "reference", "fcn4s"): (
+        Up("upscore2", 4, 2, 0, "pool4", 5),
+        Up("upscore_pool4", 4, 2, 0, "pool3", 9),
+        Up("upscore_pool3", 4, 2, 0, "pool2", 17),
+        Up("upscore4", 8, 4, 33),
+    ),
+    ("vgg", "reference", "fcn2s"): (
+        Up("upscore2", 4, 2, 0, "pool4", 5),
+        Up("upscore_pool4", 4, 2, 0, "pool3", 9),
+        Up("upscore_pool3", 4, 2, 0, "pool2", 17),
+        Up("upscore_pool2", 4, 2, 0, "pool1", 33),
+        Up("upscore", 4, 2, 34),
+    ),
     # With no border, cell i of VGG's map of stride s covers the pixels s * i to s * i + s - 1, and
     # a kernel of 2 f reaches f / 2 cells beyond each side of the f that its input cell covers. So
     # upscore2 has 1 cell too many before the skip's first, and the last one has f / 2.
@@ -170,6 +186,19 @@ DECODERS: dict[tuple[str, str, str], tuple[Up, ...]] = {
         Up("upscore2", 4, 2, 1, "pool4"),
         Up("upscore_pool4", 4, 2, 1, "pool3"),
         Up("upscore8", 16, 8, 4),
+    ),
+    ("vgg", "same", "fcn4s"): (
+        Up("upscore2", 4, 2, 1, "pool4"),
+        Up("upscore_pool4", 4, 2, 1, "pool3"),
+        Up("upscore_pool3", 4, 2, 1, "pool2"),
+        Up("upscore4", 8, 4, 2),
+    ),
+    ("vgg", "same", "fcn2s"): (
+        Up("upscore2", 4, 2, 1, "pool4"),
+        Up("upscore_pool4", 4, 2, 1, "pool3"),
+        Up("upscore_pool3", 4, 2, 1, "pool2"),
+        Up("upscore_pool2", 4, 2, 1, "pool1"),
+        Up("upscore", 4, 2, 1),
     ),
     # conv1 at 5 - 100 = -95; pool1 (stride 4) -91, pool2 (8) -83, pool5 (16) -67; fc6 (32) +80: 13.
     # upscore2 with kernel 3 starts 16 earlier, at -3: five cells of 16 after pool2's -83. Then

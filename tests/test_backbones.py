@@ -6,6 +6,7 @@ Also the published tables of the backbones, written out by hand.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 
 import jax
@@ -31,6 +32,13 @@ TABLES = {**BACKBONES, **TOYS}
 TRACED = [name for name in TABLES if name not in ("resnet34", "resnet50", "resnet101")]
 TRACED.remove("resnet101_dilated")  # they differ from the others in the number of blocks alone
 CROPPED = [net for net in SEGMENTERS if not DECODERS[net].interpolate]
+
+
+def has_skips(net, backbone):
+    """Whether a backbone names as many maps to skip from as a network needs."""
+    return len(DECODERS[net].skips) <= len(TABLES[backbone]("same", 1.0, 6).skips)
+
+
 PADDINGS = ("same", "reference")
 INPUTS, HEADS = {"color": 3, "hha": 2}, {"sem": 5, "geo": 3}
 
@@ -87,7 +95,8 @@ def convolutions(model):
     ("backbone", "net"),
     # At-once is fcn8s, scaled; the others' sizes follow from the windows, as the next test shows.
     [(table, "fcn8s") for table in TRACED]
-    + [(table, net) for table in ("vgg16", "forked") for net in ("fcn32s", "fcn16s")],
+    + [(table, net) for table in ("vgg16", "forked") for net in ("fcn32s", "fcn16s")]
+    + [("vgg16", "fcn2s"), ("alexnet", "fcn4s")],
 )
 def test_an_image_of_any_size_gives_logits_of_its_size(backbone, net, padding):
     model = small_model(net, backbone, padding)
@@ -97,8 +106,10 @@ def test_an_image_of_any_size_gives_logits_of_its_size(backbone, net, padding):
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("net", CROPPED)
-@pytest.mark.parametrize("backbone", TABLES)
+@pytest.mark.parametrize(
+    ("backbone", "net"),
+    [row for row in itertools.product(TABLES, CROPPED) if has_skips(*reversed(row))],
+)
 def test_the_last_map_covers_every_size(backbone, net, padding):
     """The sizes between, by the windows alone: the last map covers the crop."""
     model = small_model(net, backbone, padding)
@@ -125,7 +136,8 @@ def test_the_last_map_covers_every_size(backbone, net, padding):
 @pytest.mark.parametrize("backbone", TABLES)
 def test_the_scores_lie_over_the_image(backbone, padding):
     """Cell 0 of every map that is cropped lies over cell 0 of what it is cropped to."""
-    alignment = small_model("fcn8s", backbone, padding).alignment
+    finest = next(net for net in ("fcn2s", "fcn4s", "fcn8s") if has_skips(net, backbone))
+    alignment = small_model(finest, backbone, padding).alignment
     current = "score_fr"
     for skip in alignment.skips:
         up = compose([alignment.transposed_windows[skip.upsample]], alignment.geometry[current])
@@ -145,6 +157,12 @@ REFUSED = {
         for end in ("", "_torchvision")
     },
     ("classifier", "resnet50_dilated"): "has no classifier",
+    **{
+        (net, backbone): "maps to skip from"
+        for net in DECODERS
+        for backbone in TRACED
+        if not has_skips(net, backbone)
+    },
 }
 """What does not go together."""
 
@@ -228,8 +246,14 @@ LEARNED = {"intermediate": slice(None, -1), "none": slice(0), "all": slice(None)
 
 
 @pytest.mark.parametrize("choice", LEARNED)
-@pytest.mark.parametrize("net", CROPPED)
-@pytest.mark.parametrize("backbone", ["vgg16", "alexnet", "forked"])
+@pytest.mark.parametrize(
+    ("backbone", "net"),
+    [
+        row
+        for row in itertools.product(("vgg16", "alexnet", "forked"), CROPPED)
+        if has_skips(*reversed(row))
+    ],
+)
 def test_frozen_layers(backbone, net, choice):
     model = fcn_jax.create_model(
         net, backbone=TABLES[backbone], num_classes=HEADS, learned_upsampling=choice

@@ -36,6 +36,8 @@ def conv(kernel: int, stride: int = 1) -> Window:
         ("fcn16s", {"score_pool4": 5, "upscore16": 27}),
         ("fcn8s", {"score_pool4": 5, "score_pool3": 9, "upscore8": 31}),
         ("fcn8s_atonce", {"score_pool4": 5, "score_pool3": 9, "upscore8": 31}),
+        # Not published: continued by hand in `benchmarks/torch_fcn.py`.
+        ("fcn4s", {"score_pool4": 5, "score_pool3": 9, "score_pool2": 17, "upscore4": 33}),
     ],
 )
 def test_published_crops(net, crops):
@@ -48,6 +50,10 @@ def test_published_crops(net, crops):
         ("fcn32s", {"upscore": 16}),
         ("fcn16s", {"score_pool4": -1, "upscore16": 8}),
         ("fcn8s", {"score_pool4": -1, "score_pool3": -1, "upscore8": 4}),
+        (
+            "fcn2s",
+            {**{f"score_pool{stage}": -1 for stage in (4, 3, 2, 1)}, "upscore": 1},
+        ),
     ],
 )
 def test_crops_of_same_padding(net, crops):

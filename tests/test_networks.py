@@ -108,7 +108,14 @@ def test_parameters_have_caffe_names_and_layouts(net):
     elif net != "fcn32s":
         expected |= {"score_pool4": (1, 1, 512, 21), "score_pool3": (1, 1, 256, 21)}
         ups = dict.fromkeys(("upscore2", "upscore_pool4"), (4, 4, 21, 21))
-        ups["upscore8"] = (16, 16, 21, 21)
+        if net == "fcn4s":
+            expected["score_pool2"] = (1, 1, 128, 21)
+            ups |= {"upscore_pool3": (4, 4, 21, 21), "upscore4": (8, 8, 21, 21)}
+        elif net == "fcn2s":
+            expected |= {"score_pool2": (1, 1, 128, 21), "score_pool1": (1, 1, 64, 21)}
+            ups |= dict.fromkeys(("upscore_pool3", "upscore_pool2", "upscore"), (4, 4, 21, 21))
+        else:
+            ups["upscore8"] = (16, 16, 21, 21)
     expected = {name: {"kernel": shape, "bias": shape[-1:]} for name, shape in expected.items()}
     assert shapes == {**expected, **{name: {"kernel": shape} for name, shape in ups.items()}}
 
@@ -313,7 +320,7 @@ def test_an_image_too_small_for_the_backbone_is_refused():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "fcn4s"}, "unknown model 'fcn4s'; choose one of fcn32s, fcn16s, fcn8s"),
+        ({"name": "fcn9s"}, "unknown model 'fcn9s'; choose one of fcn32s, fcn16s, fcn8s"),
         ({"backbone": "vgg"}, "unknown backbone 'vgg'; choose one of .*vgg16"),
         ({"padding": "valid"}, "unknown padding 'valid'; choose one of reference, same, native"),
         ({"padding": "native"}, "too little border to score every pixel; take 'same' or"),

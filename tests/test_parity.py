@@ -166,6 +166,8 @@ def true_maps(network, images) -> dict[str, np.ndarray]:
             ("fcn8s", "reference", (33, 47)),
             ("fcn8s", "same", (101, 75)),
             ("fcn8s_atonce", "same", (33, 47)),
+            ("fcn2s", "reference", (33, 47)),
+            ("fcn4s", "same", (33, 47)),
             ("alexnet_32s", "reference", (33, 47)),
             ("alexnet_32s", "same", (1, 1)),
             ("alexnet_16s", "reference", (101, 75)),
@@ -374,9 +376,9 @@ def test_parameter_count(net):
     )
     fcn32s = sum(k * k * i * o + o for k, i, o in convolutions)
     assert fcn32s == 134_346_581
-    skips = {"fcn32s": 0, "fcn16s": 513 * 21}.get(net, (513 + 257) * 21)
+    skips = {"fcn32s": 0, "fcn16s": 1, "fcn4s": 3, "fcn2s": 4}.get(net, 2)
     learned = sum(n for layer, n in counts.items() if not layer.startswith("up"))
-    assert learned == fcn32s + skips
+    assert learned == fcn32s + sum((513, 257, 129, 65)[:skips]) * 21
 
 
 @pytest.mark.slow

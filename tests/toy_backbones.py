@@ -21,7 +21,7 @@ def plain(padding: Padding, width: float, fc_width: int) -> Backbone:
             Pool("pool5", HALVE),
             Conv("top", fc_width, Window(3, pad=1), dropout=True),
         ),
-        skips=("pool4", "pool3"),
+        skips=("pool4", "pool3", "pool2"),
     )
 
 

@@ -181,7 +181,7 @@ def vgg(
         layers.append(Pool(f"pool{stage}", Window(2, stride=2, ceil=True)))
     layers.append(Conv("fc6", fc_width, Window(7, pad=fc6_pad), dropout=True))
     layers.append(Conv("fc7", fc_width, Window(1), dropout=True))
-    return Backbone(tuple(layers), skips=("pool4", "pool3"))
+    return Backbone(tuple(layers), skips=("pool4", "pool3", "pool2", "pool1"))
 
 
 def alexnet(padding: Padding, width: float, fc_width: int, *, caffe: bool = True) -> Backbone:
@@ -212,7 +212,7 @@ def alexnet(padding: Padding, width: float, fc_width: int, *, caffe: bool = True
         Conv("fc6", fc_width, Window(6, pad=fc6_pad), dropout=True),
         Conv("fc7", fc_width, Window(1), dropout=True),
     )
-    return Backbone(layers, skips=("pool2", "pool1"))
+    return Backbone(layers, skips=("pool2", "pool1", "conv1"))
 
 
 # Channels of each module: 1x1; 3x3_reduce, 3x3; 5x5_reduce, 5x5; pool_proj (Szegedy et al. 2015,
@@ -278,7 +278,7 @@ def googlenet(padding: Padding, width: float, fc_width: int, *, caffe: bool = Tr
             layers.append(Pool("pool4/3x3_s2", pool4))
     return Backbone(
         tuple(layers),
-        skips=("pool3/3x3_s2", "pool2/3x3_s2"),
+        skips=("pool3/3x3_s2", "pool2/3x3_s2", "pool1/3x3_s2", "conv1/7x7_s2"),
         classifier="loss3/classifier",
         classifier_pool=(Pool("pool5/7x7_s1", Window(7), average=True),),
     )
@@ -345,7 +345,7 @@ def resnet(
         layers.append(Conv("head", channels(512), Window(3, pad=1), dropout=True))
     return Backbone(
         tuple(layers),
-        skips=("layer1", "conv1") if dilated else ("layer3", "layer2"),
+        skips=("layer1", "conv1") if dilated else ("layer3", "layer2", "layer1", "conv1"),
         classifier="" if dilated else "fc",
         classifier_pool=(Pool("avgpool", Window(7), average=True),),
     )

@@ -40,6 +40,8 @@ DECODERS: dict[str, Decoder] = {
     "fcn16s": Decoder((1.0,)),
     "fcn8s": Decoder((1.0, 1.0)),
     "fcn8s_atonce": Decoder((0.01, 0.0001)),
+    "fcn4s": Decoder((1.0,) * 3),  # these two go further than the paper
+    "fcn2s": Decoder((1.0,) * 4),
     "fcn_interpolated": Decoder(interpolate=True),
     "classifier": Decoder(upsample=False),
 }

@@ -486,13 +486,14 @@ def create_model(
     """Builds a network by name.
 
     Args:
-        name: ``fcn32s``, ``fcn16s``, ``fcn8s``, ``fcn8s_atonce``; ``fcn_interpolated``, whose
+        name: ``fcn32s``, ``fcn16s``, ``fcn8s``, ``fcn8s_atonce``; ``fcn4s`` and ``fcn2s``, which go
+            on to finer maps than the paper, for thin things; ``fcn_interpolated``, whose
             scores are interpolated (torchvision's FCNs, with a dilated backbone); or
             ``classifier``, the backbone with its own last layer, which gives a map of class scores.
         backbone: A name in `fcn_jax.models.backbones.BACKBONES`, ``FILE.py:FUNCTION``, or a
             function of ``(padding, width, fc_width)`` that returns a `fcn_jax.Backbone`. The names
-            of the networks are those of backbones of stride 32: fcn16s has one skip, fcn8s two,
-            from the maps that the backbone names, whatever their strides.
+            of the networks are those of backbones of stride 32: fcn16s has one skip, fcn8s two, and
+            so on, from the maps that the backbone names, whatever their strides.
         num_classes: Channels of the logits; several heads as a dictionary, ``{"sem": 33, …}``.
         inputs: Channels of the image; several inputs as a dictionary, ``{"color": 3, …}``, each
             with a backbone of its own, whose scores are averaged (late fusion).

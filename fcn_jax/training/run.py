@@ -30,7 +30,6 @@ from fcn_jax.data.copy_paste import CopyPaste
 from fcn_jax.inference.evaluation import Tally, tally
 from fcn_jax.inference.predictor import Predictor
 from fcn_jax.models.backbones import code_of
-from fcn_jax.models.decoders import SEGMENTERS
 from fcn_jax.models.fcn import FCN, abstract_params, initial_params
 from fcn_jax.models.inputs import Inputs
 from fcn_jax.models.losses import Loss
@@ -505,7 +504,7 @@ def batches_of_stages(
         loader.training_batches(
             source,
             batch_size=config.batch_size,
-            seed=config.seed * len(SEGMENTERS) + index,  # each stage has another order
+            seed=config.seed * 5 + index,  # each stage has another order
             augmentation=augmentation,
             mesh=mesh,
             canvas=config.canvas or None,

@@ -117,7 +117,7 @@ def network_of(
         )
     if heads:
         skips = sum(f"score_{skip}{heads[0]}{end}" in channels for skip in backbone.skips)
-        decoder = ("fcn32s", "fcn16s", "fcn8s")[skips]
+        decoder = ("fcn32s", "fcn16s", "fcn8s", "fcn4s", "fcn2s")[skips]
         if backbone_name.endswith("_dilated") and not any(
             n.startswith("upscore") for n in channels
         ):
