@@ -27,10 +27,10 @@ from PIL import Image
 
 import fcn_jax
 from fcn_jax.data.voc import VOC
-from fcn_jax.devices import keep_compiled_programs
 from fcn_jax.inference import pipeline
 from fcn_jax.inference.outputs import KINDS, USUAL, Job, Outputs, Records
 from fcn_jax.models.fcn import initial_params
+from fcn_jax.programs import keep_compiled_programs
 
 
 def write_photographs(folder: Path, given: Path | None, number: int, sizes: int) -> list[Path]:

@@ -6,16 +6,13 @@ take the same steps in the same order, and arrays are spread over the devices of
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import ctypes
 import inspect
 import os
 import sys
-import threading
-from collections.abc import Callable, Hashable, Mapping
-from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -329,98 +326,3 @@ def sum_over_processes(counts: Any) -> Any:
     # Without 64 bits jax would cut the numbers: they travel as two halves.
     gathered = multihost_utils.process_allgather(jax.tree.map(lambda x: x.view(np.uint32), counts))
     return jax.tree.map(lambda x, y: np.asarray(x).view(y.dtype).sum(axis=0), gathered, counts)
-
-
-# ======================================================================== how programs are compiled
-
-T = TypeVar("T")
-
-
-def least_memory(platform: str) -> dict[str, str]:
-    """Options of `jax.jit` for a program that runs a whole network.
-
-    On the CPU they choose the order of operations that takes the least memory; by default XLA
-    prefers one that leaves most of them independent. FCN-8s with VGG16 takes a third of the memory
-    for an image of 1024x1024 pixels in no more time; a training step two thirds, and 0.93 of the
-    time on 2 cores, as the system hands out memory page by page at each step.
-    """
-    options = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-    return options if platform == "cpu" else {}
-
-
-_TARGET = jax.make_user_context("")
-
-
-def compiling_for(platform: str) -> contextlib.AbstractContextManager[None]:
-    """Traces what a ``with`` block calls for devices of a platform: ``cpu``, ``gpu`` or ``tpu``."""
-    return _TARGET(platform)
-
-
-def target_platform() -> str:
-    """The platform that a program is traced for; outside `compiling_for` that of this process."""
-    return _TARGET.value or jax.default_backend()
-
-
-class Programs(Generic[T]):
-    """Programs of a function, compiled with `least_memory` for each set of shapes and options.
-
-    `jax.jit` keeps all programs of a function as long as it lives, and each holds tens of MiB. Here
-    each is of a function of its own, which goes when the program is the least recently used and
-    there are too many.
-
-    Args:
-        function: Of arrays, and of options by keyword that are hashable.
-    """
-
-    def __init__(self, function: Callable[..., T]) -> None:
-        self._function = function
-        self._kept: collections.OrderedDict[Hashable, Callable[..., T]] = collections.OrderedDict()
-        self._lock = threading.Lock()
-
-    def __call__(self, most: int, variables: Any, *arrays: Any, **options: Hashable) -> T:
-        """Runs the program for these arrays, and keeps at most so many, over all callers."""
-        shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(arrays))
-        key = (tuple(options.items()), shapes)
-        with self._lock:
-            program = self._kept.get(key) or self._new(options, jax.default_backend())
-            self._kept[key] = program
-            self._kept.move_to_end(key)
-            while len(self._kept) > most:
-                self._kept.popitem(last=False)
-        return program(variables, *arrays)
-
-    def lower(
-        self, platform: str, in_shardings: Any, *arrays: Any, **options: Hashable
-    ) -> jax.stages.Lowered:
-        """The program for arrays, or their shapes, lowered for a platform; it is not kept."""
-        return self._new(options, platform, in_shardings).lower(*arrays)
-
-    def _new(self, options: Mapping[str, Hashable], platform: str, in_shardings: Any = None) -> Any:
-        function = self._function
-
-        def run(*arrays: Any) -> T:
-            with compiling_for(platform):
-                return function(*arrays, **options)
-
-        run.__name__ = run.__qualname__ = function.__name__
-        return jax.jit(run, in_shardings=in_shardings, compiler_options=least_memory(platform))
-
-
-def keep_compiled_programs() -> Path | None:
-    """Keeps compiled programs in the user's cache directory; None where that cannot be written.
-
-    ``JAX_COMPILATION_CACHE_DIR`` chooses another directory, and empty none at all.
-    """
-    import platformdirs
-
-    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if given is not None:
-        return Path(given) if given else None
-    directory = platformdirs.user_cache_path("fcn_jax", appauthor=False) / "compiled"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    jax.config.update("jax_compilation_cache_dir", str(directory))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    return directory

@@ -13,13 +13,13 @@ from random_parameters import abstract_params, random_parameters
 
 import fcn_jax
 from fcn_jax import ops
-from fcn_jax.devices import compiling_for
 from fcn_jax.geometry import Window
 from fcn_jax.models import border
 from fcn_jax.models.backbones import BACKBONES
 from fcn_jax.models.border import divide, layers_worth_sharing, shared_layers
 from fcn_jax.models.decoders import window_of
 from fcn_jax.models.layers import PRECISIONS
+from fcn_jax.programs import compiling_for
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,11 @@ from random_parameters import abstract_params, random_parameters
 from toy_backbones import plain
 
 import fcn_jax
-from fcn_jax.devices import compiling_for, data_mesh
+from fcn_jax.devices import data_mesh
 from fcn_jax.geometry import Window
 from fcn_jax.models.backbones import Backbone, Conv, Padding, Pool
 from fcn_jax.models.inputs import CAFFE, Inputs
+from fcn_jax.programs import compiling_for
 from fcn_jax.training.optimizer import make_optimizer, make_schedule
 from fcn_jax.training.step import create_state, init_state, make_train_step
 

@@ -18,7 +18,6 @@ from toy_backbones import plain
 
 import fcn_jax
 from fcn_jax.cli import _ends
-from fcn_jax.devices import Programs
 from fcn_jax.training.lock import locked
 from fcn_jax.training.run import noted_signals
 
@@ -272,24 +271,6 @@ def test_a_failing_thread_ends_the_program():
 
 
 # ======================================================================== programs
-
-
-def test_programs_are_kept_by_their_last_use():
-    traced = []
-
-    def double(variables, array, *, sign):
-        traced.append((array.shape, sign))
-        return variables * array * sign
-
-    programs = Programs(double)
-    for length in (1, 2, 1, 3, 1, 2):
-        array = np.arange(length, dtype=np.float32)
-        found = programs(2, np.float32(2), array, sign=-1)
-        np.testing.assert_array_equal(found, -2 * array)
-    # Of two: 3 takes the place of 2, which comes back in the end; 1 always stays.
-    assert traced == [((1,), -1), ((2,), -1), ((3,), -1), ((2,), -1)]
-    programs(2, np.float32(2), np.zeros(2, np.float32), sign=1)
-    assert traced[-1] == ((2,), 1)
 
 
 def test_a_predictor_keeps_so_many_programs():

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcn_jax import devices
+from fcn_jax import devices, programs
 from fcn_jax.cli import eval as eval_command
 from fcn_jax.cli import predict as predict_command
 from fcn_jax.cli import train as train_command
@@ -398,12 +398,12 @@ def test_compiled_programs_are_kept_in_the_users_cache_directory(tmp_path, monke
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     set_options = {}
     monkeypatch.setattr(jax.config, "update", lambda name, value: set_options.update({name: value}))
-    folder = devices.keep_compiled_programs()
+    folder = programs.keep_compiled_programs()
     assert folder is not None
     assert folder.is_dir()
     assert set_options["jax_compilation_cache_dir"] == str(folder)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
-    assert devices.keep_compiled_programs() is None
+    assert programs.keep_compiled_programs() is None
 
 
 @pytest.mark.slow

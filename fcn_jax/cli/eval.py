@@ -18,7 +18,8 @@ from absl import logging
 from fcn_jax import data
 from fcn_jax.cli import add_views, path, program, told_in_one_line
 from fcn_jax.config import data_options
-from fcn_jax.devices import find_devices, keep_compiled_programs
+from fcn_jax.devices import find_devices
+from fcn_jax.programs import keep_compiled_programs
 
 
 def count(text: str) -> int:

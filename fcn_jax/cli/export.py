@@ -8,7 +8,7 @@ RUN is the folder of a training run, FILE a weight file, or a name that fcn-jax 
 onnx and stablehlo are programs from stored pixels to label maps, for batches of any number and
 images of any size, with the preprocessing, the run's scale, and the classes' names and colours
 inside; --precision is of stablehlo. safetensors and torch (a state dict) are the weights alone.
-Needs pip install 'fcn-jax[export]'.
+onnx needs pip install 'fcn-jax[export]'.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -46,11 +47,12 @@ from rich.text import Text
 
 import fcn_jax
 from fcn_jax.cli import NETWORK, add_network, add_views, path, program, told_in_one_line
-from fcn_jax.devices import find_devices, keep_compiled_programs, local_mesh, share_work
+from fcn_jax.devices import find_devices, local_mesh, share_work
 from fcn_jax.inference import pipeline
 from fcn_jax.inference.outputs import KINDS, USUAL, Job, Outputs, Records
 from fcn_jax.inference.predictor import describe_views
 from fcn_jax.models.decoders import DECODERS
+from fcn_jax.programs import keep_compiled_programs
 from fcn_jax.weights import is_name
 
 LOADED = (*NETWORK, "tile", "value_range", "flip", "scales")
@@ -176,7 +178,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for text in filter(None, (describe_views(args.flip, args.scales), *notes)):
         print(text)
     args.output.mkdir(parents=True, exist_ok=True)
-    outputs.write_legends()
+    drawing = ThreadPoolExecutor(1, "legend")  # beside the first images
+    legends = drawing.submit(outputs.write_legends)
 
     own = pipeline.share_of(found.jobs, launch)
     left = [job for job in own if not (args.resume and outputs.is_done(job))]
@@ -203,11 +206,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         work = pipeline.Work(outputs, reader, fail, lambda done: bars.update(bar, completed=done))
         missing, done = 0, len(left)
         if chosen is not None:
+            legends.result()  # Matplotlib draws one figure at a time
             missing = pipeline.predict_heatmaps(work, found.jobs, left)
         else:
             pipeline.predict_files(work, left)
             for video in own_videos:
                 done += pipeline.predict_video(work, video, done, resume=args.resume)
+    legends.result()
     outputs.put_together()
     if missing:
         print(

@@ -20,8 +20,9 @@ from absl import logging
 
 import fcn_jax
 from fcn_jax.cli import NETWORK, add_network, program, told_in_one_line
-from fcn_jax.devices import find_devices, keep_compiled_programs
+from fcn_jax.devices import find_devices
 from fcn_jax.inference import demo
+from fcn_jax.programs import keep_compiled_programs
 
 
 @told_in_one_line

@@ -30,6 +30,7 @@ from ml_collections import config_flags
 from fcn_jax import config as configs
 from fcn_jax import devices
 from fcn_jax.cli import _ends, path, program, told_in_one_line
+from fcn_jax.programs import keep_compiled_programs
 
 
 @told_in_one_line
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argument = args.config.replace(":", "_").replace(",", "_")
     workdir = path(args.workdir or f"runs/{Path(argument).name.replace('.py', '')}")
 
-    devices.keep_compiled_programs()
+    keep_compiled_programs()
     # The other processes, before anything touches the devices, as a config's file may.
     devices.join_processes(args.coordinator, args.num_processes, args.process_id)
     if jax.distributed.is_initialized():

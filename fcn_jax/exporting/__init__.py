@@ -91,9 +91,9 @@ def export(
     if result not in (None, *get_args(Result)):
         raise ValueError(f"unknown result {result!r}; choose one of {', '.join(get_args(Result))}")
     writer = {"onnx": onnx, "stablehlo": stablehlo}.get(format or "")
-    if writer is not None:
-        writer.library()  # before anything is read
-    elif result is not None:
+    if writer is onnx:
+        onnx.library()  # before anything is read
+    elif writer is None and result is not None:
         raise ValueError(f"result: of no meaning with {format}, which holds the weights alone")
     predictor = source if isinstance(source, Predictor) else load(source, **options)
     model = predictor.model

@@ -27,14 +27,6 @@ from fcn_jax.weights import flatten, unflatten
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def library() -> None:
-    """Raises ValueError where the package is missing with which jax writes programs."""
-    try:
-        import flatbuffers  # noqa: F401  # type: ignore[import-untyped]
-    except ImportError:
-        raise ValueError("StableHLO needs flatbuffers: pip install 'fcn-jax[export]'") from None
-
-
 def write(
     path: Path,
     model: FCN,

@@ -32,13 +32,14 @@ from fcn_jax.classes import MAX_CLASSES, ClassTable, read_names, table_from_name
 from fcn_jax.data.bands import check_bright, check_finite
 from fcn_jax.data.images import pixels_of, read_depth, read_pixels, to_rgb
 from fcn_jax.data.transforms import resize
-from fcn_jax.devices import Programs, shardings
+from fcn_jax.devices import shardings
 from fcn_jax.geometry import Geometry
 from fcn_jax.inference import tiling
 from fcn_jax.inference.tiling import Span
 from fcn_jax.models.backbones import Padding
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.inputs import CAFFE, Inputs, Preprocessing
+from fcn_jax.programs import Programs
 from fcn_jax.weights.arrays import aligned
 from fcn_jax.weights.published import PUBLISHED
 

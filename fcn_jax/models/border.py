@@ -25,11 +25,11 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from fcn_jax.canvas import Map, ValidSize, fill_beyond
-from fcn_jax.devices import target_platform
 from fcn_jax.geometry import Window
 from fcn_jax.models.backbones import Conv, Layer, Pool
 from fcn_jax.models.decoders import CELL, maps_read, window_of
 from fcn_jax.ops import sizes_known
+from fcn_jax.programs import target_platform
 
 Sizes: TypeAlias = Int[np.ndarray, "_ 2"] | Int[Array, "b 2"]
 """Cells along both axes: numbers known when the program is traced, or an array of each image's."""

@@ -25,7 +25,6 @@ from jaxtyping import Array, Float
 
 from fcn_jax import ops
 from fcn_jax.canvas import Map, Tile, ValidSize, fill_beyond
-from fcn_jax.devices import least_memory
 from fcn_jax.geometry import Cells, TransposedWindow, overlap
 from fcn_jax.models import backbones, decoders
 from fcn_jax.models.border import SharedMap, share_border
@@ -36,6 +35,7 @@ from fcn_jax.models.layers import (
     centred_kernel,
     first_kernel,
 )
+from fcn_jax.programs import least_memory
 
 Image: TypeAlias = Float[Array | np.ndarray, "b h w _"]
 Images: TypeAlias = Image | Mapping[str, Image]

@@ -16,14 +16,13 @@ from fcn_jax.devices import (
     automatic,
     batch_axis,
     batch_sharding,
-    compiling_for,
-    least_memory,
     replicated,
     state_shardings,
 )
 from fcn_jax.models.fcn import FCN, abstract_params
 from fcn_jax.models.inputs import Inputs
 from fcn_jax.models.losses import Loss, PixelLoss, cross_entropy, sample_cells
+from fcn_jax.programs import compiling_for, least_memory
 
 Params: TypeAlias = dict[str, Any]
 """``{layer: {"kernel": …, "bias": …}}``"""
