@@ -114,9 +114,8 @@ class Programs(Generic[T]):
         platform = jax.default_backend()
         if _folder is None or platform != "cpu" or jax.device_count() > 1:
             return self._new(options, platform)
-        function = f"{self._function.__module__}.{self._function.__qualname__}"
         try:
-            file = _file_of(function, options, tree, shapes)
+            file = _file_of(self._function, options, tree, shapes)
         except TypeError:  # a network of one's own, whose code may change
             return self._new(options, platform)
         run = self._traced_for(platform, options)
@@ -188,14 +187,17 @@ def _kept_between_runs(file: Path, function: Any, given: list[Any]) -> Callable[
     return exported.call
 
 
-def _file_of(function: str, options: Mapping[str, Hashable], tree: Any, shapes: Any) -> Path:
+def _file_of(
+    function: Callable[..., Any], options: Mapping[str, Hashable], tree: Any, shapes: Any
+) -> Path:
     """The file of a traced program, named by all that tracing depends on.
 
     Raises:
         TypeError: If that cannot be told.
     """
     assert _folder is not None
-    told = (function, _told(options), str(tree), shapes, plain_chosen(), _surroundings())
+    name = _name_of(function)
+    told = (name, _told(options), str(tree), shapes, plain_chosen(), _surroundings())
     settings = {name: str(value) for name, value in jax.config.values.items()}
     digest = hashlib.sha256(repr((told, sorted(settings.items()))).encode()).hexdigest()
     return _folder / f"fcn_jax-{digest}-traced"
@@ -214,22 +216,29 @@ def _surroundings() -> tuple[str, ...]:
     return (*versions, source.hexdigest())
 
 
-def _told(value: Any) -> Any:
+def _name_of(known: Any) -> str:
+    """The name of a function or class of this package, whose source is known; else a TypeError."""
+    name = f"{known.__module__}.{known.__qualname__}"
+    if not name.startswith("fcn_jax."):
+        raise TypeError(f"{name} is not of this package")
+    return name
+
+
+def _told(value: Any) -> str:
     """A value as a text that two values share only if they are equal.
 
     Raises:
-        TypeError: If its class is neither Python's nor of this package, whose source is known.
+        TypeError: If its class is neither Python's nor of this package.
     """
     if value is None or isinstance(value, str | int | float | Fraction):
         return repr(value)
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key!r}: {_told(of)}" for key, of in value.items()) + "}"
-    name = f"{type(value).__module__}.{type(value).__qualname__}"
+    name = "" if type(value) is tuple else _name_of(type(value))
     if isinstance(value, tuple):
         return f"{name}(" + ", ".join(map(_told, value)) + ")"
-    if dataclasses.is_dataclass(value) and type(value).__module__.startswith("fcn_jax."):
-        # A Linen module also has a parent, which is none here, and a name.
-        fields = [f.name for f in dataclasses.fields(value) if f.name not in ("parent", "name")]
-        named = {"name": getattr(value, "name", None)}
-        return name + _told({**named, **{field: getattr(value, field) for field in fields}})
-    raise TypeError(f"{name} is not known")
+    if dataclasses.is_dataclass(value):
+        # A Linen module has a parent, too, which is none here.
+        fields = [field.name for field in dataclasses.fields(value) if field.name != "parent"]
+        return name + _told({field: getattr(value, field) for field in fields})
+    raise TypeError(f"{name} has other contents than fields")

@@ -40,7 +40,8 @@ CHECKED = [
         "fcn_jax.geometry",
         "fcn_jax.inference",
     ),
-    *("fcn_jax.models", "fcn_jax.ops", "fcn_jax.runs", "fcn_jax.training", "fcn_jax.weights"),
+    *("fcn_jax.models", "fcn_jax.ops", "fcn_jax.programs", "fcn_jax.runs", "fcn_jax.training"),
+    "fcn_jax.weights",
 ]
 install_import_hook(CHECKED, "annotations.check")
 

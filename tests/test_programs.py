@@ -34,6 +34,7 @@ class Counted:
                 "each": array * variables["by"],
             }
 
+        scaled.__module__ = "fcn_jax.of_tests"  # only what is of the package is kept
         return Programs(scaled)
 
 
@@ -152,6 +153,7 @@ def test_errors_of_tracing_are_those_of_the_function(folder):
     def refuse(variables, array):
         raise ValueError("images are too small")
 
+    refuse.__module__ = "fcn_jax.of_tests"
     with pytest.raises(ValueError, match="images are too small"):
         Programs(refuse)(2, BY, ARRAY)
     assert not files(folder)
@@ -164,10 +166,16 @@ class Own:
     factor: float = 2.0
 
 
-def test_what_is_not_of_this_package_is_not_kept(folder):
-    def scaled(variables, array, *, own):
-        return variables["by"] * array * own.factor
+@pytest.mark.parametrize("module", ["fcn_jax.of_tests", "fcn_jax_of_tests"])
+def test_what_is_not_of_this_package_is_not_kept(folder, module):
+    """Neither with an option of one's own, nor a function; the name begins alike."""
 
+    def scaled(variables, array, *, own):
+        return variables["by"] * array * getattr(own, "factor", own)
+
+    scaled.__module__ = module
+    if module != "fcn_jax.of_tests":
+        np.testing.assert_allclose(Programs(scaled)(2, BY, ARRAY, own=2.0), -3 * ARRAY)
     for _ in range(2):
         found = Programs(scaled)(2, BY, ARRAY, own=Own())
         np.testing.assert_allclose(found, -3 * ARRAY)
