@@ -75,7 +75,7 @@ class Programs(Generic[T]):
         """Runs the program for these arrays, and keeps at most so many, over all callers."""
         leaves, tree = jax.tree.flatten((variables, arrays))
         shapes = tuple((x.shape, str(x.dtype)) for x in leaves)
-        key = (tuple(options.items()), tree, shapes)
+        key = (tuple(options.items()), tree, shapes, plain_chosen())
         with self._lock:
             program = self._kept.get(key) or self._found(options, tree, shapes)
             self._kept[key] = program

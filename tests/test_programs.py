@@ -116,8 +116,11 @@ def test_what_tracing_depends_on_is_told_apart(folder, what, monkeypatch):
         monkeypatch.setattr(programs, "_surroundings", lambda: ("another version",))
         call(counted.of())
     elif what == "plain forms":
+        program = counted.of()
         with fcn_jax.ops.plain_forms():
-            call(counted.of())
+            call(program)
+        call(program)  # read again, and not the plain one that it has in memory
+        assert len(program._kept) == 2
     else:
         before = jax.config.jax_default_matmul_precision
         jax.config.update("jax_default_matmul_precision", "float32")

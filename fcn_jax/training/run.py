@@ -504,7 +504,8 @@ def batches_of_stages(
         loader.training_batches(
             source,
             batch_size=config.batch_size,
-            seed=config.seed * 5 + index,  # each stage has another order
+            seed=config.seed * 5
+            + index,  # each stage has another order; 5 keeps that of older runs
             augmentation=augmentation,
             mesh=mesh,
             canvas=config.canvas or None,
