@@ -504,8 +504,8 @@ def batches_of_stages(
         loader.training_batches(
             source,
             batch_size=config.batch_size,
-            seed=config.seed * 5
-            + index,  # each stage has another order; 5 keeps that of older runs
+            # Each stage has another order; by 5, as ever, so that older runs go on in theirs.
+            seed=config.seed * 5 + index,
             augmentation=augmentation,
             mesh=mesh,
             canvas=config.canvas or None,
