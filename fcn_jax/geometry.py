@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from jax.core import max_dim, min_dim
 from jax.export import is_symbolic_dim
-from jaxtyping import Array
+from jax import Array
 
 Cells: TypeAlias = Any
 """A number of cells: an int, or jax's symbolic dimension in a program for images of any size."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -17,33 +18,25 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 # Compiling takes most of the tests' time, and unoptimised machine code is right as well; the older
-# emitters of fused operations make it in less than half the time. A test at full size asks for an
-# optimised program itself.
+# emitters of fused operations make it in less than half the time, and one module a program instead
+# of several in two thirds of it. A test at full size asks for an optimised program itself.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    " --xla_cpu_use_fusion_emitters=false",
+    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
 )
 
+import annotations
 import jax
 import numpy as np
 import pytest
-from jaxtyping import config, install_import_hook
+from jaxtyping import config
 
-# Annotations are checked at run time, shapes and types of arrays included.
-CHECKED = [
-    *("fcn_jax.canvas", "fcn_jax.classes", "fcn_jax.cli", "fcn_jax.config", "fcn_jax.data"),
-    *(
-        "fcn_jax.devices",
-        "fcn_jax.drawing",
-        "fcn_jax.exporting",
-        "fcn_jax.geometry",
-        "fcn_jax.inference",
-    ),
-    *("fcn_jax.models", "fcn_jax.ops", "fcn_jax.programs", "fcn_jax.runs", "fcn_jax.training"),
-    "fcn_jax.weights",
-]
-install_import_hook(CHECKED, "annotations.check")
+annotations.check_package("fcn_jax")
+
+# Tracing makes objects by the million, few of which are garbage; looking for it 70 times less often
+# takes a fifth off the time.
+gc.set_threshold(50_000, 10, 10)
 
 # Mixed ranks and dtypes are bugs here: the package must broadcast and convert on purpose.
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
@@ -132,6 +133,20 @@ def test_the_usage_says_how_a_command_was_called(command, capsys, monkeypatch):
         with pytest.raises(SystemExit):
             cli.main([command, "--help"])
         assert name in capsys.readouterr().out.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: fcn_jax.geometry.Window("3"),  # type: ignore
+        lambda: fcn_jax.geometry.compose([3]),  # type: ignore
+        lambda: fcn_jax.ops.max_pool(np.zeros((2, 3, 4)), fcn_jax.geometry.Window(2)),
+        lambda: fcn_jax.cross_entropy(np.zeros((1, 2, 3, 4)), np.zeros((1, 2, 3))),
+    ],
+)
+def test_tests_check_annotations(call):
+    with pytest.raises(TypeError, match="violates|Type-check error"):
+        call()
 
 
 # =================================================================================== imports

@@ -318,13 +318,23 @@ def test_images_that_were_trained_on_do_not_count(
     assert ("scores include images that were trained on" in told) == (counts[3] > 0)
 
 
-def test_other_classes_are_refused(workdir) -> None:
+def test_other_classes_are_refused(workdir, tmp_path) -> None:
     source = FakeSource()
     source.label_maps = {
         "label": ClassTable((ClassRow("cat", (1, 1, 1)), ClassRow("dog", (2, 2, 2))))
     }
     with pytest.raises(ValueError, match=r"trained on the 3 classes ground.*2 classes cat"):
-        report.evaluate_run(workdir, source, console=Console(file=io.StringIO()))
+        report.evaluate_run(workdir, source, output=tmp_path / "a" / "report", console=Console())
+    assert not (tmp_path / "a").exists()  # nothing is left of a report that was not made
+
+
+def test_a_place_that_is_no_folder_is_refused_before_scoring(
+    workdir, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(report, "tally", None)
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file"):
+        report.evaluate_run(workdir, FakeSource(), output=tmp_path / "file" / "report")
 
 
 def test_many_classes_are_plotted(tmp_path) -> None:

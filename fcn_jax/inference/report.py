@@ -136,11 +136,12 @@ def evaluate_run(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     results = []
     folder = workdir / "report" if output is None else Path(output).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
+    # Fails before the work if nothing can be written there; the folder itself is made at last.
+    beside = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     # Where label maps lie in a file, by stage, head and index: which are drawn is known at last.
     packed: dict[tuple[str, str, int], tuple[int, int]] = {}
     with (
-        tempfile.TemporaryFile(dir=folder) as waiting,
+        tempfile.TemporaryFile(dir=beside) as waiting,
         Progress(*columns, TextColumn("images"), TimeRemainingColumn(), console=console) as bar,
     ):
         tasks = {stage: bar.add_task(stage, total=count) for stage in stages}
