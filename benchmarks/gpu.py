@@ -243,7 +243,7 @@ TINY_RUN = (
     *("--config.dataset_options.train=12", "--config.dataset_options.val=4"),
     *("--config.dataset_options.size=48", "--config.width=0.05", "--config.fc_width=8"),
     *("--config.epochs=()", "--config.steps=(60,)", "--config.learning_rate=(1e-3,)"),
-    *(f"--config.stages=('{LAST_STAGE}',)", "--config.batch_size=4"),
+    *(f"--config.stages=('{LAST_STAGE}',)", "--config.batch_size=4", "--config.backbone=vgg11"),
     *("--config.checkpoint_every=20", "--config.log_every=20"),
 )
 

@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 import jaxtyping
 from beartype import BeartypeConf, beartype
+from beartype.roar import BeartypeCallHintForwardRefException
 
 check = beartype(conf=BeartypeConf(is_pep484_tower=True, violation_type=TypeError))
 
@@ -46,8 +47,12 @@ def plainly_checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        chosen = function if jaxtyping.config.jaxtyping_disable else checked
-        return chosen(*args, **kwargs)
+        if jaxtyping.config.jaxtyping_disable:
+            return function(*args, **kwargs)
+        try:
+            return checked(*args, **kwargs)
+        except BeartypeCallHintForwardRefException:  # a type that is imported for pyright alone
+            return function(*args, **kwargs)
 
     return call
 
