@@ -21,9 +21,9 @@ from fractions import Fraction
 from typing import Any, TypeAlias
 
 import numpy as np
+from jax import Array
 from jax.core import max_dim, min_dim
 from jax.export import is_symbolic_dim
-from jax import Array
 
 Cells: TypeAlias = Any
 """A number of cells: an int, or jax's symbolic dimension in a program for images of any size."""

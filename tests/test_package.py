@@ -145,7 +145,7 @@ def test_the_usage_says_how_a_command_was_called(command, capsys, monkeypatch):
     ],
 )
 def test_tests_check_annotations(call):
-    with pytest.raises(TypeError, match="violates|Type-check error"):
+    with pytest.raises(TypeError, match=r"violates|Type-check error"):
         call()
 
 
