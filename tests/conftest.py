@@ -17,9 +17,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-# Compiling takes most of the tests' time, and unoptimised machine code is right as well; the older
+# Compiling takes much of the tests' time, and unoptimised machine code is right as well; the older
 # emitters of fused operations make it in less than half the time, and one module a program instead
-# of several in two thirds of it. A test at full size asks for an optimised program itself.
+# of several makes a gradient in half to three quarters of that. A test at full size asks for an
+# optimised program itself.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -34,9 +35,9 @@ from jaxtyping import config
 
 annotations.check_package("fcn_jax")
 
-# Tracing makes objects by the million, few of which are garbage; looking for it 70 times less often
-# takes a fifth off the time.
-gc.set_threshold(50_000, 10, 10)
+# Tracing makes objects by the million, few of which are garbage: looking for it 70 times less often
+# takes a fifth off tests that mostly trace, such as test_backbones.py.
+gc.set_threshold(50_000)
 
 # Mixed ranks and dtypes are bugs here: the package must broadcast and convert on purpose.
 jax.config.update("jax_numpy_rank_promotion", "raise")

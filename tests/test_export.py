@@ -181,6 +181,7 @@ def networks(usual):
 
 
 def predictor_of_row(name, backbone, padding):
+    """That of a row of `networks`; a row that does not go together is skipped, if not usual."""
     try:
         return predictor_of(name, backbone, padding=padding)
     except ValueError as error:  # no such skips, or scores that cannot be interpolated

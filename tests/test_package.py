@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hatchling.builders.sdist import SdistBuilder
@@ -140,11 +141,13 @@ def test_the_usage_says_how_a_command_was_called(command, capsys, monkeypatch):
     [
         lambda: fcn_jax.geometry.Window("3"),  # type: ignore
         lambda: fcn_jax.geometry.compose([3]),  # type: ignore
-        lambda: fcn_jax.ops.max_pool(np.zeros((2, 3, 4)), fcn_jax.geometry.Window(2)),
+        lambda: fcn_jax.ops.max_pool(jnp.zeros((2, 3, 4)), fcn_jax.geometry.Window(2)),
         lambda: fcn_jax.cross_entropy(np.zeros((1, 2, 3, 4)), np.zeros((1, 2, 3))),
+        lambda: fcn_jax.ops.conv_transpose(jnp.zeros((1, 2, 2, 3)), jnp.zeros((4, 4, 5, 3)), 2),
     ],
 )
-def test_tests_check_annotations(call):
+def test_annotations_are_checked(call):
+    """In tests: plain types, the number and types of axes, and that sizes of one name are equal."""
     with pytest.raises(TypeError, match=r"violates|Type-check error"):
         call()
 

@@ -324,8 +324,8 @@ def test_other_classes_are_refused(workdir, tmp_path) -> None:
         "label": ClassTable((ClassRow("cat", (1, 1, 1)), ClassRow("dog", (2, 2, 2))))
     }
     with pytest.raises(ValueError, match=r"trained on the 3 classes ground.*2 classes cat"):
-        report.evaluate_run(workdir, source, output=tmp_path / "a" / "report", console=Console())
-    assert not (tmp_path / "a").exists()  # nothing is left of a report that was not made
+        report.evaluate_run(workdir, source, output=tmp_path / "new", console=Console())
+    assert not (tmp_path / "new").exists()  # nothing is left of a report that was not made
 
 
 def test_a_place_that_is_no_folder_is_refused_before_scoring(

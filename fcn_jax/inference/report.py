@@ -136,12 +136,13 @@ def evaluate_run(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     results = []
     folder = workdir / "report" if output is None else Path(output).expanduser()
-    # Fails before the work if nothing can be written there; the folder itself is made at last.
-    beside = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    # Where label maps lie in a file, by stage, head and index: which are drawn is known at last.
+    # Label maps wait in a file of that folder or, as `write` is the one to make it, of the nearest
+    # above it; where nothing can be written, that file fails before the work.
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    # Where label maps lie in that file, by stage, head and index: which are drawn is known at last.
     packed: dict[tuple[str, str, int], tuple[int, int]] = {}
     with (
-        tempfile.TemporaryFile(dir=beside) as waiting,
+        tempfile.TemporaryFile(dir=existing) as waiting,
         Progress(*columns, TextColumn("images"), TimeRemainingColumn(), console=console) as bar,
     ):
         tasks = {stage: bar.add_task(stage, total=count) for stage in stages}
