@@ -3,7 +3,7 @@
     python benchmarks/loop.py --config=configs/camvid.py [--config.FIELD=VALUE ...]
 
 Times, in turns (A B A B), N steps on one batch that stays on the device, and N steps on batches
-from the loader whose losses are watched and then checked, as the loop of `fcn_jax.training.run`
+from the loader whose losses are watched and then checked, as the loop of `fcn_jax.training.loop`
 does, with the same compiled step. Prints medians and their ratio, and the loader alone.
 """
 
@@ -30,7 +30,8 @@ def main(argv: list[str]) -> None:
     from fcn_jax.devices import data_mesh
     from fcn_jax.models.fcn import initial_params
     from fcn_jax.models.inputs import CAFFE, Inputs
-    from fcn_jax.training.run import make_stages, mean_losses
+    from fcn_jax.training.loop import mean_losses
+    from fcn_jax.training.stages import make_stages
     from fcn_jax.training.step import create_state, make_train_step
 
     logging.set_verbosity(logging.WARNING)

@@ -23,7 +23,7 @@ from fcn_jax.inference.evaluation import evaluate
 from fcn_jax.inference.predictor import Predictor
 from fcn_jax.models.fcn import create_model
 from fcn_jax.models.inputs import Inputs, Preprocessing
-from fcn_jax.training import run
+from fcn_jax.training import scoring
 
 pytestmark = pytest.mark.usefixtures("plain_forms")
 
@@ -286,14 +286,24 @@ def test_processes_score_together_what_one_scores(monkeypatch, unchecked_annotat
     def score(index: int, count: int, combine) -> dict[str, float]:
         monkeypatch.setattr(jax, "process_index", lambda: index)
         monkeypatch.setattr(jax, "process_count", lambda: count)
-        monkeypatch.setattr(run.devices, "sum_over_processes", combine)
+        monkeypatch.setattr(scoring.devices, "sum_over_processes", combine)
         heads = {"label": classes}
-        return run._score(predictor_of, examples, heads, 0, True, journal, stage, 1, {})
+        return scoring.score(
+            stage,
+            1,
+            {},
+            predictor_of=predictor_of,
+            images=examples,
+            heads=heads,
+            samples=0,
+            by_image=True,
+            journal=journal,
+        )
 
     def part(images, indices):
         return (images[index] for index in indices)
 
-    monkeypatch.setattr(run.loader, "evaluation_examples", part)
+    monkeypatch.setattr(scoring.loader, "evaluation_examples", part)
     expected = score(0, 1, lambda tallies: tallies)
     assert {"loss", "mean_f1", "mean_boundary_iu", "boundary_f1/g"} < set(expected)
     for count in (2, len(examples) + 1):  # the last has nothing to score

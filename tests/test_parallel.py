@@ -23,7 +23,7 @@ from four_devices import MESHES, QUICK, SLOW
 from test_training import command, environment, losses, parameters, train
 
 from fcn_jax import devices
-from fcn_jax.training import run as training
+from fcn_jax.training import loop
 from fcn_jax.training.step import StepReport
 
 HERE = Path(__file__).parent
@@ -311,14 +311,14 @@ def test_only_logging_waits_for_the_devices(monkeypatch):
         best="mean_iu",
     )
     state: Any = SimpleNamespace(step=np.zeros((), np.int32), params=np.zeros(1), used=np.zeros(1))
-    seconds = functools.partial(training.Pace, clock=lambda: float(taken))  # one for each step
-    monkeypatch.setattr(training, "Pace", seconds)
+    seconds = functools.partial(loop.Pace, clock=lambda: float(taken))  # one for each step
+    monkeypatch.setattr(loop, "Pace", seconds)
     # Stand-ins are not of the types that the annotations name, which the tests check.
-    inspect.unwrap(training._loop)(
+    inspect.unwrap(loop.take_steps)(
         stage,
         train_step,
         state,
-        training.Evaluations(),
+        loop.Evaluations(),
         log_every=4,
         save_every=1000,
         score_every=0,

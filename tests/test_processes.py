@@ -19,7 +19,7 @@ from toy_backbones import plain
 import fcn_jax
 from fcn_jax.cli import _ends
 from fcn_jax.training.lock import locked
-from fcn_jax.training.run import noted_signals
+from fcn_jax.training.loop import noted_signals
 
 __all__ = ["place"]  # the fixture
 

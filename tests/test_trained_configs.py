@@ -337,7 +337,7 @@ def test_a_failed_start_does_not_claim_the_folder(place, monkeypatch):
 
     init = save_trunk(place / "good.npz", TRUNK)
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_loop", killed)
+        patch.setattr(training, "take_steps", killed)
         with pytest.raises(KeyboardInterrupt):
             start(place, "claimed", init=init, seed=1)
     start(place, "claimed", init=init, seed=2)

@@ -205,7 +205,7 @@ def draw(config: configs.Config, number: int, file: Path) -> None:
     Raises:
         ValueError: If training with this config would fail at once.
     """
-    from fcn_jax.training.run import batches_of_stages
+    from fcn_jax.training.stages import batches_of_stages
 
     configs.validate(config)
     options = configs.data_options(config)

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_compiled_programs()
     find_devices()
     predictor = fcn_jax.load(args.run, **{name: getattr(args, name) for name in NETWORK})
-    from fcn_jax.training.run import noted_signals
+    from fcn_jax.training.loop import noted_signals
 
     title = Path(args.run).resolve().name if Path(args.run).exists() else args.run
     with demo.served(predictor, title, args.host, args.port, limits) as address:

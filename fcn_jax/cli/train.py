@@ -81,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from fcn_jax.inference import report
     from fcn_jax.models.backbones import code_of
-    from fcn_jax.training.run import Diverged, Stopped, train
+    from fcn_jax.training.loop import Diverged, Stopped
+    from fcn_jax.training.run import train
 
     silence_orbax()
     try:

@@ -9,35 +9,27 @@ import contextlib
 import dataclasses
 import functools
 import json
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
-import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from fcn_jax import config as configs
-from fcn_jax import data, devices, drawing, runs, weights
-from fcn_jax.canvas import Size, rule_for
+from fcn_jax import data, devices, runs, weights
+from fcn_jax.canvas import rule_for
 from fcn_jax.classes import ClassTable
-from fcn_jax.data import bands, loader
-from fcn_jax.data.copy_paste import CopyPaste
-from fcn_jax.inference.evaluation import Tally, tally
 from fcn_jax.inference.predictor import Predictor
 from fcn_jax.models.backbones import code_of
-from fcn_jax.models.fcn import FCN, abstract_params, initial_params
+from fcn_jax.models.fcn import abstract_params, initial_params
 from fcn_jax.models.inputs import Inputs
 from fcn_jax.models.losses import Loss
 from fcn_jax.runs import (
+    LastCheckpoint,
     StageCheckpoints,
-    build_model,
     describe_run,
-    goodness,
     last_checkpoint,
     write_whole,
 )
@@ -45,62 +37,12 @@ from fcn_jax.training import identity, init
 from fcn_jax.training.journal import Callback, Journal
 from fcn_jax.training.lock import locked
 from fcn_jax.training.loggers import Logger, WeightsAndBiases, import_wandb
-from fcn_jax.training.optimizer import (
-    make_optimizer,
-    make_schedule,
-    on_plateau,
-    plateau_factor,
-    with_layer_rates,
-)
-from fcn_jax.training.pace import Pace, Work
-from fcn_jax.training.step import (
-    StepReport,
-    TrainState,
-    TrainStep,
-    all_finite,
-    create_state,
-    init_state,
-    make_train_step,
-    put_state,
-)
+from fcn_jax.training.loop import Evaluations, Stopped, noted_signals, take_steps
+from fcn_jax.training.optimizer import with_layer_rates
+from fcn_jax.training.scoring import score
+from fcn_jax.training.stages import Stage, another_length, make_stages, work_of
+from fcn_jax.training.step import TrainState, create_state, init_state, make_train_step, put_state
 from fcn_jax.weights.arrays import is_conv_transpose
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """A stage of a run: so many ``steps`` of a network, each on a batch of the endless ones."""
-
-    name: str
-    steps: int
-    batch_size: int
-    model: FCN
-    auto_layers: tuple[str, ...]  # whose factors on the rate are measured
-    schedule: optax.Schedule  # by update, of which one comes every `accumulate` steps
-    accumulate: int
-    plateau: bool  # the optimiser is one of `on_plateau`
-    optimizer: optax.GradientTransformation
-    batches: loader.TrainingBatches
-    key: jax.Array
-    patience: int  # evaluations; 0: endless
-    best: str  # the metric that these look at
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step, from 1, but for what a plateau has taken off."""
-        return float(np.asarray(self.schedule((step - 1) // self.accumulate)))
-
-
-class Evaluations(NamedTuple):
-    """How a stage's evaluations went: the best `goodness`, and how many came since."""
-
-    best: float | None = None
-    since: int = 0
-
-    def and_then(self, value: float | None) -> Evaluations:
-        better = value is not None and (self.best is None or value > self.best)
-        return Evaluations(value, 0) if better else Evaluations(self.best, self.since + 1)
-
-
-# ======================================================================== the run
 
 
 def train(
@@ -184,6 +126,161 @@ def _train(
     allow_code: bool,
 ) -> data.Source:
     """`train`, while no other program trains in the folder; ``given``: its sources."""
+    prepared = prepare(config, workdir, given, loss, accept_changed_data, allow_code)
+    stages, heads = prepared.stages, prepared.heads
+
+    # ---- From here on the folder is this run's
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("prepared")  # nobody still looks for a former run
+    first_process = jax.process_index() == 0
+    loggers: list[Logger] = []
+    if first_process:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if config.logger == "wandb":
+            loggers = [WeightsAndBiases(workdir, configs.to_plain(config))]
+        write_whole(workdir / "config.json", json.dumps(configs.to_plain(config), indent=2))
+    images = runs.keep_images(workdir, prepared.images)
+    description = describe_run(config, heads, prepared.inputs, images)
+    silent = not first_process
+    told_to = {"loggers": loggers, "callbacks": callbacks}
+    journal = Journal(workdir, tuple(config.stages), silent=silent, **told_to)
+    with journal, noted_signals() as stop:
+        journal.start()
+        classes = " and ".join(str(table.num_classes) for table in heads.values())
+        several = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+        journal.say(
+            f"{config.dataset} ({prepared.train_source.origin}): "
+            f"{len(prepared.train_source)} training and {len(prepared.scored)} evaluation images, "
+            f"{classes} classes; "
+            f"{jax.device_count()} {jax.devices()[0].platform} "
+            f"device(s){several}; in {workdir}"
+        )
+        for remark in prepared.remarks:
+            journal.say(remark)
+
+        predictor_of = functools.partial(
+            Predictor,
+            inputs=prepared.inputs,
+            heads=heads,
+            scale=config.scale,
+            batch_size=config.eval_batch_size,
+            canvas=rule_for(prepared.scored.sizes),
+            mesh=devices.local_mesh(),  # each process scores alone: sizes of images may differ
+        )
+        finished = (
+            config.stages[: config.stages.index(prepared.last.stage)] if prepared.last else ()
+        )
+        estimated = False
+        for before, stage in zip((None, *stages), stages, strict=False):
+            if stage.name in finished:
+                journal.say(f"{stage.name}: finished before")
+                continue
+            with StageCheckpoints(workdir, stage.name, tell=journal.say) as checkpoints:
+                if checkpoints.steps():
+                    state, seen, position = last_state(
+                        config, prepared, stage, checkpoints, journal
+                    )
+                    done = int(state.step)
+                    if done >= stage.steps or 0 < stage.patience <= seen.since:
+                        journal.say(f"{stage.name}: finished before, {done} steps")
+                        continue
+                    stage.batches.set_state(position)
+                    journal.say(f"{stage.name}: going on from step {done}")
+                    if then := prepared.former_steps.get(stage.name):
+                        journal.say(another_length(config, stage, then, done))
+                else:
+                    state = first_state(config, prepared, stage, before, workdir, journal)
+                    devices.return_memory()
+                    seen = Evaluations()
+                    journal.rewind(stage.name, 0)
+                train_step = make_train_step(
+                    stage.model,
+                    stage.optimizer,
+                    prepared.inputs,
+                    prepared.mesh,
+                    key=jax.random.fold_in(stage.key, 2),
+                    loss=prepared.losses,
+                    normalize_loss=config.normalize_loss,
+                    cell_fraction=config.cell_fraction,
+                    loss_weights=config.loss_weights.to_dict(),
+                    ema=config.ema,
+                    accumulate=config.accumulate,
+                    shard_parameters=config.shard_parameters,
+                )
+                journal.say(f"{stage.name}: compiling the step")
+                done = int(state.step)
+                work = work_of(config, stages[stages.index(stage) :], done, prepared.scored.sizes)
+                with stage.batches, journal.progress(stage.name, done, stage.steps):
+                    take_steps(
+                        stage,
+                        train_step,
+                        state,
+                        seen,
+                        log_every=config.log_every,
+                        save_every=config.checkpoint_every,
+                        score_every=config.eval_every,
+                        score=functools.partial(
+                            score,
+                            stage,
+                            predictor_of=predictor_of,
+                            images=prepared.scored,
+                            heads=heads,
+                            samples=config.samples,
+                            # They cost the host time, and are left to the report.
+                            by_image=any(word in config.best for word in ("image", "boundary")),
+                            journal=journal,
+                        ),
+                        save=functools.partial(checkpoints.save, run=description),
+                        journal=journal,
+                        work=None if estimated else work,
+                        stop=stop,
+                    )
+                estimated = True
+        if stop:
+            raise Stopped("all stages are trained and saved; there is no report yet", stop[0])
+    return prepared.scored
+
+
+# ======================================================================== before it writes
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What a run needs, compared with itself and with the folder's former run.
+
+    Attributes:
+        last: The former run's last checkpoint.
+        start: The start weights by input, of a run that begins; emptied when they are in the state.
+        scored: The evaluation images less those that the start weights were trained on.
+        losses: Of every head, or one for all.
+        images: What `runs.keep_images` writes down of them.
+        former_steps: Of each stage that is to have other steps than it was to have before.
+        remarks: What to tell of all this.
+    """
+
+    mesh: Mesh
+    last: LastCheckpoint | None
+    start: dict[str, weights.Weights]
+    train_source: data.Source
+    scored: data.Source
+    heads: Mapping[str, ClassTable]
+    inputs: Inputs
+    losses: Loss | Mapping[str, Loss]
+    stages: Sequence[Stage]
+    images: dict[str, Any]
+    former_steps: Mapping[str, int]
+    remarks: Sequence[str]
+
+
+def prepare(
+    config: configs.Config,
+    workdir: Path,
+    given: tuple[Any, Any] | None,
+    loss: Loss | None,
+    accept_changed_data: bool,
+    allow_code: bool,
+) -> Prepared:
+    """Finds every mistake that can be found before the first step; arguments as of `train`."""
     # ---- Mistakes that show without the data: in the config, the folder, the start weights
     mesh = devices.data_mesh(config.spatial_shards)
     parts = mesh.shape["data"]
@@ -248,164 +345,21 @@ def _train(
         )
     init.drop_other_scores(start, stages[0].model, heads)
     init.check_weights(stages[0].model, config.backbone, start, config.init)
-    images = identity.describe_data(train_source, eval_source, earlier)
-
-    # ---- From here on the folder is this run's
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("prepared")  # nobody still looks for a former run
-    first_process = jax.process_index() == 0
-    loggers: list[Logger] = []
-    if first_process:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if config.logger == "wandb":
-            loggers = [WeightsAndBiases(workdir, configs.to_plain(config))]
-        write_whole(workdir / "config.json", json.dumps(configs.to_plain(config), indent=2))
-    description = describe_run(config, heads, inputs, runs.keep_images(workdir, images))
-    silent = not first_process
-    told_to = {"loggers": loggers, "callbacks": callbacks}
-    journal = Journal(workdir, tuple(config.stages), silent=silent, **told_to)
-    with journal, noted_signals() as stop:
-        journal.start()
-        classes = " and ".join(str(table.num_classes) for table in heads.values())
-        several = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
-        journal.say(
-            f"{config.dataset} ({train_source.origin}): {len(train_source)} training and "
-            f"{len(scored)} evaluation images, {classes} classes; "
-            f"{jax.device_count()} {jax.devices()[0].platform} "
-            f"device(s){several}; in {workdir}"
-        )
-        for note in dict.fromkeys((*train_source.notes, *eval_source.notes)):
-            journal.say(f"note: {note}")
-        for text in filter(None, (changes, left_out, *told)):
-            journal.say(text)
-
-        predictor_of = functools.partial(
-            Predictor,
-            inputs=inputs,
-            heads=heads,
-            scale=config.scale,
-            batch_size=config.eval_batch_size,
-            canvas=rule_for(scored.sizes),
-            mesh=devices.local_mesh(),  # each process scores alone: sizes of images may differ
-        )
-        finished = config.stages[: config.stages.index(last.stage)] if last else ()
-        estimated = False
-        for before, stage in zip((None, *stages), stages, strict=False):
-            if stage.name in finished:
-                journal.say(f"{stage.name}: finished before")
-                continue
-            with StageCheckpoints(workdir, stage.name, tell=journal.say) as checkpoints:
-                # ---- Its last state, or its first: from the stage before or the start weights
-                done, seen = 0, Evaluations()
-                if checkpoints.steps():
-                    like = jax.eval_shape(
-                        functools.partial(init_state, optimizer=stage.optimizer, ema=config.ema),
-                        abstract_params(stage.model),
-                    )
-                    split = devices.state_shardings(like, mesh, split=config.shard_parameters)
-                    state, position = checkpoints.restore(like, split)
-                    state = put_state(state, mesh, shard_parameters=config.shard_parameters)
-                    done = int(state.step)
-                    journal.rewind(stage.name, done, position.pop("records", ""))
-                    seen = Evaluations(*position.pop("evaluations", ()))
-                    if done >= stage.steps or 0 < stage.patience <= seen.since:
-                        journal.say(f"{stage.name}: finished before, {done} steps")
-                        continue
-                    # Of changed data it takes the batches that would come next by their own order.
-                    stage.batches.set_state({**position, "examples": len(train_source)})
-                    journal.say(f"{stage.name}: going on from step {done}")
-                    if then := former_steps.get(stage.name):
-                        journal.say(_another_length(config, stage, then, done))
-                else:
-                    key = jax.random.fold_in(stage.key, 1)
-                    which = "best" if config.patience else "last"
-                    if before is not None:
-                        with StageCheckpoints(workdir, before.name, read_only=True) as former:
-                            step, _, params = former.load(which)
-                        if which == "last" and step < before.steps:
-                            raise ValueError(
-                                f"{workdir}: the last checkpoint of {before.name} was damaged just "
-                                "now; the same command trains its last steps again"
-                            )
-                        start = {"": weights.Weights(weights.flatten(params))}
-                    if start:
-                        params, report = init.params_from(stage.model, start, key)
-                        origin = "the start weights"
-                        if before is not None:
-                            averaged = ", averaged parameters" if config.ema else ""
-                            origin = f"{before.name}, its {which} step{averaged}"
-                        journal.say(f"{stage.name}: starts from {origin}\n{report}")
-                    else:
-                        params = initial_params(stage.model, key)
-                        remark = init.expect_of_random_weights(
-                            config.dataset, len(train_source), config.backbone
-                        )
-                        journal.say(f"{stage.name}: starts from random weights{remark}")
-                    state = create_state(
-                        params,
-                        stage.optimizer,
-                        mesh,
-                        ema=config.ema,
-                        shard_parameters=config.shard_parameters,
-                    )
-                    if stage.auto_layers:
-                        rates = init.auto_rates(
-                            stage.model, stage.auto_layers, params, inputs, train_source
-                        )
-                        state = state._replace(opt_state=with_layer_rates(state.opt_state, rates))
-                        state = put_state(state, mesh, shard_parameters=config.shard_parameters)
-                        listed = (f"{layer} {factor:.3g}" for layer, factor in rates.items())
-                        journal.say(f"{stage.name}: factors on rates: {', '.join(listed)}")
-                    params, start = {}, {}  # a step need not keep them in memory
-                    devices.return_memory()
-                    journal.rewind(stage.name, 0)
-
-                # ---- Its steps
-                train_step = make_train_step(
-                    stage.model,
-                    stage.optimizer,
-                    inputs,
-                    mesh,
-                    key=jax.random.fold_in(stage.key, 2),
-                    loss=losses,
-                    normalize_loss=config.normalize_loss,
-                    cell_fraction=config.cell_fraction,
-                    loss_weights=config.loss_weights.to_dict(),
-                    ema=config.ema,
-                    accumulate=config.accumulate,
-                    shard_parameters=config.shard_parameters,
-                )
-                journal.say(f"{stage.name}: compiling the step")
-                work = work_of(config, stages[stages.index(stage) :], done, scored.sizes)
-                with stage.batches, journal.progress(stage.name, done, stage.steps):
-                    _loop(
-                        stage,
-                        train_step,
-                        state,
-                        seen,
-                        log_every=config.log_every,
-                        save_every=config.checkpoint_every,
-                        score_every=config.eval_every,
-                        score=functools.partial(
-                            _score,
-                            predictor_of,
-                            scored,
-                            heads,
-                            config.samples,
-                            # They cost the host time, and are left to the report.
-                            any(word in config.best for word in ("image", "boundary")),
-                            journal,
-                            stage,
-                        ),
-                        save=functools.partial(checkpoints.save, run=description),
-                        journal=journal,
-                        work=None if estimated else work,
-                        stop=stop,
-                    )
-                estimated = True
-        if stop:
-            raise Stopped("all stages are trained and saved; there is no report yet", stop[0])
-    return scored
+    notes = [f"note: {note}" for note in dict.fromkeys((*train_source.notes, *eval_source.notes))]
+    return Prepared(
+        mesh=mesh,
+        last=last,
+        start=start,
+        train_source=train_source,
+        scored=scored,
+        heads=heads,
+        inputs=inputs,
+        losses=losses,
+        stages=stages,
+        images=identity.describe_data(train_source, eval_source, earlier),
+        former_steps=former_steps,
+        remarks=(*notes, *filter(None, (changes, left_out)), *told),
+    )
 
 
 def open_sources(
@@ -439,370 +393,76 @@ def open_sources(
     return train, val
 
 
-def make_stages(
+# ======================================================================== where a stage begins
+
+
+def last_state(
     config: configs.Config,
-    source: data.Source,
-    heads: Mapping[str, ClassTable],
-    inputs: Inputs,
-    mesh: Mesh,
-) -> list[Stage]:
-    """Takes a config apart, into what each stage needs."""
-    steps = configs.stage_steps(config, len(source))
-    batches = batches_of_stages(config, source, mesh)
-    stages = []
-    for index, name in enumerate(config.stages):
-        model = build_model(config, name, heads, inputs)
-        rates = configs.layer_rates(config, model)
-        schedule = stage_schedule(config, name, steps[index])
-        optimizer = make_optimizer(
-            config.optimizer,
-            schedule,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            bias_rate=config.bias_rate,
-            frozen=model.frozen_layers,
-            layer_rates={layer: 1.0 if f == "auto" else f for layer, f in rates.items()},
-            clip_norm=config.clip_norm,
-            accumulate=config.accumulate,
-        )
-        plateau = config.schedule == "plateau"
-        if plateau:
-            window = config.schedule_gamma, config.schedule_patience, config.schedule_step
-            optimizer = on_plateau(optimizer, *window)
-        stages.append(
-            Stage(
-                name,
-                steps[index],
-                config.batch_size,
-                model,
-                tuple(layer for layer, factor in rates.items() if factor == "auto"),
-                schedule,
-                config.accumulate,
-                plateau,
-                optimizer,
-                batches[index],
-                jax.random.fold_in(jax.random.key(config.seed), index),
-                config.patience,
-                config.best,
-            )
-        )
-    return stages
-
-
-def batches_of_stages(
-    config: configs.Config, source: data.Source, mesh: Mesh | None = None
-) -> list[loader.TrainingBatches]:
-    """The batches of every stage of a config; without a mesh on the default device.
-
-    Raises:
-        ValueError: If the config's augmentation cannot be done with these images.
-    """
-    augmentation = configs.augmentation(config, source)
-    copy_paste = CopyPaste(source, config.copy_paste) if config.copy_paste else None
-    part, parts = (0, 1) if mesh is None else devices.batch_part(mesh)
-    return [
-        loader.training_batches(
-            source,
-            batch_size=config.batch_size,
-            # Each stage has another order; by 5, as ever, so that older runs go on in theirs.
-            seed=config.seed * 5 + index,
-            augmentation=augmentation,
-            mesh=mesh,
-            canvas=config.canvas or None,
-            copy_paste=copy_paste,
-            num_workers=config.num_workers,
-            process_index=part,
-            process_count=parts,
-        )
-        for index in range(len(config.stages))
-    ]
-
-
-def stage_schedule(config: configs.Config, stage: str, steps: int) -> optax.Schedule:
-    """The learning rate of every update of a stage that has so many steps."""
-    return make_schedule(
-        config.schedule,
-        configs.per_stage(config, "learning_rate")[config.stages.index(stage)],
-        -(-steps // config.accumulate),
-        warmup=config.warmup,
-        step_size=config.schedule_step,
-        gamma=config.schedule_gamma,
-    )
-
-
-def work_of(
-    config: configs.Config, stages: Sequence[Stage], done: int, sizes: Sequence[Size]
-) -> Work:
-    """What lies before a run that goes on with the first of some stages, of which some is done.
-
-    Args:
-        sizes: Of the images that are scored, by all stages once more for the report.
-    """
-    every = config.eval_every
-    evaluations = len(config.stages)
-    for start, stage in zip((done, *[0] * len(stages)), stages, strict=False):
-        evaluations += 1 + ((stage.steps - 1) // every - start // every if every else 0)
-    pixels = sum(height * width for height, width in sizes) * config.scale**2
-    steps = sum(stage.steps for stage in stages) - done
-    return Work(len(stages), steps, evaluations * pixels)
-
-
-def _another_length(config: configs.Config, stage: Stage, then: int, done: int) -> str:
-    """What to tell of a stage that has other steps than it was to have before."""
-    text = f"{stage.name}: {stage.steps} steps instead of {then}"
-    if config.schedule in ("constant", "step", "plateau"):
-        return text
-    former = dataclasses.replace(stage, schedule=stage_schedule(config, stage.name, then))
-    was, now = former.rate(done), stage.rate(done + 1)
-    return (
-        f"{text}; the schedule '{config.schedule}' goes by their number: the learning rate was "
-        f"{was:.3g} and goes on at {now:.3g}; the result is not that of {stage.steps} steps at once"
-    )
-
-
-# ======================================================================== one stage
-
-
-def _loop(
+    prepared: Prepared,
     stage: Stage,
-    train_step: TrainStep,
-    state: TrainState,
-    seen: Evaluations,
-    *,
-    log_every: int,
-    save_every: int,
-    score_every: int,
-    score: Callable[[int, Any], dict[str, float]],
-    save: Callable[..., None],
+    checkpoints: StageCheckpoints,
     journal: Journal,
-    work: Work | None,
-    stop: Sequence[int],
-) -> None:
-    """The training loop: step, log, score, save; waits for the devices only to log, or to tell.
-
-    Args:
-        seen: The evaluations before.
-        score: Gives the metrics of a step's number and parameters.
-        save: Is given a step's number, state, position in the data, and metrics or None.
-        work: What lies before the run, for an estimate of its time; None for none.
-        stop: Signals that came, from `noted_signals`.
-    """
-    step = int(state.step)
-    reports: list[tuple[int, list[str], StepReport]] = []
-    pace = Pace()
-    while step < stage.steps:
-        batch, ids = next(stage.batches)
-        state, report = train_step(state, batch)
-        step += 1
-        reports.append((step, ids, report))
-
-        scoring = step == stage.steps or (score_every > 0 and step % score_every == 0)
-        saving = scoring or step % save_every == 0
-        logging = saving or step % log_every == 0
-        signum = stop[0] if stop else 0
-        if jax.process_count() > 1:
-            # All must stop at one step. They agree on it where they wait for the devices anyway.
-            gathered = multihost_utils.process_allgather(np.int32(signum)) if logging else 0
-            signum = int(np.max(gathered))
-
-        # ---- Tell how far it is, at growing distances
-        due = pace.due()
-        if due:
-            loss = float(report.loss)  # waits for the devices
-            pace.waited()
-            if not logging:
-                rate = pace.speed * stage.batch_size if pace.taken > 1 else 0.0
-                journal.advance(stage.name, step, stage.steps, loss, rate, stage.batch_size)
-        if pace.taken == 3 and work is not None:
-            pixels = next(batch[head].size for head, _ in stage.model.heads)
-            journal.say(pace.estimate(work, pixels))
-        if not logging and not signum:
-            continue
-
-        # ---- Look at the steps since the last time
-        values = mean_losses(stage.name, reports)
-        rate = pace.speed * stage.batch_size
-        taken_off = plateau_factor(state.opt_state) if stage.plateau else 1.0
-        values |= {"learning_rate": stage.rate(step) * taken_off, "images_per_second": rate}
-        if (peak := devices.peak_memory()) is not None:
-            values["peak_memory_gib"] = peak / 2**30
-        journal.record(stage.name, step, values)
-        line = due or step == stage.steps
-        so_far = (step, stage.steps, values["loss"], rate, stage.batch_size)
-        journal.advance(stage.name, *so_far, line)
-        reports.clear()
-
-        # ---- Save, with a score where it is due
-        if saving or signum:
-            # A finite loss can still have led to parameters that are not.
-            if not all_finite(state.params):
-                raise Diverged(
-                    f"{stage.name} step {step}: parameters are NaN or Inf after the update on the "
-                    f"images {', '.join(ids)}; {REMEDY}"
-                )
-            metrics = score(step, state.used) if scoring else None
-            if metrics is not None and step % max(score_every, 1) == 0:
-                seen = seen.and_then(goodness(metrics, stage.best))
-            position = {**stage.batches.get_state(), "records": journal.digest()}
-            position["evaluations"] = list(seen)
-            save(step, state, data=position, metrics=metrics)
-        ended = 0 < stage.patience <= seen.since
-        if signum and step < stage.steps and not ended:
-            raise Stopped(
-                f"stopped at {stage.name} step {step} of {stage.steps}, all saved; "
-                "the same command goes on from here",
-                signum,
-            )
-        if ended:
-            journal.say(
-                f"{stage.name}: ends at step {step} of {stage.steps}: no better {stage.best} in "
-                f"{seen.since} evaluations"
-            )
-            return
-        pace.restart()
+) -> tuple[TrainState, Evaluations, dict[str, Any]]:
+    """The state of a stage's last checkpoint, its evaluations, and its position in the data."""
+    like = jax.eval_shape(
+        functools.partial(init_state, optimizer=stage.optimizer, ema=config.ema),
+        abstract_params(stage.model),
+    )
+    split = devices.state_shardings(like, prepared.mesh, split=config.shard_parameters)
+    state, position = checkpoints.restore(like, split)
+    state = put_state(state, prepared.mesh, shard_parameters=config.shard_parameters)
+    journal.rewind(stage.name, int(state.step), position.pop("records", ""))
+    seen = Evaluations(*position.pop("evaluations", ()))
+    # Of changed data it takes the batches that would come next by their own order.
+    return state, seen, {**position, "examples": len(prepared.train_source)}
 
 
-def mean_losses(
-    stage: str, reports: Sequence[tuple[int, Sequence[str], StepReport]]
-) -> dict[str, float]:
-    """The means of what steps reported: loss (with several heads also of each), gradient norm.
-
-    Waits for the devices, where the reports still are. Raises Diverged, with the step and its
-    images, if a loss was not finite or a label invalid.
-    """
-    host = jax.device_get([report for _, _, report in reports])
-    for (step, ids, _), report in zip(reports, host, strict=True):
-        images = ", ".join(ids)
-        if report.invalid:
-            raise Diverged(
-                f"{stage} step {step}: {int(report.invalid)} pixels have a label that is neither a "
-                f"class nor void (255), in one of the images {images}; mend the label files"
-            )
-        if not np.isfinite(report.loss) or not np.isfinite(report.gradient_norm):
-            raise Diverged(
-                f"{stage} step {step}: the loss is {report.loss} and the gradient norm "
-                f"{report.gradient_norm} on the images {images}; {REMEDY}"
-            )
-    mean = jax.tree.map(lambda *values: float(np.mean(values)), *host)
-    heads = mean.head_losses if len(mean.head_losses) > 1 else {}
-    losses = {"loss": mean.loss, **{f"loss_{head}": loss for head, loss in heads.items()}}
-    return {**losses, "gradient_norm": mean.gradient_norm}
-
-
-def _score(
-    predictor_of: Callable[..., Predictor],
-    images: data.Source,
-    heads: Mapping[str, ClassTable],
-    samples: int,
-    by_image: bool,
-    journal: Journal,
+def first_state(
+    config: configs.Config,
+    prepared: Prepared,
     stage: Stage,
-    step: int,
-    params: Any,
-) -> dict[str, float]:
-    """Scores images, records the metrics, and draws the first ``samples`` predictions.
-
-    Each process scores its part of them; all get the same metrics: those of the whole set by name
-    (of several heads the mean, and ``HEAD/NAME``), and ``NAME/CLASS`` of each class that has one.
-    """
-    local_params = jax.tree.map(lambda x: x.addressable_data(0), devices.gathered(params))
-    predictor = predictor_of(stage.model, local_params)
-    drawn: list[tuple[Any, dict[str, np.ndarray]]] = []
-
-    def keep(example: Any, labels: dict[str, np.ndarray]) -> None:
-        if len(drawn) < samples:
-            drawn.append((example, labels))
-
-    part = range(jax.process_index(), len(images), jax.process_count())
-    tallies = {
-        head: Tally.empty(table.num_classes, len(images) if by_image else 0)
-        for head, table in heads.items()
-    }
-    if part:
-        examples = loader.evaluation_examples(images, part)
-        for head, own in tally(predictor, examples, by_image=by_image, visit=keep).items():
-            tallies[head].images[part[: len(own.images)]] = own.images
-            tallies[head] = own._replace(images=tallies[head].images)
-    tallies = devices.sum_over_processes(tallies)
-
-    overall: dict[str, dict[str, float]] = {}  # by head
-    of_classes: dict[str, float] = {}
-    for head, classes in heads.items():
-        metrics = tallies[head].metrics(classes)
-        overall[head] = metrics.overall()
-        prefix = f"{head}/" if len(heads) > 1 else ""
-        of_classes |= {
-            f"{prefix}{name}/{class_}": float(value)
-            for name, values in metrics.by_class().items()
-            for class_, value in zip(classes.names, values, strict=True)
-            if not np.isnan(value)
-        }
-        shown = "  ".join(
-            f"{k.replace('_', ' ')} {v:.4f}"
-            for k, v in overall[head].items()
-            if k not in ("mean_precision", "mean_f1")
+    before: Stage | None,
+    workdir: Path,
+    journal: Journal,
+) -> TrainState:
+    """The state a stage begins with: of the stage before, start weights, or random ones."""
+    key = jax.random.fold_in(stage.key, 1)
+    start, origin = prepared.start, "the start weights"
+    if before is not None:
+        which = "best" if config.patience else "last"
+        with StageCheckpoints(workdir, before.name, read_only=True) as former:
+            step, _, params = former.load(which)
+        if which == "last" and step < before.steps:
+            raise ValueError(
+                f"{workdir}: the last checkpoint of {before.name} was damaged just "
+                "now; the same command trains its last steps again"
+            )
+        start = {"": weights.Weights(weights.flatten(params))}
+        averaged = ", averaged parameters" if config.ema else ""
+        origin = f"{before.name}, its {which} step{averaged}"
+    if start:
+        params, report = init.params_from(stage.model, start, key)
+        journal.say(f"{stage.name}: starts from {origin}\n{report}")
+    else:
+        params = initial_params(stage.model, key)
+        remark = init.expect_of_random_weights(
+            config.dataset, len(prepared.train_source), config.backbone
         )
-        journal.say(f"{stage.name} step {step}: {prefix.replace('/', '  ')}{shown}")
-        for number, (example, labels) in enumerate(drawn):
-            shown = bands.picture(example["image"], images.ranges["image"])
-            panels = {"image": shown, "ground truth": example[head]}
-            picture = drawing.side_by_side({**panels, stage.name: labels[head]}, classes)
-            name = f"sample{number}{'_' + head if prefix else ''}"
-            journal.picture(stage.name, step, name, picture)
-    values = {
-        name: float(np.mean([of_head[name] for of_head in overall.values()]))
-        for name in next(iter(overall.values()))
-    }
-    if len(heads) > 1:
-        values |= {f"{head}/{name}": v for head, m in overall.items() for name, v in m.items()}
-    journal.record(stage.name, step, {f"eval/{name}": value for name, value in values.items()})
-    journal.page()
-    return values | of_classes
-
-
-# ======================================================================== ends
-
-REMEDY = "the last checkpoint is untouched. Lower config.learning_rate, or set config.clip_norm"
-
-
-class Diverged(RuntimeError):
-    """Training cannot go on; the last checkpoint is from before."""
-
-
-class Stopped(Exception):
-    """A signal asked the run to stop; all is saved."""
-
-    def __init__(self, message: str, signum: int) -> None:
-        super().__init__(message)
-        self.signum = signum
-
-
-@contextlib.contextmanager
-def noted_signals() -> Iterator[Sequence[int]]:
-    """Notes the first of SIGINT, SIGTERM and SIGHUP in a list; the second ends the program.
-
-    A signal that is ignored, as SIGHUP under nohup, stays ignored.
-    """
-    received: list[int] = []
-
-    def note(signum: int, _: FrameType | None) -> None:
-        received.append(signum)
-        if len(received) > 1:
-            restore()
-            signal.raise_signal(signum)
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    names = ("SIGINT", "SIGTERM", "SIGHUP")  # the last is not known everywhere
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    previous = {
-        number: signal.signal(number, note)
-        for number in numbers
-        if signal.getsignal(number) is not signal.SIG_IGN
-    }
-    try:
-        yield received
-    finally:
-        restore()
+        journal.say(f"{stage.name}: starts from random weights{remark}")
+    start.clear()  # a step need not keep them in memory
+    state = create_state(
+        params,
+        stage.optimizer,
+        prepared.mesh,
+        ema=config.ema,
+        shard_parameters=config.shard_parameters,
+    )
+    if stage.auto_layers:
+        rates = init.auto_rates(
+            stage.model, stage.auto_layers, params, prepared.inputs, prepared.train_source
+        )
+        state = state._replace(opt_state=with_layer_rates(state.opt_state, rates))
+        state = put_state(state, prepared.mesh, shard_parameters=config.shard_parameters)
+        listed = (f"{layer} {factor:.3g}" for layer, factor in rates.items())
+        journal.say(f"{stage.name}: factors on rates: {', '.join(listed)}")
+    return state
