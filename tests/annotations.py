@@ -28,9 +28,10 @@ def check_package(name: str) -> None:
     def jaxtyped(typechecker: Any) -> Callable[[Any], Any]:
         def decorate(thing: Any) -> Any:
             if dataclasses.is_dataclass(thing) and not of_arrays(thing.__init__):
-                thing.__init__ = plainly_checked(thing.__init__)
-            elif inspect.isfunction(thing) and not of_arrays(thing):
-                thing = plainly_checked(thing)
+                thing.__init__ = checked_from_its_first_call(thing.__init__, check)
+            elif inspect.isfunction(thing):
+                kind = always(typechecker=typechecker) if of_arrays(thing) else check
+                thing = checked_from_its_first_call(thing, kind)
             else:
                 thing = always(typechecker=typechecker)(thing)
             return thing
@@ -41,14 +42,21 @@ def check_package(name: str) -> None:
     jaxtyping.install_import_hook(name, "annotations.check")
 
 
-def plainly_checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, checked by beartype alone, and not where jaxtyping's switch says so."""
-    checked = check(function)
+def checked_from_its_first_call(
+    function: Callable[..., Any], decorator: Callable[[Any], Any]
+) -> Callable[..., Any]:
+    """The function, checked unless jaxtyping's switch is off.
+
+    The check is made when it is called first: to make those of all functions takes five seconds.
+    """
+    checked = None
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal checked
         if jaxtyping.config.jaxtyping_disable:
             return function(*args, **kwargs)
+        checked = checked or decorator(function)
         try:
             return checked(*args, **kwargs)
         except BeartypeCallHintForwardRefException:  # a type that is imported for pyright alone

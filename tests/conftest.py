@@ -53,6 +53,14 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture(autouse=True)
+def traced_programs_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands keep them between runs, which here would be after the test that called one."""
+    from fcn_jax import programs
+
+    monkeypatch.setattr(programs, "_folder", None)
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)

@@ -460,10 +460,9 @@ def test_the_page_of_a_run_in_training(hostile, tmp_path, visit, capsys) -> None
     Image.new("RGB", (60, 20), "green").save(run / "samples" / "fcn8s_sample0.png")
     journal = Journal(run, STAGES)
     journal.page()
-    journal.page()
     path = run / "report" / page.PAGE
     told = capsys.readouterr().out
-    assert told == f"curves and samples, written at each evaluation: {path}\n"
+    assert told == f"curves and samples, written after evaluations: {path}\n"
     opened = visit(path, 400)
     assert "The run is being trained" in opened.locator(".note").text_content()
     rows = opened.locator("#so-far tbody tr")
@@ -475,8 +474,26 @@ def test_the_page_of_a_run_in_training(hostile, tmp_path, visit, capsys) -> None
     Journal(run, STAGES, silent=True).page()
     shutil.rmtree(run / "report")
     (run / "report").write_text("")  # in the way: training goes on
-    journal.page()
+    journal.page(at_once=True)
     assert f"{path} could not be written: " in capsys.readouterr().out
+
+
+def test_the_page_is_not_written_at_every_evaluation_of_a_fast_run(tmp_path, monkeypatch) -> None:
+    clock, written = [0.0], []
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("fcn_jax.training.journal.read_run", lambda *_, **__: None)
+    monkeypatch.setattr(
+        "fcn_jax.training.journal.write_page", lambda *_, **__: written.append(clock[0])
+    )
+    with Journal(tmp_path, STAGES) as journal:
+        for clock[0] in (0.0, 3.0, 9.0, 11.0, 12.0, 21.0, 22.0):
+            journal.page()
+        clock[0] = 30.0
+    assert written == [0.0, 11.0, 21.0, 30.0]  # with the last evaluation at the end
+    with journal:
+        clock[0] = 50.0
+        journal.page()
+    assert written[4:] == [50.0]  # nothing is to be made up for
 
 
 def test_the_start_of_a_run_is_recorded(tmp_path, monkeypatch) -> None:

@@ -115,10 +115,6 @@ def write(
             example cannot be read or is unlike the others: the first such one.
         OSError: If a process is killed, or the disk is full; what is complete is then kept.
     """
-    import tensorflow_datasets as tfds
-    from etils import epath
-    from tensorflow_datasets.core.splits import SplitDict
-
     name, copy, version = path.parts[-3:]
     for split, entries in contents.splits.items():
         seen: set[str] = set()
@@ -159,46 +155,10 @@ def write(
         _write_shards(work, shards, contents.splits, processes)
         for split in contents.splits:
             _join_lists(work, [shard for shard in shards if shard.split == split], used)
-        ranges = {
-            array: [black_white] * stored[array].channels for array, black_white in given.items()
-        }
-        ranges |= {array: found.found() for array, found in used.items()}
-        info = tfds.core.DatasetInfo(
-            builder=tfds.core.DatasetIdentity(
-                name=name,
-                version=tfds.core.Version(version),
-                data_dir=str(incomplete / "copy"),
-                module_name="fcn_jax.data",
-                config_name=copy,
-            ),
-            description=description,
-            features=features_of(stored, contents.label_maps),
-            metadata=tfds.core.MetadataDict(**about, ranges={**dict.fromkeys(stored), **ranges}),
-            disable_shuffling=True,
-        )
-        info.set_file_format("array_record")
-        sizes = dict.fromkeys(contents.splits, 0)
-        for shard in shards:
-            with np.load(shard.lists(incomplete)) as lists:
-                sizes[shard.split] += int(lists["num_bytes"])
-        template = tfds.core.ShardedFileTemplate(
-            data_dir=epath.Path(incomplete / "copy"),
-            dataset_name=name,
-            filetype_suffix="array_record",
-            template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}",
-        )
-        info.set_splits(
-            SplitDict(
-                tfds.core.SplitInfo(
-                    name=split,
-                    shard_lengths=lengths[split],
-                    num_bytes=sizes[split],
-                    filename_template=template.replace(split=split),
-                )
-                for split in contents.splits
-            )
-        )
-        info.write_to_directory(incomplete / "copy")
+        ranges: dict[str, Any] = dict.fromkeys(stored)
+        ranges |= {array: [limits] * stored[array].channels for array, limits in given.items()}
+        ranges |= {array: limits.found() for array, limits in used.items()}
+        _describe(work, shards, copy, version, description, {**about, "ranges": ranges})
     except Exception as error:
         # Of other files there will be another copy, so that nothing would go on from here.
         if not (isinstance(error, MemoryError) or _is_passing(error)):
@@ -225,6 +185,58 @@ def _begin(incomplete: Path, plan: str) -> None:
     for folder in ("parts", "lists", "copy/lists"):
         (incomplete / folder).mkdir(parents=True, exist_ok=True)
     found.write_text(plan)
+
+
+def _describe(
+    work: _Work,
+    shards: Sequence[_Shard],
+    copy: str,
+    version: str,
+    description: str,
+    about: Mapping[str, Any],
+) -> None:
+    """Writes the files by which TFDS opens a copy, whose shards are all complete."""
+    import tensorflow_datasets as tfds
+    from etils import epath
+    from tensorflow_datasets.core.splits import SplitDict
+
+    folder = work.incomplete / "copy"
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.DatasetIdentity(
+            name=work.data_set,
+            version=tfds.core.Version(version),
+            data_dir=str(folder),
+            module_name="fcn_jax.data",
+            config_name=copy,
+        ),
+        description=description,
+        features=features_of(work.stored, work.label_maps),
+        metadata=tfds.core.MetadataDict(**about),
+        disable_shuffling=True,
+    )
+    info.set_file_format("array_record")
+    sizes = dict.fromkeys(about["shards"], 0)
+    for shard in shards:
+        with np.load(shard.lists(work.incomplete)) as lists:
+            sizes[shard.split] += int(lists["num_bytes"])
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=epath.Path(folder),
+        dataset_name=work.data_set,
+        filetype_suffix="array_record",
+        template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}",
+    )
+    info.set_splits(
+        SplitDict(
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=lengths,
+                num_bytes=sizes[split],
+                filename_template=template.replace(split=split),
+            )
+            for split, lengths in about["shards"].items()
+        )
+    )
+    info.write_to_directory(folder)
 
 
 def _is_passing(error: Exception) -> bool:

@@ -12,9 +12,9 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from jaxtyping import Float, Int64, Shaped, UInt8
@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from fcn_jax import drawing
-from fcn_jax.canvas import rule_for
+from fcn_jax.canvas import Size, rule_for
 from fcn_jax.classes import VOID, ClassTable
 from fcn_jax.data import Source, bands, loader, unseen
 from fcn_jax.data.source import examples_of
@@ -112,39 +112,23 @@ def evaluate_run(
             f"{workdir} has no checkpoint of {missing[0]!r}; it has {', '.join(present)}"
         )
     console = console or Console(soft_wrap=True)
-    last = last_checkpoint(workdir)
-    data = read_images(workdir, last.run.get("data")) if last else None
-    seen = trained_on(data)
-    whole, remark = len(source), ""
-    if not include_training_images:
-        remedy = "give another --split, or --include_training_images"
-        source, remark = unseen(source, seen, remedy)
-    count = min(limit or len(source), len(source))
-    learned = [source.ids[i] for i in range(count) if source.digests[i] in seen]
-    if learned:
-        remark = f"scores include images that were trained on: {examples_of(learned)} of {count}"
+    source, count, about, remark = choose_images(workdir, source, limit, include_training_images)
     for text in filter(None, (remark, describe_views(flip, scales))):
         console.print(text, markup=False, highlight=False)
-    images = {"split": whole, "left_out": whole - len(source)}
-    images |= {"scored": count, "trained_on": len(learned)}
-    about: dict[str, Any] = {"split": source.split, "images": images}
     about["boundary_width"] = boundary_width
-    about["trained"] = {"images": len(data["train"]["ids"])} if data else None
     views = {"flip": flip, "scales": list(scales), "averaged": "probabilities"}
     about["test_time_augmentation"] = views if describe_views(flip, scales) else None
-    drawn = set(np.linspace(0, count - 1, min(pictures, count)).round().astype(int).tolist())
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     results = []
     folder = workdir / "report" if output is None else Path(output).expanduser()
     # Label maps wait in a file of that folder or, as `write` is the one to make it, of the nearest
     # above it; where nothing can be written, that file fails before the work.
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    # Where label maps lie in that file, by stage, head and index: which are drawn is known at last.
-    packed: dict[tuple[str, str, int], tuple[int, int]] = {}
     with (
-        tempfile.TemporaryFile(dir=existing) as waiting,
+        tempfile.TemporaryFile(dir=existing) as file,
         Progress(*columns, TextColumn("images"), TimeRemainingColumn(), console=console) as bar,
     ):
+        waiting = LabelMaps(file)
         tasks = {stage: bar.add_task(stage, total=count) for stage in stages}
         for stage, task in tasks.items():  # one network in memory at a time
             run = load_run(workdir, stage, which, precision, allow_code=allow_code)
@@ -167,8 +151,7 @@ def evaluate_run(
 
             def keep(example: Example, labels: dict[str, np.ndarray], stage: str = stage) -> None:
                 for head, of_head in labels.items() if pictures else ():
-                    place = waiting.tell(), waiting.write(zlib.compress(of_head.tobytes(), 1))
-                    packed[stage, head, example["index"]] = place
+                    waiting.add((stage, head, example["index"]), of_head)
 
             tallies = tally(
                 predictor,
@@ -179,20 +162,65 @@ def evaluate_run(
             )
             for head, table in run.heads.items():
                 results.append(StageResult(stage, head, table, run.step, tallies[head], {}))
+        drawn = set(np.linspace(0, count - 1, min(pictures, count)).round().astype(int).tolist())
         for number, result in enumerate(results):
             chosen = {*drawn, *extremes(by_head(results)[result.head][-1])} if pictures else drawn
-            labels = {}
-            for index in sorted(chosen):
-                start, length = packed[result.stage, result.head, index]
-                waiting.seek(start)
-                of_head = np.frombuffer(zlib.decompress(waiting.read(length)), np.uint8)
-                labels[index] = of_head.reshape(source.sizes[index])
+            labels = {
+                index: waiting.get((result.stage, result.head, index), source.sizes[index])
+                for index in sorted(chosen)
+            }
             of_drawn = {index: labels[index] for index in sorted(drawn)}
             results[number] = dataclasses.replace(result, labels=of_drawn, gallery=labels)
     write(results, source, folder, about, workdir=workdir)
     show(results, source, boundary_width, console)
     console.print(f"report in {folder / PAGE}", markup=False, highlight=False)
     return results
+
+
+def choose_images(
+    workdir: Path, source: Source, limit: int | None, include_training_images: bool
+) -> tuple[Source, int, dict[str, Any], str]:
+    """Leaves out what a run was trained on.
+
+    Returns:
+        The other images, how many of them to score, and both in numbers and in words.
+
+    Raises:
+        ValueError: If the run was trained on all images.
+    """
+    last = last_checkpoint(workdir)
+    data = read_images(workdir, last.run.get("data")) if last else None
+    seen = trained_on(data)
+    whole, remark = len(source), ""
+    if not include_training_images:
+        remedy = "give another --split, or --include_training_images"
+        source, remark = unseen(source, seen, remedy)
+    count = min(limit or len(source), len(source))
+    learned = [source.ids[i] for i in range(count) if source.digests[i] in seen]
+    if learned:
+        remark = f"scores include images that were trained on: {examples_of(learned)} of {count}"
+    images = {"split": whole, "left_out": whole - len(source)}
+    images |= {"scored": count, "trained_on": len(learned)}
+    about: dict[str, Any] = {"split": source.split, "images": images}
+    about["trained"] = {"images": len(data["train"]["ids"])} if data else None
+    return source, count, about, remark
+
+
+class LabelMaps:
+    """Label maps that wait in a file, compressed: which are drawn is known when all are there."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._places: dict[Hashable, tuple[int, int]] = {}  # where each begins, and its length
+
+    def add(self, key: Hashable, labels: UInt8[np.ndarray, "h w"]) -> None:
+        place = self._file.tell(), self._file.write(zlib.compress(labels.tobytes(), 1))
+        self._places[key] = place
+
+    def get(self, key: Hashable, size: Size) -> UInt8[np.ndarray, "h w"]:
+        start, length = self._places[key]
+        self._file.seek(start)
+        return np.frombuffer(zlib.decompress(self._file.read(length)), np.uint8).reshape(size)
 
 
 def extremes(result: StageResult) -> dict[int, str]:

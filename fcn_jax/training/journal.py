@@ -10,6 +10,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shlex
@@ -37,6 +38,10 @@ Callback: TypeAlias = Callable[[str, int, Mapping[str, float]], object]
 What it raises ends the run."""
 
 
+PAGE_SECONDS = 10.0
+"""Between two pages at least: drawing the curves takes half a second."""
+
+
 class Journal:
     """The records of a run in its workdir; a context manager. A silent one records nothing.
 
@@ -62,6 +67,8 @@ class Journal:
         self._console = Console(quiet=silent, soft_wrap=True)
         self._progress: Progress | None = None
         self._told: set[str] = set()  # of the page
+        self._page_due = -math.inf  # when it may be written again
+        self._page_is_old = False
         self._begun = time.monotonic()
         self._earlier: float | None = None  # seconds of training before this start
 
@@ -69,6 +76,8 @@ class Journal:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self._page_is_old:
+            self.page(at_once=True)
         for logger in self._loggers:
             logger.close()
 
@@ -161,16 +170,23 @@ class Journal:
         for logger in self._loggers:
             logger.picture(stage, step, name, image)
 
-    def page(self) -> None:
-        """Writes the report's page of what there is so far; the first time it tells where."""
+    def page(self, *, at_once: bool = False) -> None:
+        """Writes the report's page of what there is so far; the first time it tells where.
+
+        Unless ``at_once``, not within `PAGE_SECONDS` of the last time; leaving makes up for it.
+        """
         if self._silent:
             return
+        self._page_is_old = not at_once and time.monotonic() < self._page_due
+        if self._page_is_old:
+            return
         path = self._workdir / "report" / PAGE
-        text = f"curves and samples, written at each evaluation: {path}"
+        text = f"curves and samples, written after evaluations: {path}"
         try:
             write_page([read_run(self._workdir, path.parent, training=True)], path, training=True)
         except (OSError, ValueError) as error:  # no reason to end the run
             text = f"{path} could not be written: {error}"
+        self._page_due = time.monotonic() + PAGE_SECONDS
         if text not in self._told:
             self.say(text)
             self._told.add(text)
