@@ -274,13 +274,13 @@ def test_a_failing_thread_ends_the_program():
 
 
 def test_a_predictor_keeps_so_many_programs():
-    from fcn_jax.inference import predictor as module
+    from fcn_jax.inference.compute import compute_batch
 
     model = fcn_jax.create_model("fcn32s", backbone=plain, num_classes=2, fc_width=2)
     params = random_parameters(model, 0)
     predictor = fcn_jax.Predictor(model, params, batch_size=1, programs=2)
     for side in (32, 40, 48):
         assert predictor(np.zeros((side, 32, 3), np.uint8)).shape == (side, 32)
-    assert len(module.compute_batch._kept) == 2
+    assert len(compute_batch._kept) == 2
     with pytest.raises(ValueError, match="programs must be positive"):
         fcn_jax.Predictor(model, params, programs=0)

@@ -13,7 +13,7 @@ from toy_backbones import plain
 
 import fcn_jax
 from fcn_jax import programs
-from fcn_jax.inference import predictor as predictors
+from fcn_jax.inference import compute
 from fcn_jax.models.inputs import Preprocessing
 from fcn_jax.programs import Programs
 
@@ -186,11 +186,11 @@ def test_what_is_not_of_this_package_is_not_kept(folder, module):
 
 
 def test_options_are_told_apart_by_all_that_they_hold():
-    network = predictors.Network(
+    network = compute.Network(
         fcn_jax.create_model("fcn8s", width=1 / 64, fc_width=4),
         fcn_jax.Inputs.of(Preprocessing()),
         (("label", 21),),
-        (predictors.View(1.0, False),),
+        (compute.View(1.0, False),),
     )
     told = programs._told({"network": network})
     others = [
@@ -199,7 +199,7 @@ def test_options_are_told_apart_by_all_that_they_hold():
         network._replace(model=network.model.clone(precision="bfloat16")),
         network._replace(inputs=fcn_jax.Inputs.of(Preprocessing(std=(1.0, 1.0, 2.0)))),
         network._replace(heads=(("labels", 21),)),
-        network._replace(views=(predictors.View(1.0, True),)),
+        network._replace(views=(compute.View(1.0, True),)),
         network._replace(views=network.views * 2),
     ]
     texts = {told, *(programs._told({"network": other}) for other in others)}
@@ -218,7 +218,7 @@ def test_a_predictor_that_was_traced_before(folder):
     found = []
     for kept in (None, folder, folder):  # plain jit, traced and kept, read again
         programs._folder = kept
-        predictors.compute_batch._kept.clear()
+        compute.compute_batch._kept.clear()
         found.append([fcn_jax.Predictor(model, params)(image) for image in images])
         number = 0 if kept is None else 2
         assert len(files(folder)) == number

@@ -13,7 +13,8 @@ from PIL import Image
 from random_parameters import random_parameters
 
 import fcn_jax
-from fcn_jax.inference.predictor import Predictor, describe_views
+from fcn_jax.inference.compute import describe_views
+from fcn_jax.inference.predictor import Predictor
 from fcn_jax.models.inputs import Inputs, Preprocessing
 
 PLAIN = Preprocessing("rgb", (0.0,) * 3, (64.0,) * 3)

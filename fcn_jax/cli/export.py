@@ -22,7 +22,7 @@ from absl import logging
 
 from fcn_jax.cli import NETWORK, add_network, path, program, told_in_one_line
 from fcn_jax.exporting import SUFFIXES, export
-from fcn_jax.inference.predictor import Result
+from fcn_jax.inference.compute import Result
 
 
 @told_in_one_line

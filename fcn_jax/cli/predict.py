@@ -49,8 +49,8 @@ import fcn_jax
 from fcn_jax.cli import NETWORK, add_network, add_views, path, program, told_in_one_line
 from fcn_jax.devices import find_devices, local_mesh, share_work
 from fcn_jax.inference import pipeline
+from fcn_jax.inference.compute import describe_views
 from fcn_jax.inference.outputs import KINDS, USUAL, Job, Outputs, Records
-from fcn_jax.inference.predictor import describe_views
 from fcn_jax.models.decoders import DECODERS
 from fcn_jax.programs import import_beside, keep_compiled_programs
 from fcn_jax.weights import is_name

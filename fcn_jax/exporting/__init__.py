@@ -17,7 +17,8 @@ import numpy as np
 from fcn_jax import weights
 from fcn_jax.classes import ClassTable
 from fcn_jax.exporting import onnx, stablehlo
-from fcn_jax.inference.predictor import Predictor, Result, load
+from fcn_jax.inference.compute import Result
+from fcn_jax.inference.predictor import Predictor, load
 from fcn_jax.models.backbones import PADDINGS
 from fcn_jax.models.decoders import DECODERS
 from fcn_jax.models.fcn import FCN

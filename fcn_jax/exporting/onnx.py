@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike
 from fcn_jax.canvas import ratio
 from fcn_jax.exporting.resizing import BITS, most_pixels
 from fcn_jax.geometry import TransposedWindow, Window
-from fcn_jax.inference.predictor import Result
+from fcn_jax.inference.compute import Result
 from fcn_jax.models.backbones import Add, Concat, Conv, Layer, Norm, Pool
 from fcn_jax.models.decoders import maps_read
 from fcn_jax.models.fcn import FCN

@@ -19,7 +19,7 @@ from jax import export
 
 from fcn_jax.canvas import scaled_side
 from fcn_jax.exporting import resizing
-from fcn_jax.inference.predictor import Result, result_of
+from fcn_jax.inference.compute import Result, result_of
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.inputs import Inputs
 from fcn_jax.weights import flatten, unflatten

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float64, Int64, UInt8
 from fcn_jax.canvas import Batch, CanvasImage, Size, stack
 from fcn_jax.classes import VOID, ClassTable
 from fcn_jax.devices import shardings
+from fcn_jax.inference.compute import Network, compute
 from fcn_jax.inference.metrics import (
     BOUNDARY_WIDTH,
     ConfusionMatrix,
@@ -27,7 +28,7 @@ from fcn_jax.inference.metrics import (
     count_pixels,
     score_image,
 )
-from fcn_jax.inference.predictor import Network, Predictor, Progress, compute, size_of
+from fcn_jax.inference.predictor import Predictor, Progress, size_of
 from fcn_jax.models.losses import PixelLoss, check_labels, cross_entropy
 from fcn_jax.programs import Programs
 

@@ -29,8 +29,9 @@ from fcn_jax.data.bands import MOST_PIXELS
 from fcn_jax.data.hha import hha, nyu_camera
 from fcn_jax.data.images import image_files, read_depth, read_pixels, skipped_files
 from fcn_jax.devices import Launch
+from fcn_jax.inference.compute import Network, compute
 from fcn_jax.inference.outputs import Job, Outputs
-from fcn_jax.inference.predictor import Network, Predictor, compute
+from fcn_jax.inference.predictor import Predictor
 from fcn_jax.inference.scenes import Scene, is_scene
 from fcn_jax.inference.videos import VIDEO_SUFFIXES, Video
 from fcn_jax.programs import Programs

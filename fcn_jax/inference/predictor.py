@@ -1,8 +1,9 @@
 """From images of any kind and size to label maps, logits and probabilities of their own size.
 
 `load` reads a trained network from a run's folder or a weight file; the `Predictor` that it returns
-takes images. They are opened, cut into tiles if they are large, laid on canvases, batched,
-computed and cropped: by `Predictor._predict` and the methods that follow it, in this order.
+takes images. They are opened (`opening.py`), cut into tiles if they are large, laid on canvases,
+batched, computed (`compute.py`) and cropped: by `Predictor._predict` and the methods that follow
+it, in this order.
 """
 
 from __future__ import annotations
@@ -16,34 +17,36 @@ import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeGuard
+from typing import Any, Literal, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from fcn_jax import canvas as canvases
 from fcn_jax import data, ops, weights
 from fcn_jax.canvas import Batch, CanvasImage, Size
 from fcn_jax.classes import MAX_CLASSES, ClassTable, read_names, table_from_names
-from fcn_jax.data.bands import check_bright, check_finite
-from fcn_jax.data.images import pixels_of, read_depth, read_pixels, to_rgb
 from fcn_jax.data.transforms import resize
 from fcn_jax.devices import shardings
 from fcn_jax.geometry import Geometry
 from fcn_jax.inference import tiling
+from fcn_jax.inference.compute import (
+    Network,
+    Result,
+    View,
+    compute_batch,
+    takes_canvas,
+)
+from fcn_jax.inference.opening import Opener
 from fcn_jax.inference.tiling import Span
 from fcn_jax.models.backbones import Padding
 from fcn_jax.models.fcn import FCN
-from fcn_jax.models.inputs import CAFFE, Inputs, Preprocessing
-from fcn_jax.programs import Programs
+from fcn_jax.models.inputs import CAFFE, Inputs
 from fcn_jax.weights.arrays import aligned
 from fcn_jax.weights.published import PUBLISHED
-
-Result: TypeAlias = Literal["labels", "logits", "probabilities"]
 
 Progress: TypeAlias = Callable[[float], object]
 """Called with the number of images done; after a tile of an image it has a fraction."""
@@ -320,94 +323,12 @@ class Predictor:
         return results[0] if one else [results[number] for number in range(len(results))]
 
     def opened(self, image: Any) -> dict[str, Any]:
-        """What the network reads of an image, by modality: arrays, or what is sliced like them.
-
-        Files are read. What is left to be converted can be done tile by tile (`_pixels`).
-        """
-        given = image if isinstance(image, Mapping) else {self.inputs.modalities[0]: image}
-        if missing := [name for name in self.inputs.modalities if name not in given]:
-            raise ValueError(
-                f"the network reads {', '.join(self.inputs.modalities)}; {', '.join(missing)} is "
-                "missing: pass a dictionary with all of them"
-            )
-        arrays = {name: self._opened(name, given[name]) for name in self.inputs.modalities}
-        sizes = {name: array.shape[:2] for name, array in arrays.items()}
-        if len(set(sizes.values())) > 1:
-            raise ValueError(f"the modalities of an image must have one size, got {sizes}")
-        return arrays
-
-    def _opened(self, name: str, given: Any) -> Any:
-        """One modality of an image."""
-        way, is_file = self._ways[name], isinstance(given, str | os.PathLike)
-        alpha = "drop" if way.channels == 3 else "band"
-        if name in self._depths:
-            array = read_depth(Path(given).expanduser()) if is_file else given
-        elif is_file:
-            array = read_pixels(Path(given).expanduser(), alpha=alpha)
-        else:
-            array = pixels_of(given, alpha) if hasattr(given, "getbands") else given
-        if not hasattr(array, "dtype"):
-            array = np.asarray(array)
-        if len(array.shape) not in (2, 3) or 0 in array.shape:
-            raise ValueError(f"{name} is no image: {array.dtype} {array.shape}")
-        if name in self._depths:
-            if array.dtype != np.uint16 or len(array.shape) != 2:
-                raise ValueError(f"{name} must be uint16 (h, w), got {array.dtype} {array.shape}")
-            return array
-        called = f"{given}: " if is_file else ""
-        bands = array.shape[2] if len(array.shape) == 3 else 1
-        # Arrays of two and four channels may be grey and RGB with alpha.
-        fitting = {way.channels} | ({1} if way.channels == 3 else set())
-        if self._is_rgb(way) and not is_file:
-            fitting |= {2, 4}
-        try:
-            if bands not in fitting:
-                raise ValueError(f"{name} has {bands} bands, the network reads {way.channels}")
-            if self._is_rgb(way):
-                check_bright(array)
-                return array if array.dtype in (np.uint8, np.uint16) else to_rgb(np.asarray(array))
-            is_float = np.dtype(array.dtype).kind == "f"
-            check_finite(array)
-            if array.dtype == way.dtype or (way.dtype == "float32" and is_float):
-                return array
-            if self.value_range is not None and np.dtype(array.dtype).kind in "buif":
-                return array
-            black, white = (way.range or ((0, 255),))[0]
-            raise ValueError(
-                f"{name} is {array.dtype}; the network was trained on {way.dtype} images of the "
-                f"range {black:g}..{white:g}: give the values of this one that are black and "
-                "white, value_range=(low, high)"
-            )
-        except ValueError as error:
-            text = str(error)
-            raise ValueError(text if text.startswith(called) else f"{called}{text}") from None
-
-    def _pixels(self, name: str, array: Any) -> np.ndarray:
-        """What an opened array, or a tile of it, is to the network."""
-        way, values = self._ways[name], np.asarray(array)
-        if name in self._depths:
-            return values
-        if self._is_rgb(way):
-            return to_rgb(values)
-        pixels = values if values.ndim == 3 else values[..., None]
-        pixels = pixels.astype(way.dtype, copy=False)
-        grey = pixels.shape[2] == 1 < way.channels
-        return np.repeat(pixels, way.channels, axis=2) if grey else pixels
-
-    @staticmethod
-    def _is_rgb(way: Preprocessing) -> bool:
-        """Whether a modality is RGB of 8 bits, to which images of any kind are brought."""
-        return way.range is None and way.channels == 3
+        """What the network reads of an image, by modality: arrays, or what is sliced like them."""
+        return self._opener(image)
 
     @functools.cached_property
-    def _ways(self) -> dict[str, Preprocessing]:
-        """The normalisation of each modality."""
-        return dict(part for _, parts in self.inputs.entries for part in parts)
-
-    @functools.cached_property
-    def _depths(self) -> set[str]:
-        """The modalities that are depth images: those of one channel."""
-        return {name for name, way in self._ways.items() if way.channels == 1}
+    def _opener(self) -> Opener:
+        return Opener(self.inputs, any_type=self.value_range is not None)
 
     def parts(
         self, source: Any, arrays: Mapping[str, Any], result: dict[str, Any] | None = None
@@ -430,7 +351,7 @@ class Predictor:
         image = Pending(source, size, len(tiles), {} if result is None else result)
         for rows, columns in tiles:
             pixels = {
-                name: self._pixels(name, array[rows.seen, columns.seen])
+                name: self._opener.pixels(name, array[rows.seen, columns.seen])
                 for name, array in arrays.items()
             }
             mirrored = {name: array[:, ::-1] for name, array in pixels.items()}
@@ -566,12 +487,7 @@ class Predictor:
         in tiles it is the program for those.
         """
         shards, whole, split = shardings(self.mesh)
-        image = {
-            name: np.zeros((*size, way.channels), way.dtype)
-            if name not in self._depths
-            else np.zeros(size, np.uint16)
-            for name, way in self._ways.items()
-        }
+        image = self._opener.black(size)
         parts = itertools.chain.from_iterable(self.parts(None, image) for _ in itertools.count())
         grouped = canvases.group_by_canvas(parts, self.batch_size, shards, self.tile**2)
         images, rows = next(grouped)
@@ -626,11 +542,6 @@ def size_of(arrays: Mapping[str, Any]) -> Size:
     return height, width
 
 
-def takes_canvas(model: nn.Module) -> TypeGuard[FCN]:
-    """Whether a network gives an image on a larger canvas what it would get alone."""
-    return isinstance(model, FCN) and not model.classifies
-
-
 def over_image(
     values: Float[np.ndarray, "h w"], cells: Geometry, size: Size, scale: float = 1.0
 ) -> Float[np.ndarray, "height width"]:
@@ -651,108 +562,6 @@ def over_image(
     ]
     grid = np.meshgrid(*places, indexing="ij")
     return ndimage.map_coordinates(values, grid, order=1, mode="nearest")
-
-
-# ======================================================================== on the device
-
-
-def describe_views(flip: bool, scales: tuple[float, ...]) -> str:
-    """What there is to tell of test-time augmentation; nothing where there is none."""
-    if not flip and scales == (1.0,):
-        return ""
-    text = f"scale {', '.join(f'{factor:g}' for factor in scales)}"
-    text += ", each as it is and mirrored" if flip else ""
-    number = len(scales) * (1 + flip)
-    return f"test-time augmentation: mean of the probabilities of {number} views ({text})"
-
-
-class View(NamedTuple):
-    """How a network sees an image."""
-
-    scale: float  # factor on height and width
-    mirrored: bool  # left to right
-
-
-class Network(NamedTuple):
-    """What a program is compiled for: the predictors of equal networks share their programs."""
-
-    model: nn.Module
-    inputs: Inputs
-    heads: tuple[tuple[str, int], ...]  # with their numbers of classes
-    views: tuple[View, ...]
-
-
-def compute(
-    variables: Any, batches: tuple[Batch, ...], *, network: Network, canvas: Size, kind: Result
-) -> dict[str, Array]:
-    """Normalises, runs the network, interpolates to the original sizes; jit-able.
-
-    Args:
-        batches: Of each view.
-        canvas: That of the original images.
-
-    Returns:
-        By head (b, height, width) or (b, height, width, classes), on the canvas of the original
-        images; of a classifier its coarse map.
-    """
-    if len(batches) == 1 and not network.views[0].mirrored:
-        results = _logits(variables, batches[0], network, canvas)
-    else:
-        results = _log_mean_probabilities(variables, batches, network, canvas)
-    return {head: result_of(logits, kind) for head, logits in results.items()}
-
-
-def result_of(logits: Array, kind: Result) -> Array:
-    """What is made of logits (…, classes)."""
-    if kind == "labels":
-        dtype = jnp.uint8 if logits.shape[-1] <= 256 else jnp.int32
-        return jnp.argmax(logits, axis=-1).astype(dtype)
-    return jax.nn.softmax(logits, axis=-1) if kind == "probabilities" else logits
-
-
-def _log_mean_probabilities(
-    variables: Any, batches: tuple[Batch, ...], network: Network, canvas: Size
-) -> dict[str, Array]:
-    """The logarithm of the mean of the views' probabilities, which no small one underflows."""
-    total: dict[str, Array] = {}
-    for view, batch in zip(network.views, batches, strict=True):
-        # One view after the other, so that the maps of one are in memory.
-        batch, total = jax.lax.optimization_barrier((batch, total))
-        for head, logits in _logits(variables, batch, network, canvas).items():
-            chances = jax.nn.log_softmax(logits, axis=-1) - math.log(len(batches))
-            if view.mirrored:  # back, within each image: what lies beyond stays there
-                places = jnp.arange(canvas[1])[None]
-                ends = batch.original_size[:, 1:]
-                places = jnp.where(places < ends, ends - 1 - places, places)
-                chances = jnp.take_along_axis(chances, places[:, None, :, None], axis=2)
-            total[head] = jnp.logaddexp(total[head], chances) if head in total else chances
-    return total
-
-
-def _logits(variables: Any, batch: Batch, network: Network, canvas: Size) -> dict[str, Array]:
-    """The logits of one view by head, at the original sizes."""
-    model, arrays = network.model, network.inputs.apply(batch.arrays)
-    sizes: dict[str, Any] = {}
-    if takes_canvas(model):
-        sizes = {"valid_size": batch.valid_size, "tile": batch.tile}
-    output: Any = model.apply(variables, arrays, train=False, **sizes)
-    classes = dict(network.heads)
-    by_head = output if isinstance(output, dict) else {next(iter(classes), "label"): output}
-    results = {}
-    for head, logits in by_head.items():
-        number = logits.shape[-1]
-        if number != classes.get(head, number):
-            raise ValueError(f"the network has {number} classes, {head} has {classes[head]}")
-        if not getattr(model, "classifies", False) and logits.shape[1:3] != canvas:
-            whole = batch.valid_size
-            if whole is None:
-                whole = jnp.broadcast_to(jnp.array(logits.shape[1:3]), (len(logits), 2))
-            logits = ops.resize_bilinear_on_canvas(logits, whole, batch.original_size, *canvas)
-        results[head] = logits
-    return results
-
-
-compute_batch = Programs(compute)
 
 
 # ======================================================================== from files

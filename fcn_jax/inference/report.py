@@ -32,11 +32,12 @@ from fcn_jax.data import Source, bands, loader, unseen
 from fcn_jax.data.source import examples_of
 from fcn_jax.data.transforms import Example
 from fcn_jax.devices import local_mesh
+from fcn_jax.inference.compute import describe_views
 from fcn_jax.inference.evaluation import Tally, tally
 from fcn_jax.inference.metrics import BOUNDARY_WIDTH, BY_CLASS, Metrics
 from fcn_jax.inference.outputs import no_formula
 from fcn_jax.inference.page import FURTHER, GROUPS, METRICS, OF_CLASS, PAGE, read_run, write_page
-from fcn_jax.inference.predictor import Predictor, describe_views
+from fcn_jax.inference.predictor import Predictor
 from fcn_jax.runs import Which, available_stages, last_checkpoint, load_run, read_images, trained_on
 
 QUANTILES = {"min": 0.0, "5%": 0.05, "25%": 0.25, "50%": 0.5, "75%": 0.75, "95%": 0.95, "max": 1.0}
