@@ -23,11 +23,12 @@ from test_training import run as run_command
 
 from fcn_jax import config as configs
 from fcn_jax import runs
+from fcn_jax.checkpoints import Damaged, StageCheckpoints, digest_arrays, note
 from fcn_jax.classes import table_from_names
 from fcn_jax.cli import eval as eval_command
 from fcn_jax.cli import train as train_command
 from fcn_jax.models.inputs import CAFFE, Inputs
-from fcn_jax.runs import Damaged, StageCheckpoints, load_run, read_config
+from fcn_jax.runs import load_run, read_config
 from fcn_jax.training.journal import Journal
 from fcn_jax.training.step import init_state
 
@@ -232,7 +233,7 @@ def test_a_damaged_checkpoint_is_set_aside_by_training_alone(copy, states):
 )
 def test_instead_of_a_damaged_best_checkpoint_the_next_best_is_used(copy, harmed, capsys):
     (stage_of(copy) / harmed).write_bytes(b"x")
-    runs.note.cache_clear()
+    note.cache_clear()
     assert load_run(copy, allow_code=True).step == 6
     line = capsys.readouterr().err
     assert re.fullmatch(r"note: \S+/2/\w+ is damaged \(.*\); step 6 is used instead\n", line)
@@ -283,7 +284,7 @@ def test_nan_and_inf_are_neither_saved_nor_restored(tmp_path, monkeypatch, value
         with pytest.raises(ValueError, match=rf"/2: not saved, NaN or Inf in {branch}/fc/bias"):
             checkpoints.save(2, state, {}, {}, None)
         assert checkpoints.steps() == [1]
-        digests, bad = runs.digest_arrays(state)
+        digests, bad = digest_arrays(state)
         assert bad == [f"{branch}/fc/bias"]
         monkeypatch.setattr(runs, "digest_arrays", lambda _: (digests, []))
         checkpoints.save(2, state, {}, {}, None)
@@ -350,7 +351,7 @@ def test_a_damaged_config_is_replaced_by_the_checkpoints(copy, content, problem,
         path.write_text(json.dumps({**json.loads(path.read_text()), content[0]: content[1]}))
     else:
         path.write_bytes(content)
-    runs.note.cache_clear()
+    note.cache_clear()
     assert configs.to_plain(read_config(copy)) == configs.to_plain(make_config())
     assert load_run(copy, allow_code=True).step == 2
     line = capsys.readouterr().err

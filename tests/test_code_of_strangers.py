@@ -15,13 +15,14 @@ from test_training import run
 import fcn_jax
 from fcn_jax import config as configs
 from fcn_jax import weights
+from fcn_jax.checkpoints import StageCheckpoints
 from fcn_jax.classes import table_from_names
 from fcn_jax.cli import eval as eval_command
 from fcn_jax.cli import predict as predict_command
 from fcn_jax.cli import train as train_command
 from fcn_jax.models import backbones
 from fcn_jax.models.inputs import CAFFE, Inputs
-from fcn_jax.runs import StageCheckpoints, build_model, describe_run, load_run
+from fcn_jax.runs import build_model, describe_run, load_run
 
 CODE = """
 from pathlib import Path

@@ -16,7 +16,7 @@ import pytest
 from random_parameters import random_parameters
 
 import fcn_jax
-from fcn_jax import cli, runs, weights
+from fcn_jax import checkpoints, cli, runs, weights
 from fcn_jax import config as configs
 from fcn_jax.classes import table_from_names
 from fcn_jax.models.inputs import Inputs, Preprocessing
@@ -135,7 +135,7 @@ def run_folder(tmp_path):
     folder.mkdir()
     (folder / "config.json").write_text(config.to_json())
     described = runs.describe_run(config, heads, inputs)
-    with runs.StageCheckpoints(folder, "fcn8s_atonce") as saver:
+    with checkpoints.StageCheckpoints(folder, "fcn8s_atonce") as saver:
         saver.save(7, init_state(params, optax.sgd(0.1)), {}, described, None)
     return folder
 

@@ -17,12 +17,12 @@ from test_training import parameters, run, train
 
 from fcn_jax import config as configs
 from fcn_jax import weights
+from fcn_jax.checkpoints import Damaged
 from fcn_jax.classes import ClassRow, ClassTable, table_from_names
 from fcn_jax.cli import eval as eval_command
 from fcn_jax.models import fcn
 from fcn_jax.models.inputs import CAFFE, Inputs
 from fcn_jax.runs import (
-    Damaged,
     LastCheckpoint,
     describe_run,
     keep_images,

@@ -165,7 +165,7 @@ def test_importing_the_package_needs_jax_flax_and_numpy_only():
 
 ORDER = (
     *("geometry", "classes", "canvas", "devices", "drawing", "ops", "programs", "models", "data"),
-    *("config", "runs", "weights", "inference", "exporting", "training", "cli"),
+    *("checkpoints", "config", "runs", "weights", "inference", "exporting", "training", "cli"),
 )
 """The folders and flat modules of the package; each imports from those before it only."""
 

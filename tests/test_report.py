@@ -17,6 +17,7 @@ from rich.console import Console
 
 from fcn_jax import config as configs
 from fcn_jax import data
+from fcn_jax.checkpoints import StageCheckpoints
 from fcn_jax.classes import ClassRow, ClassTable
 from fcn_jax.cli import eval as cli_eval
 from fcn_jax.data import Source
@@ -27,7 +28,7 @@ from fcn_jax.inference.metrics import BY_CLASS, compute_metrics, score_image
 from fcn_jax.inference.predictor import load
 from fcn_jax.models.inputs import CAFFE, Inputs
 from fcn_jax.ops import bilinear_kernel
-from fcn_jax.runs import StageCheckpoints, build_model
+from fcn_jax.runs import build_model
 from fcn_jax.training.step import create_state
 
 pytestmark = pytest.mark.usefixtures("plain_forms")

@@ -13,7 +13,8 @@ import pytest
 from test_training import kill, saving, train
 
 from fcn_jax import data
-from fcn_jax.runs import StageCheckpoints, load_run
+from fcn_jax.checkpoints import StageCheckpoints
+from fcn_jax.runs import load_run
 from fcn_jax.training import init
 from fcn_jax.training import run as training
 from fcn_jax.training.journal import Journal
@@ -82,7 +83,7 @@ def test_a_run_with_averages_says_so_and_scores_them(averaged):
     assert json.loads((workdir / "report" / "scores.json").read_text())["averaged_parameters"]
     arrays = digests(workdir, "fcn16s")
     loaded = load_run(workdir, "fcn16s", "last", allow_code=True).variables["params"]
-    from fcn_jax.runs import digest_arrays
+    from fcn_jax.checkpoints import digest_arrays
 
     found = {f"average/{name}": text for name, text in digest_arrays(loaded)[0].items()}
     assert found == {name: text for name, text in arrays.items() if name.startswith("average/")}

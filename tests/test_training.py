@@ -23,10 +23,11 @@ import pytest
 from PIL import Image
 
 from fcn_jax import devices, programs
+from fcn_jax.checkpoints import StageCheckpoints
 from fcn_jax.cli import eval as eval_command
 from fcn_jax.cli import predict as predict_command
 from fcn_jax.cli import train as train_command
-from fcn_jax.runs import StageCheckpoints, available_stages, load_run
+from fcn_jax.runs import available_stages, load_run
 from fcn_jax.training.journal import Journal
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -407,8 +407,8 @@ def run_folder(tmp_path):
     """A run of two stages, of which the second is of HHA images; its parameters by stage."""
     import optax
 
+    from fcn_jax import checkpoints, runs
     from fcn_jax import config as configs
-    from fcn_jax import runs
     from fcn_jax.training.step import init_state
 
     config = configs.default_config()
@@ -420,7 +420,7 @@ def run_folder(tmp_path):
     for seed, stage in enumerate(("fcn32s", "fcn16s")):
         model = runs.build_model(config, stage, heads, inputs)
         params[stage] = random_parameters(model, seed)
-        with runs.StageCheckpoints(tmp_path / "run", stage) as saver:
+        with checkpoints.StageCheckpoints(tmp_path / "run", stage) as saver:
             described = runs.describe_run(config, heads, inputs)
             saver.save(0, init_state(params[stage], optax.sgd(0.1)), {}, described, None)
     return tmp_path / "run", params

@@ -8,9 +8,10 @@ import optax
 from random_parameters import random_parameters
 
 from fcn_jax import config as configs
+from fcn_jax.checkpoints import StageCheckpoints
 from fcn_jax.classes import ClassTable
 from fcn_jax.models.inputs import Inputs
-from fcn_jax.runs import StageCheckpoints, build_model, describe_run
+from fcn_jax.runs import build_model, describe_run
 from fcn_jax.training.step import init_state
 
 

@@ -32,8 +32,9 @@ from typing import Any, Literal, NamedTuple, TextIO, TypeAlias, get_args
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
-from fcn_jax import drawing, runs
+from fcn_jax import drawing
 from fcn_jax.canvas import Size
+from fcn_jax.checkpoints import digest_arrays
 from fcn_jax.classes import ClassTable
 from fcn_jax.data import bands
 from fcn_jax.data.images import read_image, to_rgb
@@ -159,7 +160,7 @@ class Outputs:
         self._bright = {head: drawing.bright(table) for head, table in self.tables.items()}
         model: Any = self.predictor.model
         follows_from = [
-            runs.digest_arrays(self.predictor.variables)[0],
+            digest_arrays(self.predictor.variables)[0],
             getattr(getattr(model, "alignment", None), "geometry", type(model).__name__),
             [getattr(model, name, None) for name in ("padding", "precision", "decoder")],
             self.predictor.inputs.to_dict(),

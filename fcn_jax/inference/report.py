@@ -27,6 +27,7 @@ from rich.table import Column, Table
 
 from fcn_jax import drawing
 from fcn_jax.canvas import Size, rule_for
+from fcn_jax.checkpoints import Which
 from fcn_jax.classes import VOID, ClassTable
 from fcn_jax.data import Source, bands, loader, unseen
 from fcn_jax.data.source import examples_of
@@ -38,7 +39,7 @@ from fcn_jax.inference.metrics import BOUNDARY_WIDTH, BY_CLASS, Metrics
 from fcn_jax.inference.outputs import no_formula
 from fcn_jax.inference.page import FURTHER, GROUPS, METRICS, OF_CLASS, PAGE, read_run, write_page
 from fcn_jax.inference.predictor import Predictor
-from fcn_jax.runs import Which, available_stages, last_checkpoint, load_run, read_images, trained_on
+from fcn_jax.runs import available_stages, last_checkpoint, load_run, read_images, trained_on
 
 QUANTILES = {"min": 0.0, "5%": 0.05, "25%": 0.25, "50%": 0.5, "75%": 0.75, "95%": 0.95, "max": 1.0}
 

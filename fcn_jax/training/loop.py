@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from fcn_jax import devices
-from fcn_jax.runs import goodness
+from fcn_jax.checkpoints import goodness
 from fcn_jax.training.journal import Journal
 from fcn_jax.training.optimizer import plateau_factor
 from fcn_jax.training.pace import Pace, Work

@@ -20,19 +20,14 @@ from jax.sharding import Mesh
 from fcn_jax import config as configs
 from fcn_jax import data, devices, runs, weights
 from fcn_jax.canvas import rule_for
+from fcn_jax.checkpoints import StageCheckpoints, note
 from fcn_jax.classes import ClassTable
 from fcn_jax.inference.predictor import Predictor
 from fcn_jax.models.backbones import code_of
 from fcn_jax.models.fcn import abstract_params, initial_params
 from fcn_jax.models.inputs import Inputs
 from fcn_jax.models.losses import Loss
-from fcn_jax.runs import (
-    LastCheckpoint,
-    StageCheckpoints,
-    describe_run,
-    last_checkpoint,
-    write_whole,
-)
+from fcn_jax.runs import LastCheckpoint, describe_run, last_checkpoint, write_whole
 from fcn_jax.training import identity, init
 from fcn_jax.training.journal import Callback, Journal
 from fcn_jax.training.lock import locked
@@ -110,7 +105,7 @@ def train(
     if config.logger == "wandb":
         import_wandb()
     devices.find_devices()
-    alone = locked(workdir, runs.note) if jax.process_index() == 0 else contextlib.nullcontext()
+    alone = locked(workdir, note) if jax.process_index() == 0 else contextlib.nullcontext()
     given = None if train_source is None else (train_source, eval_source)
     with alone:
         return _train(config, workdir, given, loss, callbacks, accept_changed_data, allow_code)

@@ -72,8 +72,8 @@ def train(arguments: Sequence[str], told: PhaseTold, compiled: Path) -> int:
     import jax
 
     from fcn_jax import cli, data
+    from fcn_jax.checkpoints import StageCheckpoints
     from fcn_jax.inference import report
-    from fcn_jax.runs import StageCheckpoints
     from fcn_jax.training import run
     from fcn_jax.training.journal import Journal
 
