@@ -286,7 +286,7 @@ def test_nan_and_inf_are_neither_saved_nor_restored(tmp_path, monkeypatch, value
         assert checkpoints.steps() == [1]
         digests, bad = digest_arrays(state)
         assert bad == [f"{branch}/fc/bias"]
-        monkeypatch.setattr(runs, "digest_arrays", lambda _: (digests, []))
+        monkeypatch.setattr("fcn_jax.checkpoints.digest_arrays", lambda _: (digests, []))
         checkpoints.save(2, state, {}, {}, None)
     monkeypatch.undo()
     told: list[str] = []

@@ -140,7 +140,7 @@ def resumed(place: Path) -> str:
         )
 
     with (
-        campaign.replaced(run, "_loop", capture),
+        campaign.replaced(run, "take_steps", capture),
         campaign.replaced(report, "evaluate_run", lambda *args, **more: None),
     ):
         try:

@@ -83,7 +83,7 @@ def train(arguments: Sequence[str], told: PhaseTold, compiled: Path) -> int:
     told.around(StageCheckpoints, "restore", "restore")
     told.around(Journal, "rewind", "journal rewound", after="compile and first step")
     told.around(Journal, "record", "steps", after="steps")
-    told.around(run, "_score", "score")
+    told.around(run, "score", "score")
     told.around(StageCheckpoints, "save", "save", after="steps")
     told.around(report, "evaluate_run", "report", after="end")
     faulthandler.disable()  # as in a program of its own
