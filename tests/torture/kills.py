@@ -110,6 +110,7 @@ def write_folder(place: Path) -> list[str]:
     }
     options |= {"dataset": "folder", "data_dir": place / "data", "manual_dir": place / "files"}
     options |= {
+        "stages": tiny.STAGES,
         "init": "",
         "flip": True,
         "learning_rate": "(1e-3,)",
