@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import importlib
 import os
 import sys
 import threading
@@ -166,17 +165,6 @@ def keep_compiled_programs() -> Path | None:
         jax.config.update("jax_compilation_cache_dir", str(directory))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     return directory
-
-
-def import_beside() -> None:
-    """Imports what reads kept programs in a thread: beside the weights that a command reads."""
-
-    def imports() -> None:
-        with contextlib.suppress(Exception):  # tried anew where it is used
-            for name in ("jax.export", "scipy.linalg.cython_blas", "scipy.linalg.cython_lapack"):
-                importlib.import_module(name)
-
-    threading.Thread(target=imports, name="imports", daemon=True).start()
 
 
 def _kept_between_runs(file: Path, function: Any, given: list[Any]) -> Callable[..., Any]:

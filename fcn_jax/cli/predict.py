@@ -52,7 +52,7 @@ from fcn_jax.inference import pipeline
 from fcn_jax.inference.compute import describe_views
 from fcn_jax.inference.outputs import KINDS, USUAL, Job, Outputs, Records
 from fcn_jax.models.decoders import DECODERS
-from fcn_jax.programs import import_beside, keep_compiled_programs
+from fcn_jax.programs import keep_compiled_programs
 from fcn_jax.weights import is_name
 
 LOADED = (*NETWORK, "tile", "value_range", "flip", "scales")
@@ -147,7 +147,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     logging.set_verbosity(logging.FATAL)  # orbax tells a great deal, and errors twice
     keep_compiled_programs()
-    import_beside()
     launch = share_work()
     find_devices()
     source = args.workdir or args.weights
