@@ -45,9 +45,9 @@ def check_package(name: str) -> None:
 def checked_from_its_first_call(
     function: Callable[..., Any], decorator: Callable[[Any], Any]
 ) -> Callable[..., Any]:
-    """The function, checked unless jaxtyping's switch is off.
+    """The function, checked unless jaxtyping is disabled.
 
-    The check is made when it is called first: to make those of all functions takes five seconds.
+    Its check is made when it is first called: making those of all functions takes five seconds.
     """
     checked = None
 

@@ -55,7 +55,7 @@ def shared() -> Path:
 
 @pytest.fixture(autouse=True)
 def traced_programs_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands keep them between runs, which here would be after the test that called one."""
+    """A command that a test calls begins to keep them; the tests after it are not to."""
     from fcn_jax import programs
 
     monkeypatch.setattr(programs, "_folder", None)

@@ -169,8 +169,8 @@ REFUSED = {
 
 @pytest.mark.parametrize(
     ("backbone", "net"),
-    # A network is built of the two tables: every backbone, and every decoder, with some of the
-    # others; all that do not go together.
+    # Every backbone with some decoders and every decoder with some backbones, as a network is built
+    # of the two tables; and all pairs that are refused.
     [
         row
         for row in itertools.product(TRACED, DECODERS)

@@ -99,7 +99,10 @@ class Opener:
             raise ValueError(text if text.startswith(called) else f"{called}{text}") from None
 
     def pixels(self, name: str, array: Any) -> np.ndarray:
-        """What an opened array, or a tile of it, is to the network."""
+        """An opened array, or a tile of it, as the network's inputs take it.
+
+        (h, w, channels) of the type that it was trained on; a depth image stays uint16 (h, w).
+        """
         way, values = self._ways[name], np.asarray(array)
         if name in self._depths:
             return values

@@ -19,6 +19,7 @@ from fcn_jax import config as configs
 from fcn_jax.classes import ClassTable
 from fcn_jax.data import Source
 from fcn_jax.data.source import examples_of
+from fcn_jax.models.backbones import code_of
 from fcn_jax.runs import LastCheckpoint, images_file, read_images, trained_on
 
 
@@ -52,11 +53,17 @@ def described(function: Callable[..., object]) -> str:
 
 
 def check_config(last: LastCheckpoint, config: configs.Config, workdir: Path) -> None:
-    """Raises ValueError if a field differs that must stay as it is when a run goes on."""
+    """Raises ValueError if a field, or a backbone's code, differs that must stay as it is."""
     if changed := configs.changed_fields(configs.from_plain(last.run["config"]), config):
         raise ValueError(
             f"{workdir} holds a run of another config ({'; '.join(changed)}): set it back, or "
             f"{begin_anew(workdir)}"
+        )
+    then, now = last.run.get("code"), code_of(str(Path(config.backbone).expanduser()))
+    if then and now and then["sha256"] != now["sha256"]:
+        raise ValueError(
+            f"{now['file']} is not the code that {workdir} was trained with; bring it back, or "
+            f"start another run from this one: --config.init={workdir} --workdir=NEW"
         )
 
 

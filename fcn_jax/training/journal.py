@@ -39,7 +39,7 @@ What it raises ends the run."""
 
 
 PAGE_SECONDS = 10.0
-"""Between two pages at least: drawing the curves takes half a second."""
+"""From one page to the next at least, since drawing the curves takes 0.4."""
 
 
 class Journal:

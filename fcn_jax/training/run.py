@@ -23,7 +23,6 @@ from fcn_jax.canvas import rule_for
 from fcn_jax.checkpoints import StageCheckpoints, note
 from fcn_jax.classes import ClassTable
 from fcn_jax.inference.predictor import Predictor
-from fcn_jax.models.backbones import code_of
 from fcn_jax.models.fcn import abstract_params, initial_params
 from fcn_jax.models.inputs import Inputs
 from fcn_jax.models.losses import Loss
@@ -275,7 +274,11 @@ def prepare(
     accept_changed_data: bool,
     allow_code: bool,
 ) -> Prepared:
-    """Finds every mistake that can be found before the first step; arguments as of `train`."""
+    """Compares config, folder, start weights and data, and writes nothing; arguments as of `train`.
+
+    Raises:
+        ValueError: As `train` does.
+    """
     # ---- Mistakes that show without the data: in the config, the folder, the start weights
     mesh = devices.data_mesh(config.spatial_shards)
     parts = mesh.shape["data"]
@@ -287,15 +290,8 @@ def prepare(
         )
     start: dict[str, weights.Weights] = {}
     load_start = functools.partial(init.load_start, config, allow_code)
-    now = code_of(str(Path(config.backbone).expanduser()))
     if last := last_checkpoint(workdir):
         identity.check_config(last, config, workdir)
-        then = last.run.get("code")
-        if then and now and then["sha256"] != now["sha256"]:
-            raise ValueError(
-                f"{now['file']} is not the code that {workdir} was trained with; bring it back, or "
-                f"start another run from this one: --config.init={workdir} --workdir=NEW"
-            )
     else:
         init.check_names(configs.start_files(config).values(), config.backbone, config.width)
         # What may have to be fetched waits until the data are there.
@@ -398,7 +394,12 @@ def last_state(
     checkpoints: StageCheckpoints,
     journal: Journal,
 ) -> tuple[TrainState, Evaluations, dict[str, Any]]:
-    """The state of a stage's last checkpoint, its evaluations, and its position in the data."""
+    """The state of a stage's last checkpoint, its evaluations, and its position in the data.
+
+    Raises:
+        Damaged: If no checkpoint of the stage is whole.
+        ValueError: If it is of another network or optimiser.
+    """
     like = jax.eval_shape(
         functools.partial(init_state, optimizer=stage.optimizer, ema=config.ema),
         abstract_params(stage.model),
@@ -420,7 +421,11 @@ def first_state(
     workdir: Path,
     journal: Journal,
 ) -> TrainState:
-    """The state a stage begins with: of the stage before, start weights, or random ones."""
+    """The state a stage begins with: of the stage before, start weights, or random ones.
+
+    Raises:
+        ValueError: If the last checkpoint of the stage before is damaged.
+    """
     key = jax.random.fold_in(stage.key, 1)
     start, origin = prepared.start, "the start weights"
     if before is not None:
